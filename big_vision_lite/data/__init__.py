@@ -1,0 +1,1 @@
+"""Bytes to batches: sources, transforms and the input pipeline."""

@@ -1,0 +1,53 @@
+"""The one interface between places where examples are stored and the pipeline that reads them."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import Any
+
+Example = dict[str, Any]
+"""One example. Always there:
+
+``id``      str, stable over runs and machines
+``image``   bytes (an encoded file) or uint8 ``[height, width, 3]``
+``labels``  int32 ``[n]``, the ids of the classes that are present, without repeats
+
+Where the source knows objects:
+
+``boxes``         float32 ``[n, 4]``, (ymin, xmin, ymax, xmax) as fractions of the image, TFDS's order
+``box_labels``    int32 ``[n]``
+``visible``       float32 ``[n]``, the share of each object's pixels that nothing covers
+``instance_mask`` bytes (PNG) or uint8 ``[height, width]``; 0 background, k the k-th box
+``class_mask``    bytes (PNG) or uint16 ``[height, width]``; 0 background, c + 1 for class c
+"""
+
+
+class Records(abc.ABC):
+    """An opened source: random access by index. Picklable, because worker processes read it too."""
+
+    classes: tuple[str, ...]
+    """Class names; a label is an index into them."""
+    multi_label: bool
+    """Whether an image may carry any number of labels; otherwise exactly one."""
+    fingerprint: str
+    """Names the content cheaply (no image is read): equal fingerprints mean equal examples in equal order."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def __getitem__(self, index: int) -> Example: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Source(abc.ABC):
+    """Where examples come from. A config names one; nothing is touched until ``open``."""
+
+    @abc.abstractmethod
+    def open(self) -> Records:
+        """Check that the data is there and give access to it.
+
+        Raises:
+          UserError: the source is missing or empty; the message says what to do.
+        """
