@@ -1,0 +1,148 @@
+"""ResNets (He et al. 2015) in Flax NNX: the paper's backbone and its kin.
+
+Post-activation, stride in the 3x3 convolution of a bottleneck, symmetric padding: the arithmetic of torchvision's
+ResNets, so that weights go both ways.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from big_vision_lite.backbones.backbone import Backbone, Features
+from big_vision_lite.backbones.conv import conv_general_dilated
+from big_vision_lite.backbones.norm import BatchNorm, GroupNorm, StandardizedConv
+from big_vision_lite.errors import UserError
+
+BLOCKS = {
+    10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+}
+"""Blocks a stage by depth (He et al. 2015, table 1; 200 from He et al. 2016; 10 is 18 with one block a
+stage, for small machines)."""
+
+STEMS = {"imagenet": (7, 2), "half": (3, 2), "small": (3, 1)}
+"""Size and stride of the first convolution."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNet(Backbone):
+    """A residual network of 10 to 200 layers."""
+
+    depth: Literal[10, 18, 34, 50, 101, 152, 200] = 50
+    """Layers; from 50 on the blocks are bottlenecks."""
+    width: float = 1.0
+    """Factor on the channels of every layer."""
+    norm: BatchNorm | GroupNorm = BatchNorm()
+    """BatchNorm, or GroupNorm with weight-standardised convolutions."""
+    stem: Literal["imagenet", "half", "small"] = "imagenet"
+    """``imagenet``: 7x7 convolution of stride 2, then max-pooling of stride 2. For small images, one 3x3
+    convolution of stride 2 (``half``) or 1 (``small``); every stride is then a half or a quarter of its name."""
+    output_stride: Literal[8, 16, 32] = 32
+    """32, or less: the last stages then keep their resolution and dilate instead (with the ImageNet stem)."""
+    zero_last_norm: bool = True
+    """Start every block as the identity, by a zero scale in its last norm (Goyal et al. 2017)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What convolutions compute in. Parameters and statistics are float32 always."""
+
+    def __post_init__(self) -> None:
+        if self.depth not in BLOCKS:
+            raise UserError(f"ResNet: depth={self.depth}; expected one of {', '.join(map(str, BLOCKS))}")
+        if self.output_stride not in (8, 16, 32):
+            raise UserError(f"ResNet: output_stride={self.output_stride}; expected 8, 16 or 32")
+        if round(64 * self.width) < 1:
+            raise UserError(f"ResNet: width={self.width} leaves no channels; expected at least {1 / 64}")
+
+    def build(self, rngs: nnx.Rngs) -> ResNetModule:
+        return ResNetModule(self, rngs)
+
+
+def _conv(config: ResNet, inputs: int, outputs: int, size: int, *, stride: int = 1, dilation: int = 1,
+          rngs: nnx.Rngs) -> nnx.Module:
+    kind = StandardizedConv if isinstance(config.norm, GroupNorm) else nnx.Conv
+    pad = dilation * (size // 2)
+    return kind(inputs, outputs, (size, size), strides=(stride, stride), padding=((pad, pad), (pad, pad)),
+                kernel_dilation=(dilation, dilation), use_bias=False, dtype=jnp.dtype(config.dtype),
+                kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
+                conv_general_dilated=conv_general_dilated, rngs=rngs)
+
+
+def _norm(config: ResNet, channels: int, rngs: nnx.Rngs, last: bool = False) -> nnx.Module:
+    return config.norm.build(channels, zero=last and config.zero_last_norm, dtype=jnp.dtype(config.dtype), rngs=rngs)
+
+
+class Block(nnx.Module):
+    """A residual block: two 3x3 convolutions, or the bottleneck 1x1, 3x3, 1x1."""
+
+    def __init__(self, config: ResNet, inputs: int, channels: int, stride: int, dilation: tuple[int, int],
+                 rngs: nnx.Rngs):
+        conv, norm = partial(_conv, config, rngs=rngs), partial(_norm, config, rngs=rngs)
+        first, rest = dilation  # a dilated stage's first block still sees features of the stage before
+        self.bottleneck = config.depth >= 50
+        if self.bottleneck:
+            outputs = 4 * channels
+            self.conv1, self.norm1 = conv(inputs, channels, 1), norm(channels)
+            self.conv2, self.norm2 = conv(channels, channels, 3, stride=stride, dilation=first), norm(channels)
+            self.conv3, self.norm3 = conv(channels, outputs, 1), norm(outputs, last=True)
+        else:
+            outputs = channels
+            self.conv1, self.norm1 = conv(inputs, channels, 3, stride=stride, dilation=first), norm(channels)
+            self.conv2, self.norm2 = conv(channels, outputs, 3, dilation=rest), norm(outputs, last=True)
+        self.project = stride != 1 or inputs != outputs
+        if self.project:
+            self.shortcut, self.shortcut_norm = conv(inputs, outputs, 1, stride=stride), norm(outputs)
+
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 c2"]:
+        y = nnx.relu(self.norm1(self.conv1(x), train))
+        y = self.norm2(self.conv2(y), train)
+        if self.bottleneck:
+            y = self.norm3(self.conv3(nnx.relu(y)), train)
+        if self.project:
+            x = self.shortcut_norm(self.shortcut(x), train)
+        return nnx.relu(y + x)
+
+
+class ResNetModule(Features):
+    """A built ResNet. Attributes ``stem``, ``stem_norm`` and ``stages`` are there for surgery and weight import."""
+
+    def __init__(self, config: ResNet, rngs: nnx.Rngs):
+        self.config = config
+        base = [round(64 * config.width * 2**i) for i in range(4)]
+        expansion = 4 if config.depth >= 50 else 1
+        size, stem_stride = STEMS[config.stem]
+        self.stem = _conv(config, 3, base[0], size, stride=stem_stride, rngs=rngs)
+        self.stem_norm = _norm(config, base[0], rngs)
+        stride, channels, stages, strides = 4, base[0], [], []
+        dilation = 1
+        for i, (count, width) in enumerate(zip(BLOCKS[config.depth], base, strict=True)):
+            step, before = (1 if i == 0 else 2), dilation
+            if stride * step > config.output_stride:
+                dilation, step = dilation * step, 1
+            stride *= step
+            blocks = []
+            for j in range(count):
+                rates = (before if j == 0 else dilation, dilation)
+                blocks.append(Block(config, channels, width, step if j == 0 else 1, rates, rngs))
+                channels = width * expansion
+            stages.append(nnx.List(blocks))
+            strides.append(stride if config.stem == "imagenet" else stride * stem_stride // 4)
+        self.stages = nnx.List(stages)
+        self.channels = tuple(w * expansion for w in base)
+        self.strides = tuple(strides)
+
+    def __call__(self, images: Float[Array, "b h w 3"], train: bool) -> tuple[Float[Array, "b _ _ _"], ...]:
+        x = nnx.relu(self.stem_norm(self.stem(images), train))
+        if self.config.stem == "imagenet":
+            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        features = []
+        for stage in self.stages:
+            for block in stage:
+                x = block(x, train)
+            features.append(x)
+        return tuple(features)

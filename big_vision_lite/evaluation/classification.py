@@ -1,0 +1,368 @@
+"""Scores of image classification, with many labels an image (mAP and its kin) or with one (top-1, top-5).
+
+An accumulator takes batches of numpy arrays through ``add`` and gives the figures through ``result``.
+A row whose ``mask`` is False is padding: it may hold anything and changes nothing.
+
+Equal scores never help a model. Within a class they share one threshold; within an image the wrong classes
+of a tie are ranked before the right ones, so a model with constant output has a top-1 accuracy of 0.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int, Int32, Num
+
+from big_vision_lite.errors import UserError
+
+TOP = 100
+"""Predictions of an image that mAP@100 looks at."""
+
+_TILE_BYTES = 64 << 20  # small in memory, yet long transfers for the disk
+_FEW = 16  # up to about this many thresholds, counting one by one is faster than sorting the values
+
+
+def average_precision(scores: Num[np.ndarray, " n"], positive: Bool[np.ndarray, " n"]) -> float:
+    """Area under the precision-recall curve, as a step function of recall; in (0, 1].
+
+    The mean over positives of the precision at their own score s, (positives >= s) / (all >= s). Equal scores
+    share one threshold, so the order of the examples is irrelevant. This is the sum over thresholds of
+    (R_i - R_{i-1}) P_i, without the interpolated envelope of VOC.
+
+    Raises:
+      UserError: a score is NaN, or no example is positive (the value is then undefined).
+    """
+    if np.isnan(scores).any():
+        raise UserError("scores contain NaN; average precision needs numbers that can be ordered")
+    if not positive.any():
+        raise UserError("no example is positive; average precision is undefined, leave this class out")
+    return float(_average_precisions(scores, scores[positive][None])[0])
+
+
+class MultiLabelScores:
+    """Ranking metrics for images that may carry any number of labels.
+
+    Keeps all float32 scores, exactly. When they exceed ``memory_budget`` they go to a temporary file of
+    ``examples * classes * 4`` bytes that has no name and vanishes with the accumulator. Where the system's
+    temporary folder is held in RAM, name another one.
+
+    Args:
+      classes: number of classes.
+      examples: the most rows that will be added, padding aside.
+      precision_at: the k of each "precision@k"; those above ``classes`` are left out.
+      class_weights: float ``[classes]``, importance of each class in mAP@100, none negative; None: all alike.
+      memory_budget: bytes of scores to hold in memory.
+      spill_folder: where the temporary file goes; None: the system's temporary folder.
+
+    Raises:
+      UserError: sizes or weights make no sense, or the folder is missing or lacks space.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        examples: int,
+        precision_at: Sequence[int] = (1, 5),
+        class_weights: Num[np.ndarray, " classes"] | None = None,
+        memory_budget: int = 1 << 30,
+        spill_folder: str | Path | None = None,
+    ):
+        _check_sizes(classes, examples)
+        if any(k < 1 for k in precision_at):
+            raise UserError(f"precision_at={tuple(precision_at)}: each k must be at least 1")
+        weights = np.ones(classes) if class_weights is None else np.asarray(class_weights, np.float64)
+        if weights.shape != (classes,) or not np.isfinite(weights).all() or (weights < 0).any():
+            raise UserError(
+                f"class_weights of shape {weights.shape}: expected {classes} finite numbers, none negative"
+            )
+        self.classes = classes
+        self.examples = examples
+        self._weights = weights
+        self._store = _Store(classes, examples, memory_budget, spill_folder)
+        self._pairs: list[Int[np.ndarray, " pairs"]] = []  # class * examples + image
+        self._hits = {k: 0 for k in precision_at if k <= classes}
+        self._images_with_positives = 0
+        self._top_sum = 0.0
+        self._top_most = 0.0
+
+    def add(
+        self,
+        scores: Float32[np.ndarray, "b classes"],
+        labels: Int32[np.ndarray, "b k"],
+        mask: Bool[np.ndarray, " b"],
+    ) -> None:
+        """Take one batch. ``labels`` are padded with -1; a label that comes twice in a row counts once.
+
+        Raises:
+          UserError: an unmasked row has a NaN score or a label out of range; a shape or dtype is wrong; there
+            are more rows than ``examples``; the disk is full.
+        """
+        scores, labels = _unmasked(scores, labels, mask, self.classes, self.examples - self._store.count)
+        rows, slots = np.nonzero(labels >= 0)
+        key = np.unique(rows * self.classes + labels[rows, slots])
+        rows, true = key // self.classes, key % self.classes
+        first = self._store.count
+        self._store.append(scores)
+        self._pairs.append(true * self.examples + first + rows)
+        labelled, starts = np.unique(rows, return_index=True)
+        for row, classes in zip(labelled, np.split(true, starts[1:]), strict=False):
+            self._add_image(scores[row], classes)
+
+    def _add_image(self, scores: Float32[np.ndarray, " classes"], true: Int[np.ndarray, " p"]) -> None:
+        true = true[np.argsort(-scores[true], kind="stable")]
+        own = scores[true]
+        place = np.arange(1, len(true) + 1)
+        rank = place + _at_least(scores, own) - _at_least(own, own)  # behind every wrong class that ties
+        self._images_with_positives += 1
+        for k in self._hits:
+            self._hits[k] += int(np.count_nonzero(rank <= k))
+        weights = self._weights[true]
+        most = min(len(true), TOP)
+        self._top_sum += (weights * place / rank)[rank <= TOP].sum() / most
+        self._top_most += np.sort(weights)[-most:].sum() / most
+
+    def result(self) -> dict[str, float]:
+        """The figures so far, all but the two counts in [0, 1].
+
+        "mAP": mean over classes with a positive of their average precision (see ``average_precision``).
+        "mAP_instance": the same, each class weighted by its number of positives.
+        "precision@k": share of an image's k best predictions that are right, mean over images with a label.
+        "mAP@100": with P_i the true classes of image i, m_i = min(|P_i|, 100), r the rank of a class in the
+          image (from 1) and prec_i(r) the share of right classes among its first r, ::
+
+              sum_i 1/m_i sum_{c in P_i, r_c <= 100} w_c prec_i(r_c)
+              ------------------------------------------------------
+              sum_i 1/m_i (sum of the m_i largest w_c with c in P_i)
+
+          The best ranking gives 1. With equal weights it is the mean over images with a label of the average
+          precision of their top 100. The metric of FastEval14k (Chollet 2017, "Xception"), which weights the
+          classes by their frequency but prints no formula: the normalisers are this library's choice.
+        "classes_with_positives", "images_with_positives": what the means run over.
+
+        Raises:
+          UserError: no image with a label was added, or all classes that occur have weight 0.
+        """
+        precision, positives = self._class_precisions(np.arange(self._store.count)[None])
+        if self._top_most == 0:
+            raise UserError("class_weights are 0 for every class that occurs; mAP@100 is undefined")
+        images = self._images_with_positives
+        return {
+            "mAP": float(precision.mean()),
+            "mAP_instance": float(np.average(precision[0], weights=positives)),
+            f"mAP@{TOP}": float(self._top_sum / self._top_most),
+            **{f"precision@{k}": hits / (k * images) for k, hits in self._hits.items()},
+            "classes_with_positives": float(len(positives)),
+            "images_with_positives": float(images),
+        }
+
+    def chance(self, permutations: int = 5, seed: int = 0) -> float:
+        """mAP of a model that never saw the images: the mean over random permutations of the score rows.
+
+        Whole rows move from image to image, so the model keeps its preferences for classes and its ties.
+
+        Raises:
+          UserError: no image with a label was added, or ``permutations`` is below 1.
+        """
+        if permutations < 1:
+            raise UserError(f"permutations={permutations}: expected at least 1")
+        rng = np.random.default_rng(seed)
+        moved = np.stack([rng.permutation(self._store.count) for _ in range(permutations)])
+        return float(self._class_precisions(moved)[0].mean())
+
+    def _class_precisions(
+        self, rows: Int[np.ndarray, "q images"]
+    ) -> tuple[Float64[np.ndarray, "q present"], Int[np.ndarray, " present"]]:
+        """Average precision and number of positives of each class that occurs, if image i had the scores of
+        image ``rows[q, i]``."""
+        if not self._images_with_positives:
+            raise UserError("no image with a label was added; there is nothing to score")
+        pairs = np.sort(np.concatenate(self._pairs))
+        present, starts, positives = np.unique(pairs // self.examples, return_index=True, return_counts=True)
+        images = np.split(pairs % self.examples, starts[1:])
+        precision = np.empty((len(rows), len(present)))
+        done = 0
+        for low, block in self._store.blocks():
+            while done < len(present) and present[done] < low + len(block):
+                scores = block[present[done] - low]
+                precision[:, done] = _average_precisions(scores, scores[rows[:, images[done]]])
+                done += 1
+        return precision, positives
+
+
+class SingleLabelScores:
+    """Top-1 and top-5 accuracy for images with exactly one label. Stores counts alone.
+
+    An image is right in the top k when fewer than k other classes score as high as the true one or higher.
+
+    Raises:
+      UserError: ``classes`` or ``examples`` (the most rows that will be added, padding aside) is below 1.
+    """
+
+    def __init__(self, classes: int, examples: int):
+        _check_sizes(classes, examples)
+        self.classes = classes
+        self.examples = examples
+        self._count = 0
+        self._right = {k: 0 for k in (1, 5) if k <= classes}
+
+    def add(
+        self,
+        scores: Float32[np.ndarray, "b classes"],
+        labels: Int32[np.ndarray, "b k"],
+        mask: Bool[np.ndarray, " b"],
+    ) -> None:
+        """Take one batch; ``labels`` are padded with -1.
+
+        Raises:
+          UserError: as for ``MultiLabelScores.add``, and an unmasked row without exactly one label.
+        """
+        scores, labels = _unmasked(scores, labels, mask, self.classes, self.examples - self._count)
+        found = (labels >= 0).sum(axis=1)
+        if (found != 1).any():
+            row = np.flatnonzero(found != 1)[0]
+            raise UserError(
+                f"an image has {found[row]} labels {labels[row].tolist()}, expected exactly one; "
+                "use MultiLabelScores for data with several labels an image"
+            )
+        own = np.take_along_axis(scores, labels.max(axis=1, keepdims=True), axis=1)
+        others = (scores >= own).sum(axis=1) - 1
+        self._count += len(scores)
+        for k in self._right:
+            self._right[k] += int(np.count_nonzero(others < k))
+
+    def result(self) -> dict[str, float]:
+        """``{"top1": ..., "top5": ...}`` in [0, 1]; no "top5" below 5 classes.
+
+        Raises:
+          UserError: no image was added.
+        """
+        if not self._count:
+            raise UserError("no image was added; there is nothing to score")
+        return {f"top{k}": right / self._count for k, right in self._right.items()}
+
+
+class _Store:
+    """A float32 matrix ``[examples, classes]``, written by rows and read by blocks of columns.
+
+    Rows are gathered into tiles ``[classes, rows of the tile]``. A full tile is written in one piece, and any
+    range of classes is one piece of each tile.
+    """
+
+    def __init__(self, classes: int, examples: int, budget: int, folder: str | Path | None):
+        self.count = 0
+        self._bytes = 4 * classes * examples
+        self._tile = np.empty((classes, min(examples, max(1, _TILE_BYTES // (4 * classes)))), np.float32)
+        self._file = io.BytesIO()
+        if self._bytes > budget:
+            self._folder = tempfile.gettempdir() if folder is None else str(folder)
+            try:
+                self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
+                free = shutil.disk_usage(self._folder).free
+            except OSError as error:
+                raise UserError(f"cannot keep scores in {self._folder!r}: {error.strerror}") from error
+            weakref.finalize(self, self._file.close)
+            if free < self._bytes:
+                raise self._full(free)
+
+    def _full(self, free: int) -> UserError:
+        return UserError(
+            f"the scores need {self._bytes:,} bytes in {self._folder!r}, where {free:,} are free; "
+            "name another folder as spill_folder or raise memory_budget"
+        )
+
+    def append(self, rows: Float32[np.ndarray, "b classes"]) -> None:
+        tile_rows = self._tile.shape[1]
+        while len(rows):
+            used = self.count % tile_rows
+            part = rows[: tile_rows - used]
+            self._tile[:, used : used + len(part)] = part.T
+            if used + len(part) == tile_rows:
+                self._write(self.count // tile_rows)
+            self.count += len(part)
+            rows = rows[len(part) :]
+
+    def _write(self, tile: int) -> None:
+        self._file.seek(tile * self._tile.nbytes)
+        left = memoryview(self._tile).cast("B")
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise self._full(shutil.disk_usage(self._folder).free) from error
+
+    def blocks(self) -> Iterator[tuple[int, Float32[np.ndarray, "block count"]]]:
+        """The first class of each block and the block's scores."""
+        classes, tile_rows = self._tile.shape
+        size = max(1, _TILE_BYTES // (4 * max(1, self.count)))
+        for low in range(0, classes, size):
+            high = min(low + size, classes)
+            block = np.empty((high - low, self.count), np.float32)
+            for tile, start in enumerate(range(0, self.count, tile_rows)):
+                part = block[:, start : start + tile_rows]
+                part[:] = self._read(tile, low, high)[:, : part.shape[1]]
+            yield low, block
+
+    def _read(self, tile: int, low: int, high: int) -> Float32[np.ndarray, "block rows"]:
+        classes, tile_rows = self._tile.shape
+        if tile == self.count // tile_rows:
+            return self._tile[low:high]
+        piece = np.empty((high - low, tile_rows), np.float32)
+        self._file.seek((tile * classes + low) * tile_rows * 4)
+        self._file.readinto(memoryview(piece).cast("B"))
+        return piece
+
+
+def _at_least(values: Num[np.ndarray, " n"], thresholds: Num[np.ndarray, " p"]) -> Int[np.ndarray, " p"]:
+    """How many values reach each threshold."""
+    if len(thresholds) <= _FEW:
+        return np.array([np.count_nonzero(values >= t) for t in thresholds], np.int64)
+    return len(values) - np.searchsorted(np.sort(values), thresholds, side="left")
+
+
+def _average_precisions(
+    scores: Num[np.ndarray, " n"], own: Num[np.ndarray, "q p"]
+) -> Float64[np.ndarray, " q"]:
+    """Average precision when the positives are those with scores ``own[0]``, ``own[1]``, ..."""
+    everyone = _at_least(scores, own.ravel()).reshape(own.shape)
+    positive = np.stack([_at_least(row, row) for row in own])
+    return (positive / everyone).mean(axis=1)
+
+
+def _check_sizes(classes: int, examples: int) -> None:
+    if classes < 1 or examples < 1:
+        raise UserError(f"classes={classes}, examples={examples}: expected at least 1 of each")
+
+
+def _unmasked(
+    scores: np.ndarray, labels: np.ndarray, mask: np.ndarray, classes: int, room: int
+) -> tuple[Float32[np.ndarray, "rows classes"], Int32[np.ndarray, "rows k"]]:
+    """The rows of a batch that count, checked."""
+    dtypes = (scores.dtype, labels.dtype, mask.dtype)
+    if dtypes != (np.float32, np.int32, np.bool_):
+        found = ", ".join(map(str, dtypes))
+        raise UserError(f"scores, labels, mask are {found}: expected float32, int32, bool")
+    if scores.shape != (len(mask), classes) or labels.ndim != 2 or len(labels) != len(mask):
+        raise UserError(
+            f"scores {scores.shape}, labels {labels.shape}, mask {mask.shape}: "
+            f"expected [b, {classes}], [b, k], [b] with one b"
+        )
+    if not mask.all():
+        scores, labels = scores[mask], labels[mask]
+    if len(scores) > room:
+        raise UserError(f"{len(scores) - room} images more than the `examples` that were announced")
+    if len(scores) and np.isnan(scores.min()):
+        column = np.flatnonzero(np.isnan(scores).any(axis=0))[0]
+        raise UserError(f"a score of class {column} is NaN; has training diverged?")
+    wrong = labels[(labels < -1) | (labels >= classes)]
+    if len(wrong):
+        raise UserError(f"label {wrong[0]} is out of range: expected 0 to {classes - 1}, or -1 for padding")
+    return scores, labels
