@@ -5,9 +5,10 @@ from __future__ import annotations
 import abc
 import dataclasses
 
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 
 class Features(nnx.Module):
@@ -18,9 +19,9 @@ class Features(nnx.Module):
     strides: tuple[int, int, int, int]
     """Input pixels per output pixel, a stage each: (4, 8, 16, 32) for the ImageNet stem without dilation."""
 
-    def __call__(self, images: Float[Array, "b h w 3"], train: bool) -> tuple[Float[Array, "b _ _ _"], ...]:
+    @abc.abstractmethod
+    def __call__(self, images: UInt8[Array, "b h w 3"], train: bool) -> tuple[Float[Array, "b _ _ _"], ...]:
         """Stage outputs, finest first. ``train`` picks batch statistics (and updates the running ones)."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,3 +30,16 @@ class Backbone(abc.ABC):
 
     @abc.abstractmethod
     def build(self, rngs: nnx.Rngs) -> Features: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+    """How uint8 pixels become numbers: ``(pixel - mean) / std`` a channel. By default [-1, 1], as in the paper."""
+
+    mean: tuple[float, float, float] = (127.5, 127.5, 127.5)
+    std: tuple[float, float, float] = (127.5, 127.5, 127.5)
+
+    def normalize(self, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+        """float32; runs on the device, so that images travel there as bytes."""
+        mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
+        return (images.astype(jnp.float32) - mean) / std

@@ -13,9 +13,9 @@ from typing import Literal
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
-from big_vision_lite.backbones.backbone import Backbone, Features
+from big_vision_lite.backbones.backbone import Backbone, Features, Pixels
 from big_vision_lite.backbones.conv import conv_general_dilated
 from big_vision_lite.backbones.norm import BatchNorm, GroupNorm, StandardizedConv
 from big_vision_lite.errors import UserError
@@ -48,6 +48,8 @@ class ResNet(Backbone):
     """32, or less: the last stages then keep their resolution and dilate instead (with the ImageNet stem)."""
     zero_last_norm: bool = True
     """Start every block as the identity, by a zero scale in its last norm (Goyal et al. 2017)."""
+    pixels: Pixels = Pixels()
+    """How uint8 pixels become the network's input."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What convolutions compute in. Parameters and statistics are float32 always."""
 
@@ -136,8 +138,9 @@ class ResNetModule(Features):
         self.channels = tuple(w * expansion for w in base)
         self.strides = tuple(strides)
 
-    def __call__(self, images: Float[Array, "b h w 3"], train: bool) -> tuple[Float[Array, "b _ _ _"], ...]:
-        x = nnx.relu(self.stem_norm(self.stem(images), train))
+    def __call__(self, images: UInt8[Array, "b h w 3"], train: bool) -> tuple[Float[Array, "b _ _ _"], ...]:
+        x = self.config.pixels.normalize(images)
+        x = nnx.relu(self.stem_norm(self.stem(x), train))
         if self.config.stem == "imagenet":
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         features = []

@@ -1,0 +1,176 @@
+"""Configs: Python files that return an ``Experiment``, and its resolved form as JSON.
+
+``load("configs/x.py:depth=50,root=/photos")`` calls the file's ``get_config(depth=50, root="/photos")``. In JSON each
+dataclass carries its class, and reading accepts only dataclasses of this package (or of modules that the caller
+allows), refuses unknown fields, and never runs the config file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import json
+import re
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from big_vision_lite.errors import UserError, nearest
+
+_CLASS = "class"
+
+
+def load(spec: str) -> Any:
+    """The experiment that a config file describes.
+
+    Args:
+      spec: ``FILE.py`` or ``FILE.py:argument=value,argument=value``; values are read by the types that the
+        arguments of ``get_config`` are annotated with.
+
+    Raises:
+      UserError: no such file, argument or value; the message names the nearest valid ones.
+    """
+    file, _, arguments = spec.partition(".py:")
+    path = Path(file if file.endswith(".py") else file + ".py")
+    if not path.is_file():
+        folder = path.parent
+        beside = [str(p) for p in sorted(folder.rglob("*.py"))] if folder.is_dir() else []
+        raise UserError(f"no config file {str(path)!r}" + nearest(str(path), beside))
+    name = "bvl_config_" + re.sub(r"\W", "_", str(path.with_suffix("")))
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module  # dataclasses defined in a config look themselves up here
+    module_spec.loader.exec_module(module)
+    get_config = getattr(module, "get_config", None)
+    if get_config is None:
+        raise UserError(f"{path} has no function get_config; a config is a file with get_config(...) -> Experiment")
+    return get_config(**_arguments(get_config, arguments, path))
+
+
+def _arguments(get_config: Any, text: str, path: Path) -> dict[str, Any]:
+    parameters = inspect.signature(get_config).parameters
+    hints = typing.get_type_hints(get_config)
+    values = {}
+    for piece in filter(None, re.split(r",(?=\s*[A-Za-z_]\w*=)", text)):  # a comma inside a value stays
+        key, equals, value = piece.strip().partition("=")
+        if not equals or key not in parameters:
+            raise UserError(f"{path} has no argument {key!r}" + nearest(key, parameters))
+        try:
+            values[key] = _parse(value, hints.get(key, str))
+        except ValueError:
+            expected = inspect.formatannotation(hints[key])
+            raise UserError(f"{path}: {key}={value!r} is not {expected}") from None
+    missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in values]
+    if missing:
+        raise UserError(f"{path} needs {', '.join(m + '=...' for m in missing)}; give it as {path}:{missing[0]}=VALUE")
+    return values
+
+
+def _parse(text: str, hint: Any) -> Any:
+    """Text as a value of the annotated type. Raises: ValueError."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        for member in sorted(inner, key=lambda m: m is str):
+            try:
+                return _parse(text, member)
+            except ValueError:
+                continue
+        raise ValueError(text)
+    if hint is type(None):
+        if text.lower() != "none":
+            raise ValueError(text)
+        return None
+    if origin is typing.Literal:
+        for choice in inner:
+            if text == str(choice):
+                return choice
+        raise ValueError(text)
+    if origin is tuple:
+        return tuple(_parse(piece, inner[0]) for piece in text.strip("()").split(",") if piece)
+    if hint is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(text)
+        return text.lower() == "true"
+    return hint(text)
+
+
+def to_json(value: Any) -> Any:
+    """A dataclass tree as JSON values; each dataclass carries its class as ``module:name``."""
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {_CLASS: f"{type(value).__module__}:{type(value).__qualname__}", **fields}
+    if isinstance(value, tuple | list):
+        return [to_json(v) for v in value]
+    if isinstance(value, dict):
+        return {str(k): to_json(v) for k, v in value.items()}
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise TypeError(f"{type(value).__name__} cannot stand in a config: {value!r}")
+
+
+def from_json(value: Any, allowed: Sequence[str] = ()) -> Any:
+    """The inverse of ``to_json``; lists become tuples.
+
+    Args:
+      allowed: modules beside this package whose dataclasses may be made.
+
+    Raises:
+      UserError: a class that is not allowed or not a dataclass, or a field it does not have.
+    """
+    if isinstance(value, list):
+        return tuple(from_json(v, allowed) for v in value)
+    if not isinstance(value, dict):
+        return value
+    if _CLASS not in value:
+        return {k: from_json(v, allowed) for k, v in value.items()}
+    kind = _find_class(value[_CLASS], allowed)
+    fields = {k: from_json(v, allowed) for k, v in value.items() if k != _CLASS}
+    known = [f.name for f in dataclasses.fields(kind)]
+    for name in fields:
+        if name not in known:
+            raise UserError(f"config: {kind.__name__} has no field {name!r}" + nearest(name, known))
+    return kind(**fields)
+
+
+def _find_class(name: str, allowed: Sequence[str]) -> type:
+    module, _, qualified = str(name).partition(":")
+    if module.split(".")[0] != __package__ and module not in allowed:
+        raise UserError(f"config: {name!r} is outside {__package__}; allow its module with --import {module}")
+    try:
+        kind: Any = importlib.import_module(module)
+        for part in qualified.split("."):
+            kind = getattr(kind, part)
+    except (ImportError, AttributeError):
+        raise UserError(f"config: there is no {name!r} in this version of {__package__}") from None
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == module):
+        raise UserError(f"config: {name!r} is not a dataclass of its module")
+    return kind
+
+
+def save(value: Any, path: Path) -> None:
+    path.write_text(json.dumps(to_json(value), indent=2) + "\n")
+
+
+def read(path: Path, allowed: Sequence[str] = ()) -> Any:
+    """Raises: UserError when the file is missing, cut or holds what ``from_json`` refuses."""
+    try:
+        return from_json(json.loads(path.read_text()), allowed)
+    except FileNotFoundError:
+        raise UserError(f"no {path.name} in {str(path.parent)!r}; a run folder holds one") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); it may have been cut") from None
+
+
+def differences(old: Any, new: Any, ignore: Sequence[str] = (), at: str = "") -> list[str]:
+    """Where two JSON trees differ, as ``field: old -> new``, leaving out the named fields and what is below them."""
+    if at in ignore:
+        return []
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys((*old, *new)))
+        return [d for k in keys for d in differences(old.get(k), new.get(k), ignore, f"{at}.{k}".lstrip("."))]
+    return [] if old == new else [f"{at}: {json.dumps(old)} -> {json.dumps(new)}"]

@@ -1,0 +1,125 @@
+"""From a source to batches. A batch is a pure function of the global step, so the step is the only data state.
+
+Training: the stream is the source's indices, shuffled anew each epoch. Global batch k is positions kB to (k+1)B-1 of
+the stream, and process p of P makes rows pB/P to (p+1)B/P-1 of it. Any number of processes sees the same batches.
+Evaluation: indices in order, each exactly once; the last batch is filled up with masked slots.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import numpy as np
+
+from big_vision_lite.data.source import Example, Records, Source
+from big_vision_lite.data.transforms import Transform
+from big_vision_lite.errors import BadImageError, UserError
+
+Targets = Callable[[Example], dict[str, np.ndarray]]
+"""What a head makes of a transformed example: arrays of fixed shapes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """What is read, how each image is transformed, and in batches of how many."""
+
+    source: Source
+    transform: Transform
+    batch_size: int = 256
+    """Images a step over all processes."""
+    on_bad_image: Literal["raise", "mask"] = "raise"
+    """An image that cannot be decoded: stop and name it, or keep its slot with weight 0 and count it, so that
+    order and number of batches never depend on which files are bad."""
+    threads: int | None = None
+    """Batches that are made at the same time, a thread each; None: one a core, at most 16."""
+    workers: int = 0
+    """Worker processes that make batches, each with ``threads`` threads; 0: this process does."""
+    prefetch: int = 4
+    """Batches kept ready."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.workers < 0 or self.prefetch < 1 or (self.threads or 1) < 1:
+            raise UserError(f"Input: batch_size={self.batch_size}, threads={self.threads}, workers={self.workers}, "
+                            f"prefetch={self.prefetch}; expected workers of at least 0 and the others at least 1")
+
+
+class BatchMaker:
+    """Makes this process's rows of global batch ``step``.
+
+    A batch is a dict of ``image`` uint8 ``[b, h, w, 3]``, ``mask`` bool ``[b]`` (False: padding or a bad image),
+    ``index`` int64 ``[b]`` (of the example in the source, -1 for padding) and the targets, stacked.
+
+    Args:
+      process, processes: which rows of the global batch are ours.
+      seed: of the order and of every random choice. None: evaluation, every example once.
+
+    Raises:
+      UserError: the batch does not divide over processes, or a training source is smaller than nothing.
+    """
+
+    def __init__(self, records: Records, inputs: Input, targets: Targets, seed: int | None, process: int = 0,
+                 processes: int = 1):
+        if inputs.batch_size % processes:
+            raise UserError(f"batch_size={inputs.batch_size} does not divide over {processes} processes")
+        self.records, self.inputs, self.targets, self.seed = records, inputs, targets, seed
+        self.rows = inputs.batch_size // processes
+        self.first = process * self.rows
+        self._order = None
+
+    def __len__(self) -> int:
+        """Batches in one pass over the source."""
+        return -(-len(self.records) // self.inputs.batch_size)
+
+    def index(self, position: int) -> int:
+        """The source's index at a position of the stream; -1 past the end of an evaluation."""
+        if self.seed is None:
+            return position if position < len(self.records) else -1
+        if self._order is None:
+            import grain
+
+            self._order = grain.MapDataset.range(len(self.records)).seed(self.seed).shuffle().repeat()
+        return int(self._order[position])
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_order": None}  # cheap to make anew in a worker process
+
+    def __call__(self, step: int) -> dict[str, np.ndarray]:
+        """Raises: BadImageError, unless bad images are masked."""
+        start = int(step) * self.inputs.batch_size + self.first
+        images = np.zeros((self.rows, *self.inputs.transform.shape), np.uint8)
+        mask = np.zeros(self.rows, np.bool_)
+        indices = np.full(self.rows, -1, np.int64)
+        targets = []
+        for row in range(self.rows):
+            example: Example = {"id": "", "labels": np.zeros(0, np.int32)}
+            indices[row] = self.index(start + row)
+            if indices[row] >= 0:
+                rng = np.random.Generator(np.random.Philox(key=(self.seed or 0, start + row)))
+                try:
+                    example = self.inputs.transform(self.records[indices[row]], rng, images[row])
+                    mask[row] = True
+                except BadImageError:
+                    if self.inputs.on_bad_image == "raise":
+                        raise
+                    images[row] = 0
+            targets.append(self.targets(example))
+        stacked = {key: np.stack([t[key] for t in targets]) for key in targets[0]}
+        return {"image": images, "mask": mask, "index": indices, **stacked}
+
+
+def batches(make: BatchMaker, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+    """Batches ``start`` to ``stop - 1`` in order, made ahead by threads or worker processes."""
+    import grain
+
+    inputs = make.inputs
+    threads = inputs.threads or min(16, os.cpu_count() or 1)
+    ahead = max(inputs.prefetch, threads)
+    data = grain.MapDataset.range(start, stop).map(make).to_iter_dataset(
+        grain.ReadOptions(num_threads=min(threads, ahead), prefetch_buffer_size=ahead))
+    if inputs.workers:
+        data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers=inputs.workers,
+                                                             per_worker_buffer_size=inputs.prefetch))
+    return iter(data)

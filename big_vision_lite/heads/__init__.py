@@ -1,0 +1,1 @@
+"""One room per task: its module, loss, scores and pictures."""

@@ -1,0 +1,64 @@
+"""What the loop may ask of a task. A new head is one subclass; the loop does not change."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from big_vision_lite.backbones.backbone import Features
+from big_vision_lite.data.source import Example, Records
+
+Batch = dict[str, Array]
+"""What a step sees: ``image`` uint8 ``[b, h, w, 3]``, ``mask`` bool ``[b]`` (False: a slot that holds no example
+and must change nothing), and what ``Head.targets`` made of each example, stacked."""
+
+
+class Scores(Protocol):
+    """Gathers the outputs of an evaluation and turns them into figures."""
+
+    def add(self, outputs: dict[str, np.ndarray], batch: dict[str, np.ndarray]) -> None:
+        """Takes one batch: what ``Head.outputs`` gave, and the batch as the pipeline made it."""
+
+    def result(self) -> dict[str, float]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Head(abc.ABC):
+    """A task on top of a backbone."""
+
+    @abc.abstractmethod
+    def build(self, backbone: Features, records: Records, rngs: nnx.Rngs) -> nnx.Module:
+        """The whole model: the backbone (as attribute ``backbone``) and this head's parameters."""
+
+    @abc.abstractmethod
+    def targets(self, example: Example) -> dict[str, np.ndarray]:
+        """What the loss needs of one transformed example, in shapes that are the same for every example. For an
+        empty slot it is called with an example without labels."""
+
+    @abc.abstractmethod
+    def loss(self, model: Any, batch: Batch) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
+        """Loss of each example in training mode, and further figures of each example to log."""
+
+    @abc.abstractmethod
+    def outputs(self, model: Any, batch: Batch) -> dict[str, Array]:
+        """What ``scores`` needs of a batch, each array with a leading batch axis. Runs jitted, in inference mode."""
+
+    @abc.abstractmethod
+    def scores(self, records: Records) -> Scores:
+        """An empty collection of scores for one evaluation over ``records``."""
+
+    @abc.abstractmethod
+    def main_metric(self, records: Records) -> str:
+        """The name in ``Scores.result`` by which runs are compared; larger is better."""
+
+    @abc.abstractmethod
+    def draw(self, path: Path, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
+             classes: tuple[str, ...]) -> None:
+        """Write a picture of predictions for the batch's images to ``path`` (PNG)."""

@@ -1,0 +1,32 @@
+"""Losses of classification: pure functions that return one value an example."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int
+
+
+def multi_hot(labels: Int[Array, "b k"], classes: int) -> Float[Array, "b c"]:
+    """1.0 at each class that occurs in a row of ``labels``, which is padded with -1."""
+    # Out-of-range indices are dropped, but -1 would count from the end.
+    columns = jnp.where(labels < 0, classes, labels)
+    rows = jnp.arange(labels.shape[0])[:, None]
+    return jnp.zeros((labels.shape[0], classes), jnp.float32).at[rows, columns].set(1.0, mode="drop")
+
+
+def sigmoid_loss(logits: Float[Array, "b c"], targets: Float[Array, "b c"]) -> Float[Array, " b"]:
+    """Logistic loss of each label on its own, summed over classes (Sun et al. 2017, section 3): an image may have
+    any number of labels, and every absent one is a negative."""
+    return (jax.nn.softplus(logits) - logits * targets).sum(-1)
+
+
+def softmax_loss(logits: Float[Array, "b c"], targets: Float[Array, "b c"],
+                 smoothing: float = 0.0) -> Float[Array, " b"]:
+    """Cross-entropy of the softmax against ``targets`` scaled to sum 1, mixed with ``smoothing`` of the uniform
+    distribution (Szegedy et al. 2016). 0 for a row without targets."""
+    count = targets.sum(-1, keepdims=True)
+    targets = targets / jnp.maximum(count, 1.0)
+    targets = jnp.where(count > 0, targets * (1.0 - smoothing) + smoothing / logits.shape[-1], 0.0)
+    return -(targets * jax.nn.log_softmax(logits)).sum(-1)

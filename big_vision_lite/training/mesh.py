@@ -1,0 +1,75 @@
+"""Devices as a mesh ("data", "fsdp"), and where each array of a run lives on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from big_vision_lite.errors import UserError
+
+AXES = ("data", "fsdp")
+_SMALLEST = 2**12
+"""Elements below which an array is not worth spreading."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """How many devices split the batch, and how many of those also split the parameters."""
+
+    data: int | None = None
+    """Devices along "data"; None: all that "fsdp" leaves."""
+    fsdp: int = 1
+    """Devices over which parameters and optimiser state are spread; the batch is split over them as well."""
+
+    def build(self) -> jax.sharding.Mesh:
+        """Raises: UserError when the devices do not divide so."""
+        devices = jax.device_count()
+        data = devices // self.fsdp if self.data is None else self.data
+        if data < 1 or self.fsdp < 1 or data * self.fsdp != devices:
+            raise UserError(f"Mesh: data={self.data}, fsdp={self.fsdp} with {devices} devices; their product must be "
+                            "the number of devices (data=None takes what fsdp leaves)")
+        return jax.make_mesh((data, self.fsdp), AXES)
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """The batch axis over all devices."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def state_shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+    """For each array: its largest axis that divides goes over "fsdp"; small ones are everywhere."""
+    size = mesh.shape["fsdp"]
+
+    def place(leaf: Any) -> NamedSharding:
+        axes = [a for a in np.argsort(leaf.shape)[::-1] if leaf.shape[a] % size == 0]
+        if size == 1 or not axes or leaf.size < _SMALLEST:
+            return replicated(mesh)
+        spec = [None] * leaf.ndim
+        spec[axes[0]] = "fsdp"
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree.map(place, tree)
+
+
+def to_devices(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+    """This process's rows of a global batch, onto its devices."""
+    sharding = batch_sharding(mesh)
+    return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
+
+
+def check_batch(name: str, batch_size: int, mesh: jax.sharding.Mesh, accumulate: int = 1) -> None:
+    """Raises: UserError when a global batch does not divide over the devices."""
+    parts = mesh.size * accumulate
+    if batch_size < 1 or batch_size % parts:
+        pieces = f"{mesh.size} devices" + (f" x accumulate={accumulate}" if accumulate > 1 else "")
+        nearest = max(parts, round(batch_size / parts) * parts)
+        raise UserError(f"{name}: batch_size={batch_size} does not divide over {pieces}; the nearest that does is "
+                        f"{nearest}")
