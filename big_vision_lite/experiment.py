@@ -52,6 +52,11 @@ class Experiment:
         if self.ema is not None and not 0.0 < self.ema < 1.0:
             raise UserError(f"Experiment: ema={self.ema}; expected above 0 and below 1, or none")
 
+    @property
+    def save_interval(self) -> int:
+        """Steps between checkpoints."""
+        return self.save_every or max(100, self.steps // 10)
+
 
 WITHOUT_EFFECT = ("log_every", "eval_every", "save_every", "keep", "train.threads", "train.workers", "train.prefetch",
                   "evals", "mesh")

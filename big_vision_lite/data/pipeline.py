@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -57,7 +57,7 @@ class BatchMaker:
       seed: of the order and of every random choice. None: evaluation, every example once.
 
     Raises:
-      UserError: the batch does not divide over processes, or a training source is smaller than nothing.
+      UserError: the batch does not divide over processes.
     """
 
     def __init__(self, records: Records, inputs: Input, targets: Targets, seed: int | None, process: int = 0,
@@ -89,17 +89,20 @@ class BatchMaker:
     def __call__(self, step: int) -> dict[str, np.ndarray]:
         """Raises: BadImageError, unless bad images are masked."""
         start = int(step) * self.inputs.batch_size + self.first
-        images = np.zeros((self.rows, *self.inputs.transform.shape), np.uint8)
-        mask = np.zeros(self.rows, np.bool_)
-        indices = np.full(self.rows, -1, np.int64)
+        positions = range(start, start + self.rows)
+        return self.gather([self.index(p) for p in positions], positions)
+
+    def gather(self, indices: Sequence[int], positions: Sequence[int]) -> dict[str, np.ndarray]:
+        """A batch of the examples ``indices`` (-1: an empty slot); ``positions`` key their random choices."""
+        images = np.zeros((len(indices), *self.inputs.transform.shape), np.uint8)
+        mask = np.zeros(len(indices), np.bool_)
         targets = []
-        for row in range(self.rows):
+        for row, (index, position) in enumerate(zip(indices, positions, strict=True)):
             example: Example = {"id": "", "labels": np.zeros(0, np.int32)}
-            indices[row] = self.index(start + row)
-            if indices[row] >= 0:
-                rng = np.random.Generator(np.random.Philox(key=(self.seed or 0, start + row)))
+            if index >= 0:
+                rng = np.random.Generator(np.random.Philox(key=(self.seed or 0, position)))
                 try:
-                    example = self.inputs.transform(self.records[indices[row]], rng, images[row])
+                    example = self.inputs.transform(self.records[index], rng, images[row])
                     mask[row] = True
                 except BadImageError:
                     if self.inputs.on_bad_image == "raise":
@@ -107,7 +110,7 @@ class BatchMaker:
                     images[row] = 0
             targets.append(self.targets(example))
         stacked = {key: np.stack([t[key] for t in targets]) for key in targets[0]}
-        return {"image": images, "mask": mask, "index": indices, **stacked}
+        return {"image": images, "mask": mask, "index": np.asarray(indices, np.int64), **stacked}
 
 
 def batches(make: BatchMaker, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:

@@ -23,8 +23,8 @@ Where the source knows objects:
 """
 
 
-class Records(abc.ABC):
-    """An opened source: random access by index. Picklable, because worker processes read it too."""
+class Described:
+    """What a model must know of its data. A run keeps it, so that it can be used where its data is not."""
 
     classes: tuple[str, ...]
     """Class names; a label is an index into them."""
@@ -32,6 +32,23 @@ class Records(abc.ABC):
     """Whether an image may carry any number of labels; otherwise exactly one."""
     fingerprint: str
     """Names the content cheaply (no image is read): equal fingerprints mean equal examples in equal order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Description(Described):
+    """The description of a source as it was when a run was trained on it."""
+
+    classes: tuple[str, ...]
+    multi_label: bool
+    fingerprint: str
+    images: int
+
+    def __len__(self) -> int:
+        return self.images
+
+
+class Records(Described, abc.ABC):
+    """An opened source: random access by index. Picklable, because worker processes read it too."""
 
     @abc.abstractmethod
     def __len__(self) -> int: ...

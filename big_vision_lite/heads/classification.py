@@ -14,7 +14,7 @@ from jax import Array
 from jaxtyping import Float
 
 from big_vision_lite.backbones.backbone import Features
-from big_vision_lite.data.source import Example, Records
+from big_vision_lite.data.source import Described, Example, Records
 from big_vision_lite.errors import UserError
 from big_vision_lite.evaluation.classification import MultiLabelScores, SingleLabelScores
 from big_vision_lite.heads.head import Batch, Head, Scores
@@ -45,8 +45,8 @@ class Classification(Head):
         if self.prior is not None and not 0.0 < self.prior < 1.0:
             raise UserError(f"Classification: prior={self.prior}; expected a probability above 0 and below 1")
 
-    def build(self, backbone: Features, records: Records, rngs: nnx.Rngs) -> Classifier:
-        classes = len(records.classes)
+    def build(self, backbone: Features, data: Described, rngs: nnx.Rngs) -> Classifier:
+        classes = len(data.classes)
         bias = 0.0
         if self.loss_kind == "sigmoid":
             prior = self.prior or min(0.5, 1.0 / classes)
@@ -81,8 +81,8 @@ class Classification(Head):
     def scores(self, records: Records) -> Scores:
         return ClassificationScores(records)
 
-    def main_metric(self, records: Records) -> str:
-        return "mAP" if records.multi_label else "top1"
+    def main_metric(self, data: Described) -> str:
+        return "mAP" if data.multi_label else "top1"
 
     def draw(self, path: Path, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
              classes: tuple[str, ...]) -> None:

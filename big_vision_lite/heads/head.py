@@ -13,7 +13,7 @@ from jax import Array
 from jaxtyping import Float
 
 from big_vision_lite.backbones.backbone import Features
-from big_vision_lite.data.source import Example, Records
+from big_vision_lite.data.source import Described, Example, Records
 
 Batch = dict[str, Array]
 """What a step sees: ``image`` uint8 ``[b, h, w, 3]``, ``mask`` bool ``[b]`` (False: a slot that holds no example
@@ -34,7 +34,7 @@ class Head(abc.ABC):
     """A task on top of a backbone."""
 
     @abc.abstractmethod
-    def build(self, backbone: Features, records: Records, rngs: nnx.Rngs) -> nnx.Module:
+    def build(self, backbone: Features, data: Described, rngs: nnx.Rngs) -> nnx.Module:
         """The whole model: the backbone (as attribute ``backbone``) and this head's parameters."""
 
     @abc.abstractmethod
@@ -55,7 +55,7 @@ class Head(abc.ABC):
         """An empty collection of scores for one evaluation over ``records``."""
 
     @abc.abstractmethod
-    def main_metric(self, records: Records) -> str:
+    def main_metric(self, data: Described) -> str:
         """The name in ``Scores.result`` by which runs are compared; larger is better."""
 
     @abc.abstractmethod

@@ -10,10 +10,8 @@ from jaxtyping import Float, Int
 
 def multi_hot(labels: Int[Array, "b k"], classes: int) -> Float[Array, "b c"]:
     """1.0 at each class that occurs in a row of ``labels``, which is padded with -1."""
-    # Out-of-range indices are dropped, but -1 would count from the end.
-    columns = jnp.where(labels < 0, classes, labels)
-    rows = jnp.arange(labels.shape[0])[:, None]
-    return jnp.zeros((labels.shape[0], classes), jnp.float32).at[rows, columns].set(1.0, mode="drop")
+    # Comparison, not scatter: it stays on each device's own rows when the batch is sharded.
+    return jax.nn.one_hot(labels, classes, dtype=jnp.float32).max(1)
 
 
 def sigmoid_loss(logits: Float[Array, "b c"], targets: Float[Array, "b c"]) -> Float[Array, " b"]:

@@ -2,63 +2,153 @@
 
 from __future__ import annotations
 
-import dataclasses
-from functools import cached_property, partial
-from typing import Any
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
 
 import jax
 import numpy as np
 from flax import nnx
 
 from big_vision_lite.data.pipeline import BatchMaker, Input, batches
-from big_vision_lite.data.source import Records
+from big_vision_lite.data.source import Described, Records
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
+from big_vision_lite.heads.head import Scores
 from big_vision_lite.training import mesh as meshes
-from big_vision_lite.training.step import Learner, TrainState, split
+from big_vision_lite.training.step import Learner, Tree, TrainState, merge, split
 
 
-@dataclasses.dataclass(frozen=True)
 class Job:
-    """The parts of one run on these devices."""
+    """The parts of one run on these devices.
 
-    experiment: Experiment
-    records: Records
-    """What is learnt from; its classes are the model's."""
-    mesh: jax.sharding.Mesh
-    learner: Learner
-    shardings: TrainState
-    """Where each array of the state lives."""
+    Args:
+      described: what the run's data was, when it is to be evaluated where that is not. None: open it.
 
-    @classmethod
-    def open(cls, experiment: Experiment) -> Job:
-        """Raises: UserError for anything that is not as the experiment needs it, before a step is taken."""
-        mesh = experiment.mesh.build()
-        meshes.check_batch("train", experiment.train.batch_size, mesh, experiment.accumulate)
+    Attributes:
+      data: what is learnt from (or its description); its classes are the model's.
+      learner: the static part of the step.
+
+    Raises:
+      UserError: anything that is not as the experiment needs it. No step has been taken then.
+    """
+
+    def __init__(self, experiment: Experiment, described: Described | None = None):
+        self.experiment = experiment
+        self.mesh = experiment.mesh.build()
+        meshes.check_batch("train", experiment.train.batch_size, self.mesh, experiment.accumulate)
         for name, inputs in experiment.evals.items():
-            meshes.check_batch(f"evals.{name}", inputs.batch_size, mesh)
-        records = experiment.train.source.open()
+            meshes.check_batch(f"evals.{name}", inputs.batch_size, self.mesh)
+        optimizer = experiment.optimizer.build(experiment.steps)
+        self.data = described or experiment.train.source.open()
+        self._evals: dict[str, Records] = {}
+        graphdef = split(nnx.eval_shape(self._build))[0]
+        self.learner = Learner(graphdef, experiment.head, optimizer, experiment.accumulate, experiment.ema)
 
-        def build() -> nnx.Module:
-            rngs = nnx.Rngs(experiment.seed)
-            return experiment.head.build(experiment.backbone.build(rngs), records, rngs)
+    def _build(self) -> nnx.Module:
+        rngs = nnx.Rngs(self.experiment.seed)
+        return self.experiment.head.build(self.experiment.backbone.build(rngs), self.data, rngs)
 
-        graphdef = split(nnx.eval_shape(build))[0]
-        learner = Learner(graphdef, experiment.head, experiment.optimizer.build(experiment.steps),
-                          experiment.accumulate, experiment.ema)
-        init = jax.jit(lambda: learner.init(*split(build())[1:]))
-        shardings = meshes.state_shardings(jax.eval_shape(init), mesh)
-        job = cls(experiment, records, mesh, learner, shardings)
-        job.__dict__["_build"] = build
-        return job
+    def _init(self) -> TrainState:
+        return self.learner.init(*split(self._build())[1:])
+
+    @cached_property
+    def description(self) -> TrainState:
+        """Shape, dtype and sharding of each array of the state."""
+        shapes = jax.eval_shape(self._init)
+        return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+                            shapes, meshes.state_shardings(shapes, self.mesh))
 
     def init(self) -> TrainState:
         """A fresh state, made where it lives."""
-        make = lambda: self.learner.init(*split(self.__dict__["_build"]())[1:])  # noqa: E731
-        return jax.jit(make, out_shardings=self.shardings)()
+        return jax.jit(self._init, out_shardings=self._shardings)()
 
-    def description(self) -> TrainState:
-        """Shapes, dtypes and shardings of the state, without making it."""
-        make = lambda: self.learner.init(*split(self.__dict__["_build"]())[1:])  # noqa: E731
-        return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-                            jax.eval_shape(make), self.shardings)
+    @property
+    def _shardings(self) -> TrainState:
+        return jax.tree.map(lambda leaf: leaf.sharding, self.description)
+
+    @cached_property
+    def train_step(self):
+        """``(state, batch) -> (state, figures)``, jitted; the state's memory is reused."""
+        return jax.jit(self.learner.train_step, donate_argnums=0,
+                       out_shardings=(self._shardings, meshes.replicated(self.mesh)))
+
+    @cached_property
+    def eval_step(self):
+        """``(params, stats, batch) -> outputs``, jitted; every process gets all rows."""
+        return jax.jit(self.learner.eval_step, out_shardings=meshes.replicated(self.mesh))
+
+    def open_eval(self, name: str) -> tuple[Input, Records]:
+        """An evaluation's input and its records. Raises: UserError when its classes are not the model's."""
+        inputs = self.experiment.evals[name]
+        if name not in self._evals:
+            self._evals[name] = inputs.source.open()
+        records = self._evals[name]
+        if records.classes != self.data.classes:
+            ours, theirs = self.data.classes, records.classes
+            at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
+                      min(len(ours), len(theirs)))
+            found = [repr(c[at]) if at < len(c) else "none" for c in (theirs, ours)]
+            raise UserError(f"evals.{name} has {len(theirs)} classes and training {len(ours)}; the first that differs "
+                            f"is number {at}: {found[0]}, expected {found[1]}")
+        return inputs, records
+
+    def batches(self, inputs: Input, records: Records, seed: int | None, start: int = 0,
+                stop: int | None = None) -> Iterator[dict[str, np.ndarray]]:
+        """This process's share of batches ``start`` to ``stop``; by default, those of one pass."""
+        make = self._maker(inputs, records, seed)
+        return batches(make, start, len(make) if stop is None else stop)
+
+    def _maker(self, inputs: Input, records: Records, seed: int | None) -> BatchMaker:
+        return BatchMaker(records, inputs, self.experiment.head.targets, seed, jax.process_index(),
+                          jax.process_count())
+
+    def to_devices(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """A batch as global arrays, without what is for the host alone."""
+        return meshes.to_devices({k: v for k, v in batch.items() if k != "index"}, self.mesh)
+
+    def outputs(self, params: Tree, stats: Tree, inputs: Input,
+                records: Records) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+        """Each batch of an evaluation with the head's outputs, both global and on the host."""
+        waiting = None
+        for batch in self.batches(inputs, records, seed=None):
+            outputs = self.eval_step(params, stats, self.to_devices(batch))
+            if waiting:  # one batch behind, so that devices and host work at the same time
+                yield self._to_host(*waiting)
+            waiting = batch, outputs
+        if waiting:
+            yield self._to_host(*waiting)
+
+    def _to_host(self, batch, outputs):
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            small = {k: v for k, v in batch.items() if k != "image"}
+            batch = {**multihost_utils.process_allgather(small, tiled=True), "image": batch["image"]}
+        return batch, jax.tree.map(np.asarray, outputs)
+
+    def score(self, state: TrainState, name: str) -> dict[str, float]:
+        """The figures of one evaluation."""
+        inputs, records = self.open_eval(name)
+        scores: Scores = self.experiment.head.scores(records)
+        for batch, outputs in self.outputs(state.best_params, state.stats, inputs, records):
+            scores.add(outputs, batch)
+        return scores.result()
+
+    def draw(self, state: TrainState, name: str, path: Path, images: int = 12) -> None:
+        """A picture of predictions for images spread evenly over an evaluation."""
+        inputs, records = self.open_eval(name)
+        make = self._maker(inputs, records, seed=None)
+        chosen = np.full(make.rows, -1)
+        spread = np.unique(np.linspace(0, len(records) - 1, min(images, make.rows)).astype(int))
+        chosen[:len(spread)] = spread
+        batch = make.gather(chosen.tolist(), chosen.tolist())
+        outputs = self.eval_step(state.best_params, state.stats, self.to_devices(batch))
+        show = np.flatnonzero(batch["mask"])
+        if jax.process_index() == 0:
+            self.experiment.head.draw(path, {k: v[show] for k, v in batch.items()},
+                                      {k: np.asarray(v)[show] for k, v in outputs.items()}, self.data.classes)
+
+    def model(self, state: TrainState) -> nnx.Module:
+        """The module with a state's parameters, for use by hand."""
+        return merge(self.learner.graphdef, state.best_params, state.stats)

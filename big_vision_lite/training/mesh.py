@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from big_vision_lite.errors import UserError
 
@@ -32,7 +32,7 @@ class Mesh:
         if data < 1 or self.fsdp < 1 or data * self.fsdp != devices:
             raise UserError(f"Mesh: data={self.data}, fsdp={self.fsdp} with {devices} devices; their product must be "
                             "the number of devices (data=None takes what fsdp leaves)")
-        return jax.make_mesh((data, self.fsdp), AXES)
+        return jax.make_mesh((data, self.fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:

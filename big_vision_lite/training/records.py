@@ -63,6 +63,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def read_run(workdir: Path) -> dict[str, Any]:
+    """run.json, or an empty dict where there is none yet."""
+    path = workdir / "run.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):  # a process may have died while it wrote
+        return {}
+
+
 def describe_run(**more: Any) -> dict[str, Any]:
     """Versions, machine and commit, for run.json."""
     import jax

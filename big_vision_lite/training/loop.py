@@ -1,0 +1,188 @@
+"""The one training loop. It reads top to bottom, and does not know which task it trains."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from big_vision_lite.errors import UserError
+from big_vision_lite.experiment import Experiment
+from big_vision_lite.training.checkpoints import Checkpoints
+from big_vision_lite.training.job import Job
+from big_vision_lite.training.progress import Clock, Display
+from big_vision_lite.training.records import MetricWriter, describe_run, read_metrics, read_run
+from big_vision_lite.training.workdir import claim, keep_description
+
+IN_FLIGHT = 2
+"""Steps handed to the devices before the host looks at the oldest one's loss."""
+
+
+class Stopped(Exception):
+    """A signal asked the run to end; its state is saved. ``code`` is the exit code by convention."""
+
+    def __init__(self, signum: int, step: int):
+        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}, which is saved; the same "
+                         "command goes on from there")
+        self.code = 128 + signum
+
+
+def train(experiment: Experiment, workdir: Path) -> dict[str, float]:
+    """Run an experiment, or what is left of it, and return the figures of its last evaluation.
+
+    Leaves config.json, data.json, run.json, metrics.jsonl, tensorboard/, checkpoints/ and predictions.png.
+
+    Raises:
+      UserError: bad input, a loss that is not finite, or a disk that is full. What was saved stays.
+      Stopped: SIGTERM or SIGINT came.
+    """
+    began = time.perf_counter()
+    steps, batch_size = experiment.steps, experiment.train.batch_size
+    resolved = claim(workdir, experiment)
+    job = Job(experiment)
+    keep_description(workdir, job.data)
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir / "checkpoints", experiment.keep)))
+        start = checkpoints.latest() or 0
+        state = checkpoints.restore(start, job.description) if start else job.init()
+        metrics = stack.enter_context(contextlib.closing(MetricWriter(workdir, start)))
+        display = stack.enter_context(Display(steps, start, quiet=jax.process_index() > 0))
+        received = stack.enter_context(_signals())
+
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        display.say(f"{workdir}: {len(job.data):,} images of {len(job.data.classes)} classes, {parameters / 1e6:.2f} M "
+                    f"parameters, {jax.device_count()} {jax.devices()[0].platform} device(s)"
+                    + (f", going on from step {start}" if start else ""))
+        run = describe_run(seed=experiment.seed, data=job.data.fingerprint, images=len(job.data))
+        before = read_run(workdir).get("wall_seconds", 0.0) if start else 0.0
+        rate = experiment.optimizer.schedule.build(steps)
+        results: dict[str, float] = {}
+        clock, pending = Clock(), collections.deque()
+        step = saved = logged = start
+        bad_images = 0
+        stream = job.batches(experiment.train, job.data, experiment.seed, start, steps)
+
+        while step < steps:
+            with clock.waiting():
+                batch = next(stream)
+            state, figures = job.train_step(state, job.to_devices(batch))
+            step += 1
+            bad_images += int((~batch["mask"]).sum())
+            pending.append((step, figures))
+            while len(pending) > IN_FLIGHT:
+                _check(*pending.popleft(), saved)
+            if step == start + 1:
+                jax.block_until_ready(figures)
+                run["seconds_to_first_step"] = round(time.perf_counter() - began, 2)
+                display.say(f"first step after {run['seconds_to_first_step']:.1f} s, of which compiling and running "
+                            f"it {clock.lap()[0]:.1f} s")
+                logged = step
+            display.step(step)
+
+            last = step == steps
+            log = last or step % experiment.log_every == 0
+            evaluate = last or (experiment.eval_every and step % experiment.eval_every == 0)
+            save = last or step % experiment.save_interval == 0 or bool(received)
+            if log or save:
+                while pending:
+                    _check(*pending.popleft(), saved)
+            if log:
+                seconds, waited = clock.lap()
+                speed = (step - logged) * batch_size / seconds
+                logged = step
+                line = {**{key: float(value) for key, value in figures.items()},
+                        "learning_rate": experiment.optimizer.learning_rate * float(rate(step - 1)),
+                        "images_seen": step * batch_size, "images_per_second": speed, "data_wait": waited}
+                if bad_images:
+                    line["bad_images"] = bad_images
+                metrics.write(step, line)
+                display.report(step, line, (steps - step) * batch_size / speed if speed else 0.0)
+            with clock.pause():
+                if evaluate:
+                    results = _evaluate(job, state, step, display)
+                    metrics.write(step, results)
+                if save:
+                    metrics.sync()
+                    checkpoints.save(step, state, resolved)
+                    saved = step
+                    run |= {"step": step, "images_seen": step * batch_size, "epochs": step * batch_size / len(job.data),
+                            "bad_images": bad_images,
+                            "wall_seconds": round(before + time.perf_counter() - began, 1)}
+                    _write_run(workdir, run)
+            if received and not last:
+                checkpoints.wait()
+                raise Stopped(received[0], step)
+
+        checkpoints.wait()
+        if start == steps:
+            display.say(f"all {steps} steps were done before; nothing is left to train")
+            run, results = read_run(workdir), last_results(workdir)
+        if experiment.evals:
+            job.draw(state, next(iter(experiment.evals)), workdir / "predictions.png")
+        run |= {"results": results, "wall_seconds": round(before + time.perf_counter() - began, 1)}
+        _write_run(workdir, run)
+        display.say(f"done in {run['wall_seconds']:.0f} s; everything is in {workdir}")
+    return results
+
+
+def _evaluate(job: Job, state, step: int, display: Display) -> dict[str, float]:
+    results = {}
+    for name in job.experiment.evals:
+        start = time.perf_counter()
+        scored = job.score(state, name)
+        main = job.experiment.head.main_metric(job.data)
+        display.say(f"step {step}: {name} {main} {scored[main]:.4f}, loss {scored['loss']:.4f} on {scored['images']:,} "
+                    f"images in {time.perf_counter() - start:.1f} s")
+        results |= {f"{name}/{key}": value for key, value in scored.items()}
+    return results
+
+
+def _check(step: int, figures: dict[str, jax.Array], saved: int) -> None:
+    """Raises: UserError when a step's loss or gradient is not finite."""
+    for name in ("loss", "grad_norm"):
+        value = float(figures[name])
+        if not math.isfinite(value):
+            before = f"steps {saved + 1} to {step - 1} were finite, " if step > saved + 1 else ""
+            kept = f"the checkpoint of step {saved} is kept" if saved else "no checkpoint was saved yet"
+            raise UserError(f"{name} is {value} at step {step}; {before}{kept}; lower --optimizer.learning-rate, warm up "
+                            "for longer or set --optimizer.clip")
+
+
+def last_results(workdir: Path) -> dict[str, float]:
+    """The figures of the last evaluation in metrics.jsonl."""
+    lines = [line for line in read_metrics(workdir / "metrics.jsonl") if any("/" in key for key in line)]
+    return {key: value for key, value in lines[-1].items() if key != "step"} if lines else {}
+
+
+def _write_run(workdir: Path, run: dict) -> None:
+    if jax.process_index() == 0:
+        (workdir / "run.json").write_text(json.dumps(run, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and SIGINT instead of dying of them; a second one is obeyed at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def note(signum: int, frame: object) -> None:
+        received.append(signum)
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+    old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,77 @@
+"""What the person at the terminal sees, and where the time of a run goes."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+
+class Clock:
+    """Time since the last look, split into training, waiting for data, and pauses (evaluation, saving)."""
+
+    def __init__(self) -> None:
+        self._mark, self._waited, self._paused = time.perf_counter(), 0.0, 0.0
+
+    @contextmanager
+    def waiting(self):
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    @contextmanager
+    def pause(self):
+        start = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - start
+
+    def lap(self) -> tuple[float, float]:
+        """Seconds of training since the last lap, pauses aside, and the share of them spent waiting for data."""
+        now = time.perf_counter()
+        seconds = max(now - self._mark - self._paused, 1e-9)
+        share = min(self._waited / seconds, 1.0)
+        self._mark, self._waited, self._paused = now, 0.0, 0.0
+        return seconds, share
+
+
+class Display:
+    """A live line on a terminal, a plain line for each report elsewhere. Silent on all processes but the first."""
+
+    def __init__(self, steps: int, start: int, quiet: bool = False):
+        self.console = Console(quiet=quiet, soft_wrap=True, highlight=False)
+        self.steps, self._start, self._began = steps, start, None
+        self._progress = Progress(TextColumn("step"), MofNCompleteColumn(), BarColumn(24), TextColumn("{task.fields[say]}"),
+                                  TimeElapsedColumn(), console=self.console, transient=True,
+                                  disable=not self.console.is_terminal)
+        self._task = self._progress.add_task("", total=steps, completed=start, say="compiling")
+
+    def __enter__(self) -> Display:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, markup=False)
+
+    def step(self, step: int) -> None:
+        self._progress.update(self._task, completed=step)
+
+    def report(self, step: int, figures: dict[str, float], seconds_left: float) -> None:
+        """The latest figures: loss, images/s, share of time waiting for data."""
+        say = (f"loss {figures['loss']:.4g}  {figures['images_per_second']:,.0f} images/s  "
+               f"data wait {figures['data_wait']:.0%}  {_duration(seconds_left)} left")
+        if self.console.is_terminal:
+            self._progress.update(self._task, completed=step, say=say)
+        else:
+            self.say(f"step {step}/{self.steps}  {say}")
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
