@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -68,7 +69,10 @@ def train(arguments: list[str]) -> int:
 def evaluate(arguments: list[str]) -> int:
     asked = _parse(Evaluate, arguments, "bvl evaluate")
     for module in asked.imports:
-        importlib.import_module(module)
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise UserError(f"--import {module}: {error}") from None
     _set_up_jax(configs.read(asked.run / "config.json", asked.imports))
     from big_vision_lite.training.evaluate import evaluate
 
@@ -108,7 +112,8 @@ def _set_up_jax(experiment: Experiment) -> None:
     import jax
 
     if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", "") and "JAX_NUM_CPU_DEVICES" not in os.environ:
-        jax.config.update("jax_num_cpu_devices", _cpu_devices(experiment))
+        with contextlib.suppress(RuntimeError):  # a second command in a process keeps the first one's devices
+            jax.config.update("jax_num_cpu_devices", _cpu_devices(experiment))
     try:
         jax.devices()
     except RuntimeError as error:

@@ -58,7 +58,9 @@ def _arguments(get_config: Any, text: str, path: Path) -> dict[str, Any]:
     values = {}
     for piece in filter(None, re.split(r",(?=\s*[A-Za-z_]\w*=)", text)):  # a comma inside a value stays
         key, equals, value = piece.strip().partition("=")
-        if not equals or key not in parameters:
+        if not equals:
+            raise UserError(f"{path}: {piece.strip()!r} has no value; expected argument=value,argument=value")
+        if key not in parameters:
             raise UserError(f"{path} has no argument {key!r}" + nearest(key, parameters))
         try:
             values[key] = _parse(value, hints.get(key, str))
@@ -126,7 +128,7 @@ def from_json(value: Any, allowed: Sequence[str] = ()) -> Any:
         return tuple(from_json(v, allowed) for v in value)
     if not isinstance(value, dict):
         return value
-    if _CLASS not in value:
+    if not isinstance(value.get(_CLASS), str):  # a plain dict may use the key for itself
         return {k: from_json(v, allowed) for k, v in value.items()}
     kind = _find_class(value[_CLASS], allowed)
     fields = {k: from_json(v, allowed) for k, v in value.items() if k != _CLASS}
@@ -134,6 +136,10 @@ def from_json(value: Any, allowed: Sequence[str] = ()) -> Any:
     for name in fields:
         if name not in known:
             raise UserError(f"config: {kind.__name__} has no field {name!r}" + nearest(name, known))
+    missing = [f.name for f in dataclasses.fields(kind)
+               if f.name not in fields and f.default is f.default_factory is dataclasses.MISSING]
+    if missing:
+        raise UserError(f"config: {kind.__name__} needs {missing[0]!r}, which is not there")
     return kind(**fields)
 
 
@@ -159,11 +165,13 @@ def save(value: Any, path: Path) -> None:
 def read(path: Path, allowed: Sequence[str] = ()) -> Any:
     """Raises: UserError when the file is missing, cut or holds what ``from_json`` refuses."""
     try:
-        return from_json(json.loads(path.read_text()), allowed)
-    except FileNotFoundError:
-        raise UserError(f"no {path.name} in {str(path.parent)!r}; a run folder holds one") from None
-    except json.JSONDecodeError as error:
+        tree = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read {path.name} in {str(path.parent)!r}: {error.strerror or error}; a run folder "
+                        "holds one") from None
+    except ValueError as error:  # not JSON, or not even text
         raise UserError(f"{path} is not valid JSON ({error}); it may have been cut") from None
+    return from_json(tree, allowed)
 
 
 def differences(old: Any, new: Any, ignore: Sequence[str] = (), at: str = "") -> list[str]:

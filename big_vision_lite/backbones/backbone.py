@@ -41,5 +41,5 @@ class Pixels:
 
     def normalize(self, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
         """float32; runs on the device, so that images travel there as bytes."""
-        mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
+        mean, std = (jnp.asarray(v, jnp.float32).reshape(1, 1, 1, 3) for v in (self.mean, self.std))
         return (images.astype(jnp.float32) - mean) / std

@@ -123,6 +123,10 @@ def batches(make: BatchMaker, start: int, stop: int) -> Iterator[dict[str, np.nd
     data = grain.MapDataset.range(start, stop).map(make).to_iter_dataset(
         grain.ReadOptions(num_threads=min(threads, ahead), prefetch_buffer_size=ahead))
     if inputs.workers:
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():  # Grain tells its workers its flags; absl refuses to read unparsed ones
+            flags.FLAGS.mark_as_parsed()
         data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers=inputs.workers,
                                                              per_worker_buffer_size=inputs.prefetch))
     return iter(data)

@@ -109,7 +109,7 @@ class Classifier(nnx.Module):
         return self.head(features.mean((1, 2)))
 
 
-class ClassificationScores:
+class ClassificationScores(Scores):
     """mAP and its kin for many labels an image, top-1 and top-5 for one; and the mean loss."""
 
     def __init__(self, records: Records):

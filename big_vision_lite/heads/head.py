@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from flax import nnx
@@ -20,13 +20,16 @@ Batch = dict[str, Array]
 and must change nothing), and what ``Head.targets`` made of each example, stacked."""
 
 
-class Scores(Protocol):
+class Scores(abc.ABC):
     """Gathers the outputs of an evaluation and turns them into figures."""
 
+    @abc.abstractmethod
     def add(self, outputs: dict[str, np.ndarray], batch: dict[str, np.ndarray]) -> None:
         """Takes one batch: what ``Head.outputs`` gave, and the batch as the pipeline made it."""
 
-    def result(self) -> dict[str, float]: ...
+    @abc.abstractmethod
+    def result(self) -> dict[str, float]:
+        """The figures so far. "loss" and "images" are always there."""
 
 
 @dataclasses.dataclass(frozen=True)

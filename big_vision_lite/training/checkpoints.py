@@ -36,8 +36,10 @@ class Checkpoints:
             raise UserError(f"no checkpoints in {str(folder.parent)!r}; expected a run folder with checkpoints/")
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=not reading, read_only=reading,
                                                enable_async_checkpointing=not reading)
+        handlers = {STATE: ocp.StandardCheckpointHandler(), CONFIG: ocp.JsonCheckpointHandler(),
+                    DATA: ocp.JsonCheckpointHandler()}  # without them a manager that has not saved knows no shapes
         try:
-            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+            self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
         except OSError as error:
             raise UserError(f"cannot write checkpoints to {str(folder)!r}: {error.strerror or error}") from error
 

@@ -53,10 +53,10 @@ def evaluate(run: Path, split: str | None = None, step: int | None = None,
     """
     job, state, step = open_run(run, step, allowed, split)
     folder = run / "evaluations"
-    folder.mkdir(exist_ok=True)
     results = {"step": step}
     for name in job.experiment.evals:
         scored = job.score(state, name)
+        folder.mkdir(exist_ok=True)
         (folder / f"{name}-{step}.json").write_text(json.dumps({"step": step, **scored}, indent=2) + "\n")
         job.draw(state, name, folder / f"{name}-{step}.png")
         results |= {f"{name}/{key}": value for key, value in scored.items()}

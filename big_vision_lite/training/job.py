@@ -61,7 +61,9 @@ class Job:
 
     def init(self) -> TrainState:
         """A fresh state, made where it lives."""
-        return jax.jit(self._init, out_shardings=self._shardings)()
+        # XLA's CPU compiler would take half a minute to optimise random numbers that are drawn once.
+        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        return jax.jit(self._init, out_shardings=self._shardings, compiler_options=options)()
 
     @property
     def _shardings(self) -> TrainState:

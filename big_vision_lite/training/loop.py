@@ -46,8 +46,10 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, float]:
     """
     began = time.perf_counter()
     steps, batch_size = experiment.steps, experiment.train.batch_size
-    resolved = claim(workdir, experiment)
     job = Job(experiment)
+    for name in experiment.evals:
+        job.open_eval(name)  # a split that is missing is an error now, not after hours
+    resolved = claim(workdir, experiment)
     keep_description(workdir, job.data)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir / "checkpoints", experiment.keep)))
@@ -107,7 +109,7 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, float]:
                 display.report(step, line, (steps - step) * batch_size / speed if speed else 0.0)
             with clock.pause():
                 if evaluate:
-                    results = _evaluate(job, state, step, display)
+                    results = _evaluate(job, state, step, saved, display)
                     metrics.write(step, results)
                 if save:
                     metrics.sync()
@@ -133,11 +135,14 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, float]:
     return results
 
 
-def _evaluate(job: Job, state, step: int, display: Display) -> dict[str, float]:
+def _evaluate(job: Job, state, step: int, saved: int, display: Display) -> dict[str, float]:
     results = {}
     for name in job.experiment.evals:
         start = time.perf_counter()
-        scored = job.score(state, name)
+        try:
+            scored = job.score(state, name)
+        except UserError as error:
+            raise UserError(f"evaluation {name} at step {step}: {error}; {_kept(saved)}") from error
         main = job.experiment.head.main_metric(job.data)
         display.say(f"step {step}: {name} {main} {scored[main]:.4f}, loss {scored['loss']:.4f} on {scored['images']:,} "
                     f"images in {time.perf_counter() - start:.1f} s")
@@ -151,9 +156,12 @@ def _check(step: int, figures: dict[str, jax.Array], saved: int) -> None:
         value = float(figures[name])
         if not math.isfinite(value):
             before = f"steps {saved + 1} to {step - 1} were finite, " if step > saved + 1 else ""
-            kept = f"the checkpoint of step {saved} is kept" if saved else "no checkpoint was saved yet"
-            raise UserError(f"{name} is {value} at step {step}; {before}{kept}; lower --optimizer.learning-rate, warm up "
-                            "for longer or set --optimizer.clip")
+            raise UserError(f"{name} is {value} at step {step}; {before}{_kept(saved)}; lower "
+                            "--optimizer.learning-rate, warm up for longer or set --optimizer.clip")
+
+
+def _kept(saved: int) -> str:
+    return f"the checkpoint of step {saved} is kept" if saved else "no checkpoint was saved yet"
 
 
 def last_results(workdir: Path) -> dict[str, float]:

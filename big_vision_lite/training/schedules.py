@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -63,8 +64,8 @@ class Step(Schedule):
     factor: float = 0.1
 
     def shape(self, step: ArrayLike, steps: int) -> ArrayLike:
-        passed = sum(jnp.asarray(step >= fraction * steps, jnp.float32) for fraction in self.at)
-        return self.factor**passed
+        passed = [jnp.where(step >= round(fraction * steps), self.factor, 1.0) for fraction in self.at]
+        return math.prod(passed)
 
 
 @dataclasses.dataclass(frozen=True)

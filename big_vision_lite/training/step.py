@@ -16,7 +16,8 @@ from jax import Array
 
 from big_vision_lite.heads.head import Batch, Head
 
-Tree = dict[str, Any]
+Tree = Any
+"""Nested dicts of arrays, or of what describes them (shapes, shardings)."""
 
 
 @jax.tree_util.register_dataclass
@@ -24,16 +25,16 @@ Tree = dict[str, Any]
 class TrainState:
     """Everything that a step changes."""
 
-    step: Array
-    """int32: steps done."""
+    step: Any
+    """int32 scalar: steps done."""
     params: Tree
     """What is learnt, float32."""
     stats: Tree
     """What is kept beside it: BatchNorm's running statistics."""
     optimizer: Any
     """The state of optax's chain."""
-    average: Tree | None
-    """Moving average of the parameters, where the experiment asks for one."""
+    average: Tree
+    """Moving average of the parameters, where the experiment asks for one, or None."""
 
     @property
     def best_params(self) -> Tree:
@@ -75,7 +76,7 @@ class Learner:
         average = state.average
         if self.ema is not None:
             average = jax.tree.map(lambda a, p: self.ema * a + (1.0 - self.ema) * p, average, params)
-        metrics = {**metrics, "grad_norm": optax.global_norm(grads)}
+        metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, stats, optimizer, average), metrics
 
     def gradient(self, params: Tree, stats: Tree, batch: Batch) -> tuple[Tree, Tree, dict[str, Array]]:

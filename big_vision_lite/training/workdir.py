@@ -22,7 +22,7 @@ def claim(workdir: Path, experiment: Experiment) -> Any:
     path = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if path.exists():
+        if path.exists() and _has_checkpoint(workdir):
             different = config.differences(json.loads(path.read_text()), resolved, WITHOUT_EFFECT)
             if different:
                 raise UserError(f"{str(workdir)!r} holds a run of another experiment: {'; '.join(different[:4])}"
@@ -37,10 +37,15 @@ def claim(workdir: Path, experiment: Experiment) -> Any:
     return resolved
 
 
+def _has_checkpoint(workdir: Path) -> bool:
+    """Whether there is anything to lose: a run that died before its first checkpoint leaves the folder free."""
+    return any((workdir / "checkpoints").glob("[0-9]*"))
+
+
 def keep_description(workdir: Path, data: Described) -> None:
     """Write down what the run learns from. Raises: UserError when the folder's run learnt from other data."""
     path = workdir / "data.json"
-    if path.exists():
+    if path.exists() and _has_checkpoint(workdir):
         old = read_description(workdir)
         if old.fingerprint != data.fingerprint:
             raise UserError(f"{str(workdir)!r} was trained on other data: {len(old):,} images ({old.fingerprint}), now "

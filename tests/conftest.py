@@ -1,0 +1,25 @@
+"""Eight CPU devices for every test, and signatures with shapes checked as they are called."""
+
+import os
+
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+# Tests compile much and compute little.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+
+import jaxtyping
+
+jaxtyping.install_import_hook("big_vision_lite", "typechecker.check")
+
+import contextlib  # noqa: E402
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+
+@pytest.fixture
+def strict():
+    """Mixed dtypes and implicit broadcasting over ranks are errors, as our own functions must not need them."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.numpy_dtype_promotion("strict"))
+        stack.enter_context(jax.numpy_rank_promotion("raise"))
+        yield

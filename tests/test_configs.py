@@ -1,0 +1,38 @@
+"""Every recipe in configs/ builds and takes two steps on a tiny generated set."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from big_vision_lite import config
+from big_vision_lite.data.emoji_scenes import EmojiScenes
+from big_vision_lite.data.pipeline import Input
+from big_vision_lite.training.loop import train
+from big_vision_lite.training.records import read_metrics
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+ARGUMENTS = {"image_folder.py": ":root=/photos,size=32"}
+"""What a recipe needs to be told."""
+
+
+def tiny(inputs: Input, kind: str) -> Input:
+    scenes = EmojiScenes("train", 24, size=32, classes=6, objects=(1, 1) if kind == "softmax" else (1, 3))
+    return dataclasses.replace(inputs, source=scenes, batch_size=8)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.py")), ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_config_takes_two_steps(path, tmp_path):
+    experiment = config.load(str(path) + ARGUMENTS.get(path.name, ""))
+    kind = experiment.head.loss_kind
+    backbone = dataclasses.replace(experiment.backbone, depth=10, width=1 / 16,
+                                   norm=dataclasses.replace(experiment.backbone.norm, group=None))
+    optimizer = dataclasses.replace(
+        experiment.optimizer, schedule=dataclasses.replace(experiment.optimizer.schedule, warmup=0))
+    small = dataclasses.replace(
+        experiment, train=tiny(experiment.train, kind), backbone=backbone, optimizer=optimizer, steps=2,
+        evals={name: tiny(inputs, kind) for name, inputs in experiment.evals.items()}, log_every=1, eval_every=None)
+    results = train(small, tmp_path / "run")
+    assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 2]
+    assert all(results[f"{name}/images"] == 24 for name in experiment.evals)
+    assert (tmp_path / "run" / "predictions.png").stat().st_size > 10_000
