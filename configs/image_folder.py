@@ -30,7 +30,8 @@ def get_config(root: str, split: str = "val", size: int = 64, depth: int = 10, w
     return Experiment(
         train=Input(ImageFolder(root, "train"), train, batch_size, on_bad_image="mask"),
         evals={split: Input(ImageFolder(root, split), evaluate, batch_size, on_bad_image="mask")},
-        backbone=ResNet(depth, width=width, norm=BatchNorm(group=min(64, batch_size)), stem="half" if small else "imagenet"),
+        backbone=ResNet(depth, width=width, norm=BatchNorm(group=min(64, batch_size)),
+                        stem="half" if small else "imagenet"),
         head=Classification("softmax", label_smoothing=0.1),
         optimizer=SGD(0.2 * batch_size / 256, schedule=Cosine(warmup=steps // 20), weight_decay=5e-4, nesterov=True),
         steps=steps,

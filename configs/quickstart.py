@@ -17,7 +17,7 @@ from big_vision_lite.training.optimizers import AdamW
 from big_vision_lite.training.schedules import Cosine
 
 
-def get_config(images: int = 20_000, classes: int = 200, steps: int = 900, batch_size: int = 128, depth: int = 10,
+def get_config(images: int = 20_000, classes: int = 200, steps: int = 1600, batch_size: int = 64, depth: int = 10,
                seed: int = 0) -> Experiment:
     """
     Args:
@@ -25,15 +25,16 @@ def get_config(images: int = 20_000, classes: int = 200, steps: int = 900, batch
       classes: the vocabulary, the most frequent first.
     """
     def scenes(split: str, count: int) -> EmojiScenes:
-        return EmojiScenes(split, count, size=48, classes=classes, prepared=True)
+        return EmojiScenes(split, count, size=48, classes=classes, objects=(1, 2), zipf=0.5, prepared=True)
 
     return Experiment(
         train=Input(scenes("train", images), PadCrop(48, pad=4), batch_size),
         evals={"validation": Input(scenes("validation", 2_000), Squash(48), batch_size)},
-        backbone=ResNet(depth, width=0.5, norm=BatchNorm(group=min(64, batch_size))),
+        backbone=ResNet(depth, width=0.5, norm=BatchNorm(group=min(32, batch_size))),
         head=Classification("sigmoid"),
-        optimizer=AdamW(4e-3 * batch_size / 128, schedule=Cosine(warmup=steps // 20), weight_decay=0.02),
+        optimizer=AdamW(3e-3 * (batch_size / 64) ** 0.5, schedule=Cosine(warmup=steps // 20), weight_decay=0.02),
         steps=steps,
         seed=seed,
-        eval_every=max(1, steps // 3),
+        log_every=50,
+        eval_every=max(1, steps // 2),
     )

@@ -51,7 +51,7 @@ def test_split_folders(split_root):
         "train/dog/deep/er/c.webp",
     ]
     assert [train[i]["labels"].tolist() for i in range(len(train))] == [[0], [1], [2], [2], [2]]
-    last = pickle.loads(pickle.dumps(train))[np.int64(-1)]
+    last = pickle.loads(pickle.dumps(train))[-1]
     assert last["image"] == b"content of train/dog/deep/er/c.webp"
     assert last["labels"].dtype == np.int32 and last["labels"].shape == (1,)
     with pytest.raises(IndexError):

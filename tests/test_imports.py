@@ -49,7 +49,7 @@ def test_no_heavy_imports_where_a_config_is_read():
     import subprocess
     import sys
 
-    code = ("import sys, big_vision_lite.commands; "
-            "print([m for m in ('grain', 'orbax', 'tensorflow', 'tensorflow_datasets', 'matplotlib') if m in sys.modules])")
+    heavy = ("grain", "orbax", "tensorflow", "tensorflow_datasets", "matplotlib")
+    code = f"import sys, big_vision_lite.commands; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,6 +1,7 @@
 """Runs that are really killed, and end as if nothing had happened."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from big_vision_lite.training.evaluate import open_run
 from big_vision_lite.training.checkpoints import flatten
+from big_vision_lite.training.evaluate import open_run
 from big_vision_lite.training.records import read_metrics
 
 CONFIG = '''
@@ -31,7 +32,7 @@ def get_config() -> Experiment:
         backbone=ResNet(10, width=1 / 16, stem="half"), head=Classification(), optimizer=SGD(0.05), steps=STEPS,
         log_every=1, eval_every=STEPS // 3, save_every=20, ema=0.9)
 '''
-STEPS = 300
+STEPS = 200
 TIMES = ("images_per_second", "data_wait")
 
 
@@ -44,7 +45,9 @@ def runs(tmp_path_factory):
 
     def start(name: str) -> tuple[subprocess.Popen, Path]:
         command = [sys.executable, "-m", "big_vision_lite", "train", str(config), "--workdir", str(folder / name)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True), folder / name
+        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2"}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                env=environment), folder / name
 
     return start
 
@@ -74,14 +77,14 @@ def test_a_killed_run_ends_as_one_never_killed(runs):
     finish(process)
 
     process, broken = runs("broken")
-    first = int(rng.integers(25, STEPS // 2))
+    first = int(rng.integers(25, 90))
     wait_for_step(process, broken, first)
     process.kill()
-    process.wait()
+    process.communicate()
     assert read_metrics(broken / "metrics.jsonl")[-1]["step"] < STEPS
 
     process, _ = runs("broken")
-    wait_for_step(process, broken, int(rng.integers(first + 25, STEPS - 30)))
+    wait_for_step(process, broken, int(rng.integers(first + 25, STEPS - 40)))
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM

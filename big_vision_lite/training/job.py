@@ -16,7 +16,7 @@ from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.heads.head import Scores
 from big_vision_lite.training import mesh as meshes
-from big_vision_lite.training.step import Learner, Tree, TrainState, merge, split
+from big_vision_lite.training.step import Learner, TrainState, Tree, merge, split
 
 
 class Job:

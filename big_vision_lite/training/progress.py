@@ -41,9 +41,10 @@ class Display:
 
     def __init__(self, steps: int, start: int, quiet: bool = False):
         self.console = Console(quiet=quiet, soft_wrap=True, highlight=False)
-        self.steps, self._start, self._began = steps, start, None
-        self._progress = Progress(TextColumn("step"), MofNCompleteColumn(), BarColumn(24), TextColumn("{task.fields[say]}"),
-                                  TimeElapsedColumn(), console=self.console, transient=True,
+        self.steps = steps
+        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(24), TextColumn("{task.fields[say]}"),
+                   TimeElapsedColumn())
+        self._progress = Progress(*columns, console=self.console, transient=True,
                                   disable=not self.console.is_terminal)
         self._task = self._progress.add_task("", total=steps, completed=start, say="compiling")
 
