@@ -17,7 +17,7 @@ from big_vision_lite.training.optimizers import AdamW
 from big_vision_lite.training.schedules import Cosine
 
 
-def get_config(images: int = 20_000, classes: int = 200, steps: int = 1600, batch_size: int = 64, depth: int = 10,
+def get_config(images: int = 20_000, classes: int = 200, steps: int = 1300, batch_size: int = 64, depth: int = 10,
                seed: int = 0) -> Experiment:
     """
     Args:
