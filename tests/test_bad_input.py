@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,8 @@ from big_vision_lite.cli import main
 from big_vision_lite.errors import UserError
 from big_vision_lite.training.checkpoints import Checkpoints
 from big_vision_lite.training.mesh import Mesh
-from big_vision_lite.training.records import read_metrics, read_run
+from big_vision_lite.training.progress import Display
+from big_vision_lite.training.records import MetricWriter, read_metrics, read_run
 
 CONFIG = Path(__file__).parent.parent / "configs" / "image_folder.py"
 
@@ -128,6 +130,36 @@ def test_a_batch_that_does_not_divide(photos, tmp_path, refused):
         Mesh(fsdp=devices + 1).build()
 
 
+@pytest.mark.parametrize(("where", "method"), [(Display, "step"), (MetricWriter, "write"), (MetricWriter, "sync"),
+                                               (Checkpoints, "save")])
+def test_a_signal_at_any_line_leaves_a_step_that_is_saved(photos, tmp_path, monkeypatch, capsys, where, method):
+    for i in range(8):
+        (photos / "train" / "cat" / f"{i}.jpg").write_bytes(b"cut")
+    workdir = tmp_path / "run"
+    often = method in ("sync", "save")  # these are called at a save, the others at each step
+    command = [f"--save-every={5 if often else 100}" if a.startswith("--save-every") else a
+               for a in (*train(photos, workdir), "--steps=12", "--log-every=1")]
+    original, calls = getattr(where, method), []
+
+    def interrupted(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == (1 if often else 3):
+            signal.raise_signal(signal.SIGTERM)
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, method, interrupted)
+        assert main(command) == 128 + signal.SIGTERM
+    stopped = int(capsys.readouterr().err.split("after step ")[1].split(",")[0])
+    reader = Checkpoints(workdir / "checkpoints")
+    assert reader.latest() == stopped < 12
+    reader.close()
+    assert main(command) == 0
+    assert f"going on from step {stopped}" in capsys.readouterr().out
+    bad = [line["bad_images"] for line in read_metrics(workdir / "metrics.jsonl") if "bad_images" in line]
+    assert bad == sorted(bad) and bad[-1] == read_run(workdir)["bad_images"] == 12 // 2 * 8  # as if never stopped
+
+
 def test_an_image_that_is_cut(photos, tmp_path, refused):
     cut = photos / "train" / "dog" / "3.jpg"
     whole = cut.read_bytes()
@@ -202,11 +234,13 @@ def test_a_checkpoint_of_another_network(run, refused):
 def test_a_checkpoint_names_the_first_leaf_that_differs(tmp_path):
     state = {"params": {"a": jnp.zeros((2, 3)), "b": {"kernel": jnp.ones(4)}}, "step": jnp.int32(5)}
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
-    checkpoints.save(5, state, {})
+    checkpoints.save(5, state, {}, {"step": 5, "bad_images": 2})
     checkpoints.wait()
     checkpoints.close()
     for reader in (Checkpoints(tmp_path / "checkpoints"), Checkpoints(tmp_path / "checkpoints", keep=2)):
-        jax.tree.map(np.testing.assert_array_equal, reader.restore(5, state), state)
+        restored, data = reader.restore(5, state)
+        jax.tree.map(np.testing.assert_array_equal, restored, state)
+        assert data == {"step": 5, "bad_images": 2}
         wider = {**state, "params": {**state["params"], "b": {"kernel": jnp.ones(8)}}}
         with pytest.raises(UserError, match=r"'params.b.kernel' has shape \(4,\), this .* needs \(8,\)"):
             reader.restore(5, wider)
@@ -241,20 +275,20 @@ from big_vision_lite.training.checkpoints import Checkpoints
 folder = Path(sys.argv[1])
 state = {"params": jax.random.normal(jax.random.key(0), (1000, 1000))}
 checkpoints = Checkpoints(folder, keep=2)
-checkpoints.save(1, state, {})
+checkpoints.save(1, state, {}, {})
 checkpoints.wait()
 soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # a write beyond fails, as on a full disk
 try:
-    checkpoints.save(2, {"params": state["params"] + 1}, {})
+    checkpoints.save(2, {"params": state["params"] + 1}, {}, {})
     checkpoints.wait()
 except UserError as error:
     print(error)
 checkpoints.close()
 resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 again = Checkpoints(folder, keep=2)
-print(again.steps(), bool((again.restore(1, state)["params"] == state["params"]).all()))
-again.save(2, state, {})
+print(again.steps(), bool((again.restore(1, state)[0]["params"] == state["params"]).all()))
+again.save(2, state, {}, {})
 again.wait()
 print(again.steps())
 """

@@ -50,15 +50,15 @@ class Checkpoints:
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: Any, config: Any) -> None:
-        """Start saving; returns once the state is copied off the devices.
+    def save(self, step: int, state: Any, config: Any, data: dict[str, int]) -> None:
+        """Start saving; returns once the state is copied off the devices. ``data``: where the input stands.
 
         Raises:
           UserError: this save or the one before it failed. Earlier checkpoints are untouched.
         """
         args = self._ocp.args
         items = args.Composite(**{STATE: args.StandardSave(flatten(state)), CONFIG: args.JsonSave(config),
-                                  DATA: args.JsonSave({"step": step})})
+                                  DATA: args.JsonSave(data)})
         self._guard(lambda: self._manager.save(step, args=items, force=True))
 
     def wait(self) -> None:
@@ -81,8 +81,9 @@ class Checkpoints:
             raise UserError(f"cannot save a checkpoint in {str(self.folder)!r}: {_first_line(text)}; {kept}; free "
                             "some space and start the same command again") from error
 
-    def restore(self, step: int, like: Any) -> Any:
-        """The state of ``step``, in the structure, dtypes and shardings of ``like`` (arrays or their descriptions).
+    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, int]]:
+        """The state of ``step``, in the structure, dtypes and shardings of ``like`` (arrays or their descriptions),
+        and where its input stood.
 
         Raises:
           UserError: the checkpoint is of another network: names the first leaf that differs.
@@ -101,9 +102,10 @@ class Checkpoints:
             raise UserError(f"checkpoint {self.folder / str(step)} holds {extra[0]!r} ({len(extra)} such), which "
                             "this experiment does not have; it was made by another architecture or optimiser")
         args = self._ocp.args
-        items = self._manager.restore(step, args=args.Composite(**{STATE: args.StandardRestore(target)}))
+        items = self._manager.restore(step, args=args.Composite(**{STATE: args.StandardRestore(target),
+                                                                    DATA: args.JsonRestore()}))
         structure = jax.tree.structure(like)
-        return jax.tree.unflatten(structure, [items[STATE][name] for name in target])
+        return jax.tree.unflatten(structure, [items[STATE][name] for name in target]), dict(items[DATA])
 
     def _shapes(self, step: int) -> dict[str, tuple[int, ...]]:
         metadata = self._manager.item_metadata(step)[STATE]

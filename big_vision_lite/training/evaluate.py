@@ -39,7 +39,7 @@ def open_run(run: Path, step: int | None = None, allowed: Sequence[str] = (),
         raise UserError(f"{str(run)!r} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
     job = Job(experiment, read_description(run))
     chosen = steps[-1] if step is None else step
-    state = checkpoints.restore(chosen, job.description)
+    state, _ = checkpoints.restore(chosen, job.description)
     checkpoints.close()
     return job, state, chosen
 

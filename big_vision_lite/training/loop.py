@@ -54,7 +54,7 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, float]:
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir / "checkpoints", experiment.keep)))
         start = checkpoints.latest() or 0
-        state = checkpoints.restore(start, job.description) if start else job.init()
+        state, data = checkpoints.restore(start, job.description) if start else (job.init(), {})
         metrics = stack.enter_context(contextlib.closing(MetricWriter(workdir, start)))
         display = stack.enter_context(Display(steps, start, quiet=jax.process_index() > 0))
         received = stack.enter_context(_signals())
@@ -69,7 +69,7 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, float]:
         results: dict[str, float] = {}
         clock, pending = Clock(), collections.deque()
         step = saved = logged = start
-        bad_images = 0
+        bad_images = data.get("bad_images", 0)
         stream = job.batches(experiment.train, job.data, experiment.seed, start, steps)
 
         while step < steps:
@@ -92,7 +92,8 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, float]:
             last = step == steps
             log = last or step % experiment.log_every == 0
             evaluate = last or (experiment.eval_every and step % experiment.eval_every == 0)
-            save = last or step % experiment.save_interval == 0 or bool(received)
+            stop = received[0] if received and not last else None  # asked once: a signal may come at any line below
+            save = last or step % experiment.save_interval == 0 or stop is not None
             if log or save:
                 while pending:
                     _check(*pending.popleft(), saved)
@@ -113,15 +114,15 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, float]:
                     metrics.write(step, results)
                 if save:
                     metrics.sync()
-                    checkpoints.save(step, state, resolved)
+                    checkpoints.save(step, state, resolved, {"step": step, "bad_images": bad_images})
                     saved = step
                     run |= {"step": step, "images_seen": step * batch_size, "epochs": step * batch_size / len(job.data),
                             "bad_images": bad_images,
                             "wall_seconds": round(before + time.perf_counter() - began, 1)}
                     _write_run(workdir, run)
-            if received and not last:
+            if stop is not None:
                 checkpoints.wait()
-                raise Stopped(received[0], step)
+                raise Stopped(stop, step)
 
         checkpoints.wait()
         if start == steps:
