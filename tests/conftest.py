@@ -6,7 +6,12 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 # Tests compile much and compute little.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
-import jaxtyping
+import tempfile
+
+_CACHE = tempfile.TemporaryDirectory()
+os.environ["BVL_CACHE"] = _CACHE.name  # nothing that earlier runs kept may help a test
+
+import jaxtyping  # noqa: E402
 
 jaxtyping.install_import_hook("big_vision_lite", "typechecker.check")
 

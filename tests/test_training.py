@@ -21,7 +21,7 @@ from big_vision_lite.training.optimizers import SGD, AdamW, RMSProp
 from big_vision_lite.training.schedules import Constant, Cosine, Staircase, Step
 from big_vision_lite.training.step import Learner, split
 
-DATA = Description(tuple("abcdefghij"), True, "toy", 64)
+DATA = Description(tuple("abcdefghij"), True, "toy", 64, "")
 
 
 def learner(norm, **more) -> tuple[Learner, dict, dict]:

@@ -108,22 +108,25 @@ class ImageFolderRecords(Records):
     prefix: str  # of every id, before the class: "train/" or ""
     paths: bytes  # below the classes' folders, one after the other
     ends: np.ndarray  # int64 [n]: where each path ends in ``paths``
-    labels: np.ndarray  # int32 [n]
+    label_of: np.ndarray  # int32 [n]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.label_of)
+
+    def labels(self, index: int) -> tuple[str, np.ndarray]:
+        index = range(len(self))[index]
+        label = self.label_of[index]
+        path = os.fsdecode(self.paths[self.ends[index - 1] if index else 0 : self.ends[index]])
+        return f"{self.prefix}{self.classes[label]}/{path}", np.array([label], np.int32)
 
     def __getitem__(self, index: int) -> Example:
-        index = range(len(self.labels))[index]
-        label = self.labels[index]
-        path = os.fsdecode(self.paths[self.ends[index - 1] if index else 0 : self.ends[index]])
-        id_ = f"{self.prefix}{self.classes[label]}/{path}"
+        id_, labels = self.labels(index)
         try:
             with open(f"{self.root}/{id_}", "rb", buffering=0) as file:
                 image = file.read()
         except OSError as error:
             raise BadImageError(id_, error.strerror or str(error)) from error
-        return {"id": id_, "image": image, "labels": np.array([label], np.int32)}
+        return {"id": id_, "image": image, "labels": labels}
 
 
 def _scan(root, prefix, folders, classes, keep=lambda id_: True) -> ImageFolderRecords:
@@ -153,7 +156,7 @@ def _scan(root, prefix, folders, classes, keep=lambda id_: True) -> ImageFolderR
         prefix=prefix,
         paths=b"".join(paths),
         ends=np.concatenate(ends),
-        labels=np.concatenate(labels),
+        label_of=np.concatenate(labels),
     )
 
 

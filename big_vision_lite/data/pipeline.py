@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from big_vision_lite.data.curation import Curation, curated
 from big_vision_lite.data.source import Example, Records, Source
 from big_vision_lite.data.transforms import Transform
 from big_vision_lite.errors import BadImageError, UserError
@@ -39,11 +40,17 @@ class Input:
     """Worker processes that make batches, each with ``threads`` threads; 0: this process does."""
     prefetch: int = 4
     """Batches kept ready."""
+    curate: tuple[Curation, ...] = ()
+    """Which examples of the source are used, and with which labels: steps of `data.curation`, in order."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.workers < 0 or self.prefetch < 1 or (self.threads or 1) < 1:
             raise UserError(f"Input: batch_size={self.batch_size}, threads={self.threads}, workers={self.workers}, "
                             f"prefetch={self.prefetch}; expected workers of at least 0 and the others at least 1")
+
+    def open(self) -> Records:
+        """The source, curated. Raises: UserError as `Source.open` and `curated`."""
+        return curated(self.source.open(), self.curate)
 
 
 class BatchMaker:
@@ -97,12 +104,15 @@ class BatchMaker:
         images = np.zeros((len(indices), *self.inputs.transform.shape), np.uint8)
         mask = np.zeros(len(indices), np.bool_)
         targets = []
+        read = iter(self.records.read([index for index in indices if index >= 0]))
         for row, (index, position) in enumerate(zip(indices, positions, strict=True)):
             example: Example = {"id": "", "labels": np.zeros(0, np.int32)}
             if index >= 0:
                 rng = np.random.Generator(np.random.Philox(key=(self.seed or 0, position)))
                 try:
-                    example = self.inputs.transform(self.records[index], rng, images[row])
+                    if isinstance(found := next(read), BadImageError):
+                        raise found
+                    example = self.inputs.transform(found, rng, images[row])
                     mask[row] = True
                 except BadImageError:
                     if self.inputs.on_bad_image == "raise":

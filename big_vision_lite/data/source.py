@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
+
+from big_vision_lite.errors import BadImageError
 
 Example = dict[str, Any]
 """One example. Always there:
@@ -42,6 +47,8 @@ class Description(Described):
     multi_label: bool
     fingerprint: str
     images: int
+    sha256: str
+    """Over the ids in order; see `data.manifest`."""
 
     def __len__(self) -> int:
         return self.images
@@ -55,6 +62,23 @@ class Records(Described, abc.ABC):
 
     @abc.abstractmethod
     def __getitem__(self, index: int) -> Example: ...
+
+    def read(self, indices: Sequence[int]) -> list[Example | BadImageError]:
+        """The examples at many indices, for a source that can do that better than one by one. One that cannot be read
+        has its error in its place."""
+        found: list[Example | BadImageError] = []
+        for index in indices:
+            try:
+                found.append(self[index])
+            except BadImageError as error:
+                found.append(error)
+        return found
+
+    def labels(self, index: int) -> tuple[str, np.ndarray]:
+        """(id, labels) as ``self[index]`` has them, for those who look at all of a source: without reading the image
+        where the source can."""
+        example = self[index]
+        return example["id"], example["labels"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from big_vision_lite.data.curation import Vocabulary, curated
 from big_vision_lite.data.pipeline import BatchMaker, Input, batches
 from big_vision_lite.data.source import Described, Records
 from big_vision_lite.errors import UserError
@@ -40,7 +41,7 @@ class Job:
         for name, inputs in experiment.evals.items():
             meshes.check_batch(f"evals.{name}", inputs.batch_size, self.mesh)
         optimizer = experiment.optimizer.build(experiment.steps)
-        self.data = described or experiment.train.source.open()
+        self.data = described or experiment.train.open()
         self._evals: dict[str, Records] = {}
         graphdef = split(nnx.eval_shape(self._build))[0]
         self.learner = Learner(graphdef, experiment.head, optimizer, experiment.accumulate, experiment.ema)
@@ -84,7 +85,7 @@ class Job:
         """An evaluation's input and its records. Raises: UserError when its classes are not the model's."""
         inputs = self.experiment.evals[name]
         if name not in self._evals:
-            self._evals[name] = inputs.source.open()
+            self._evals[name] = self._in_the_vocabulary(inputs.open())
         records = self._evals[name]
         if records.classes != self.data.classes:
             ours, theirs = self.data.classes, records.classes
@@ -94,6 +95,14 @@ class Job:
             raise UserError(f"evals.{name} has {len(theirs)} classes and training {len(ours)}; the first that differs "
                             f"is number {at}: {found[0]}, expected {found[1]}")
         return inputs, records
+
+    def _in_the_vocabulary(self, records: Records) -> Records:
+        """An evaluation is restricted to the classes that training was, in whatever way they were chosen there."""
+        restricted = any(isinstance(step, Vocabulary) for step in self.experiment.train.curate)
+        if not restricted or set(self.data.classes) >= set(records.classes):
+            return records
+        known = tuple(name for name in self.data.classes if name in set(records.classes))
+        return curated(records, (Vocabulary(known),)) if known else records
 
     def batches(self, inputs: Input, records: Records, seed: int | None, start: int = 0,
                 stop: int | None = None) -> Iterator[dict[str, np.ndarray]]:

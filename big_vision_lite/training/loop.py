@@ -50,7 +50,7 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, float]:
     for name in experiment.evals:
         job.open_eval(name)  # a split that is missing is an error now, not after hours
     resolved = claim(workdir, experiment)
-    keep_description(workdir, job.data)
+    data_found = keep_description(workdir, job.data)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir / "checkpoints", experiment.keep)))
         start = checkpoints.latest() or 0
@@ -63,7 +63,11 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, float]:
         display.say(f"{workdir}: {len(job.data):,} images of {len(job.data.classes)} classes, {parameters / 1e6:.2f} M "
                     f"parameters, {jax.device_count()} {jax.devices()[0].platform} device(s)"
                     + (f", going on from step {start}" if start else ""))
-        run = describe_run(seed=experiment.seed, data=job.data.fingerprint, images=len(job.data))
+        for noise in data_found["noise"]:
+            display.say(f"label noise: of {noise['labels']:,} labels {noise['precision']:.2%} are right; "
+                        f"{noise['recall']:.2%} of the true ones are given")
+        run = describe_run(seed=experiment.seed, data=job.data.fingerprint, images=len(job.data),
+                           noise=data_found["noise"])
         before = read_run(workdir).get("wall_seconds", 0.0) if start else 0.0
         rate = experiment.optimizer.schedule.build(steps)
         results: dict[str, float] = {}

@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from big_vision_lite import config
-from big_vision_lite.data.source import Described, Description
+from big_vision_lite.data.manifest import manifest
+from big_vision_lite.data.source import Description, Records
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import WITHOUT_EFFECT, Experiment
 
@@ -42,17 +45,23 @@ def _has_checkpoint(workdir: Path) -> bool:
     return any((workdir / "checkpoints").glob("[0-9]*"))
 
 
-def keep_description(workdir: Path, data: Described) -> None:
-    """Write down what the run learns from. Raises: UserError when the folder's run learnt from other data."""
-    path = workdir / "data.json"
+def keep_description(workdir: Path, data: Records) -> dict:
+    """Write down what the run learns from: data.json, the records' description and manifest, which is returned.
+
+    Raises:
+      UserError: the folder's run learnt from other data.
+    """
+    path, found = workdir / "data.json", manifest(data)
     if path.exists() and _has_checkpoint(workdir):
         old = read_description(workdir)
-        if old.fingerprint != data.fingerprint:
-            raise UserError(f"{str(workdir)!r} was trained on other data: {len(old):,} images ({old.fingerprint}), now "
-                            f"{len(data):,} ({data.fingerprint}); choose another --workdir, or bring the data back")
-        return
-    path.write_text(json.dumps({"images": len(data), "multi_label": data.multi_label,
-                                "fingerprint": data.fingerprint, "classes": list(data.classes)}, indent=1) + "\n")
+        if (old.fingerprint, old.sha256) != (data.fingerprint, found["sha256"]):
+            raise UserError(f"{str(workdir)!r} was trained on other data: {len(old):,} images ({old.fingerprint}, "
+                            f"{old.sha256[:8]}), now {len(data):,} ({data.fingerprint}, {found['sha256'][:8]}); choose "
+                            "another --workdir, or bring the data back")
+    elif jax.process_index() == 0:
+        path.write_text(json.dumps({"multi_label": data.multi_label, "fingerprint": data.fingerprint, **found,
+                                    "classes": list(data.classes)}, indent=1) + "\n")
+    return found
 
 
 def read_description(workdir: Path) -> Description:
@@ -60,6 +69,7 @@ def read_description(workdir: Path) -> Description:
     path = workdir / "data.json"
     try:
         values = json.loads(path.read_text())
-        return Description(tuple(values["classes"]), values["multi_label"], values["fingerprint"], values["images"])
+        return Description(tuple(values["classes"]), values["multi_label"], values["fingerprint"], values["images"],
+                           values["sha256"])
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"cannot read {path}: {error}; a run folder holds one") from None

@@ -1,0 +1,36 @@
+"""A keyed permutation of 0 to n - 1 in constant memory: any element in constant time, the same for ever."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from big_vision_lite.data.ragged import mixed
+
+ROUNDS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Permutation:
+    """A Feistel network on pairs below the square root of n, rounded up, walked until it lands below n (Black and
+    Rogaway, "Ciphers with arbitrary finite domains", 2002)."""
+
+    length: int
+    seed: int
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """Positions int64 ``[k]`` to the elements there, int64 ``[k]``."""
+        side = max(2, math.isqrt(max(self.length - 1, 0)) + 1)
+        keys = mixed(self.seed, np.arange(ROUNDS))
+        out = np.array(positions, np.int64)
+        todo = np.arange(len(out))
+        while len(todo):
+            left, right = np.divmod(out[todo], side)
+            for key in keys:
+                # 32 of the mixed bits: their remainder is even enough for sides of up to a million.
+                left, right = right, (left + (mixed(key, right) >> np.uint64(32)).astype(np.int64)) % side
+            out[todo] = left * side + right
+            todo = todo[out[todo] >= self.length]
+        return out
