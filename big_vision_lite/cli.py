@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 
@@ -12,11 +13,22 @@ USAGE = """bvl: how much better does vision get with more data?
   bvl train CONFIG [--workdir DIR] [overrides]   train, score and draw; the same command resumes
   bvl evaluate RUN [--split S] [--step N]        score a checkpoint again
   bvl config show CONFIG [overrides]             print the resolved experiment
+  bvl doctor CONFIG [overrides]                  check before step 0 that all is there and fast enough
 
+  bvl data inspect SOURCE                        features, sizes and classes of a source, and a contact sheet
+  bvl data prepare SOURCE --name NAME            any source as a TFDS data set of ArrayRecord files
+  bvl data duplicates --train SOURCE --against SOURCE ...
+                                                 near-duplicates, and the list that leaves them out
+  bvl bench input                                images a second of this pipeline and of others, side by side
+
+SOURCE is a folder of images, a VOC tree, a folder of tar files, a COCO json, a csv, the name of a TFDS data set, or a
+config file, which stands for what it trains on; fields follow as in /photos:split=val.
 CONFIG is a Python file with get_config(...), with arguments as configs/x.py:depth=50,root=/photos.
 Every field can be overridden: bvl train CONFIG --help lists them with their defaults.
 """
-COMMANDS = ("train", "evaluate", "config")
+COMMANDS = {"train": "runs", "evaluate": "runs", "config": "runs", "doctor": "checks", "data": "data",
+            "bench": "checks"}
+"""Each command and the module of `commands` that has it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,9 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if arguments[0] not in COMMANDS:
             raise UserError(f"no command {arguments[0]!r}" + nearest(arguments[0], COMMANDS))
-        from big_vision_lite import commands  # after the cheap checks: it brings in JAX
-
-        return getattr(commands, arguments[0])(arguments[1:])
+        module = importlib.import_module(f"big_vision_lite.commands.{COMMANDS[arguments[0]]}")  # some bring in JAX
+        return getattr(module, arguments[0])(arguments[1:])
     except UserError as error:
         print(f"bvl: {error}", file=sys.stderr)
         return 2

@@ -63,7 +63,7 @@ def _arguments(get_config: Any, text: str, path: Path) -> dict[str, Any]:
         if key not in parameters:
             raise UserError(f"{path} has no argument {key!r}" + nearest(key, parameters))
         try:
-            values[key] = _parse(value, hints.get(key, str))
+            values[key] = parse(value, hints.get(key, str))
         except ValueError:
             expected = inspect.formatannotation(hints[key])
             raise UserError(f"{path}: {key}={value!r} is not {expected}") from None
@@ -73,13 +73,13 @@ def _arguments(get_config: Any, text: str, path: Path) -> dict[str, Any]:
     return values
 
 
-def _parse(text: str, hint: Any) -> Any:
+def parse(text: str, hint: Any) -> Any:
     """Text as a value of the annotated type. Raises: ValueError."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         for member in sorted(inner, key=lambda m: m is str):
             try:
-                return _parse(text, member)
+                return parse(text, member)
             except ValueError:
                 continue
         raise ValueError(text)
@@ -93,7 +93,7 @@ def _parse(text: str, hint: Any) -> Any:
                 return choice
         raise ValueError(text)
     if origin is tuple:
-        return tuple(_parse(piece, inner[0]) for piece in text.strip("()").split(",") if piece)
+        return tuple(parse(piece, inner[0]) for piece in text.strip("()").split(",") if piece)
     if hint is bool:
         if text.lower() not in ("true", "false"):
             raise ValueError(text)

@@ -14,8 +14,9 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
-from big_vision_lite import commands, config
+from big_vision_lite import config
 from big_vision_lite.cli import main
+from big_vision_lite.commands.arguments import set_up_jax
 from big_vision_lite.errors import UserError
 from big_vision_lite.training.checkpoints import Checkpoints
 from big_vision_lite.training.mesh import Mesh
@@ -308,5 +309,5 @@ def test_a_second_command_in_one_process_keeps_its_devices(finished, monkeypatch
     devices = jax.devices()
     monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    commands._set_up_jax(config.read(finished[1] / "config.json"))
+    set_up_jax(config.read(finished[1] / "config.json"))
     assert jax.devices() == devices

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import pickle
 
@@ -100,7 +101,7 @@ def test_smaller_sets_are_contained_in_larger_ones_through_the_whole_list(source
         assert len(records) == images and records.classes == curated(source, [Vocabulary(30)]).classes
         sets.append(contents(records))
         assert len(sets[-1]) == images and not any(int(id_.split("/")[1]) % 3 == 0 for id_ in sets[-1])
-    for small, large in zip(sets, sets[1:], strict=False):
+    for small, large in itertools.pairwise(sets):
         assert small.items() <= large.items()  # the same examples with the same labels
     other = curated(source, (*steps[:-2], dataclasses.replace(steps[-2], seed=1), steps[-1]))
     assert not contents(other).keys() <= sets[-1].keys()
@@ -172,7 +173,8 @@ def test_kinds_of_noise_draw_from_what_they_say(hierarchy, tmp_path):
     share = np.bincount(given, minlength=40)[1:8] / len(given)
     assert (np.diff(share) < 0.01).all() and share[0] > 3 * share[6]
     file = tmp_path / "confusion.csv"
-    rows = [f"class {i},class {(i + step) % 40},{weight}" for i in range(40) for step, weight in ((0, 90), (1, 3), (2, 1))]
+    weights = {0: 90, 1: 3, 2: 1}  # by the distance of the given class from the true one
+    rows = [f"class {i},class {(i + step) % 40},{weight}" for i in range(40) for step, weight in weights.items()]
     file.write_text("true,given,weight\n" + "\n".join(rows) + "\n")
     true, given = drawn(kind="confusion", confusion=str(file))
     step = (given - true) % 40
@@ -314,7 +316,8 @@ def test_evaluations_follow_the_vocabulary_of_training(tmp_path):
     def inputs(split, images, *steps):
         return Input(EmojiScenes(split, images, size=32, classes=8), Squash(32), 8, curate=steps)
 
-    experiment = Experiment(inputs("train", 40, Vocabulary(5), LabelNoise(0.5)), {"validation": inputs("validation", 24)},
+    train = inputs("train", 40, Vocabulary(5), LabelNoise(0.5))
+    experiment = Experiment(train, {"validation": inputs("validation", 24)},
                             ResNet(10, width=1 / 16), Classification(), SGD(0.1), steps=1)
     job = Job(experiment)
     evaluated = job.open_eval("validation")[1]
@@ -336,5 +339,5 @@ def test_a_run_keeps_its_manifest_and_refuses_other_data(source, tmp_path):
         keep_description(tmp_path, curated(source, [NestedSubset(500, seed=1), *steps[1:]]))
     kept["sha256"] = "0" * 64  # as if other ids had been under the same fingerprint
     (tmp_path / "data.json").write_text(json.dumps(kept))
-    with pytest.raises(UserError, match="00000000.*bring the data back"):
+    with pytest.raises(UserError, match=r"00000000.*bring the data back"):
         keep_description(tmp_path, records)

@@ -7,7 +7,7 @@ import big_vision_lite
 
 PACKAGE = Path(big_vision_lite.__file__).parent
 RANK = {"errors": 0, "config": 1, "data": 1, "backbones": 2, "evaluation": 2, "heads": 3, "training": 4,
-        "experiment": 4, "commands": 6, "cli": 7, "__main__": 8, "__init__": 0}
+        "experiment": 4, "bench": 5, "commands": 6, "cli": 7, "__main__": 8, "__init__": 0}
 # Side rooms of equal rank do not know each other, but for the description of a run and what trains it.
 FRIENDS = {("training", "experiment"), ("experiment", "training")}
 
@@ -50,6 +50,6 @@ def test_no_heavy_imports_where_a_config_is_read():
     import sys
 
     heavy = ("grain", "orbax", "tensorflow", "tensorflow_datasets", "matplotlib")
-    code = f"import sys, big_vision_lite.commands; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, big_vision_lite.commands.runs; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

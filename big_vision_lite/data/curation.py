@@ -92,7 +92,7 @@ class NestedSubset(Curation):
     def __post_init__(self) -> None:
         if (self.images is None) == (self.fraction is None):
             raise UserError(f"NestedSubset: images={self.images}, fraction={self.fraction}; expected one of them")
-        if not (1 <= self.images if self.fraction is None else 0 < self.fraction <= 1):
+        if not (self.images >= 1 if self.fraction is None else 0 < self.fraction <= 1):
             raise UserError(f"NestedSubset: images={self.images}, fraction={self.fraction}; expected 1 image or more, "
                             "or a fraction above 0 and up to 1")
 

@@ -1,0 +1,62 @@
+"""What the commands share: configs and options from the command line, and JAX made ready."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from big_vision_lite import config as configs
+from big_vision_lite.errors import UserError
+from big_vision_lite.experiment import Experiment
+
+Flat = Annotated[Experiment, tyro.conf.arg(name="")]
+"""An experiment whose fields stand at the top of the command line: --steps, not --experiment.steps."""
+Arguments = TypeVar("Arguments")
+
+
+def load(arguments: list[str], command: str) -> tuple[str, Any]:
+    """The config that the first argument names, and a name for its run."""
+    if not arguments or arguments[0].startswith("-"):
+        raise UserError(f"bvl {command} needs a config: bvl {command} configs/quickstart.py")
+    experiment = configs.load(arguments[0])
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"{arguments[0]}: get_config returned {type(experiment).__name__}, expected an Experiment")
+    return Path(arguments[0].partition(".py")[0]).name, experiment
+
+
+def parse(kind: type[Arguments], arguments: list[str], program: str, default: Arguments | None = None) -> Arguments:
+    """Arguments as ``kind``; on a wrong one prints the nearest valid ones and exits with code 2."""
+    given = {} if default is None else {"default": default}
+    return tyro.cli(kind, args=arguments, prog=program, config=(tyro.conf.AvoidSubcommands,), **given)
+
+
+def set_up_jax(experiment: Experiment) -> None:
+    """Settings that must be made before JAX looks for devices. Raises: UserError when it finds none."""
+    if experiment.deterministic:
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    import jax
+
+    if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", "") and "JAX_NUM_CPU_DEVICES" not in os.environ:
+        with contextlib.suppress(RuntimeError):  # a second command in a process keeps the first one's devices
+            jax.config.update("jax_num_cpu_devices", _cpu_devices(experiment))
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise UserError(f"JAX finds no device: {error}") from None
+
+
+def _cpu_devices(experiment: Experiment, most: int = 8) -> int:
+    """CPU devices for a run: XLA computes much of a convolution's step on one core, so that splitting the batch
+    over devices is what keeps all cores busy (docs/performance.md). At most one a core, and as batches divide."""
+    batches = [experiment.train.batch_size // experiment.accumulate]
+    batches += [inputs.batch_size for inputs in experiment.evals.values()]
+    count = min(os.cpu_count() or 1, most)
+    while any(size % count for size in batches) or count % experiment.mesh.fsdp:
+        if count == 1:
+            break
+        count -= 1
+    return count

@@ -1,0 +1,83 @@
+"""The commands that train and score: ``bvl train``, ``bvl evaluate``, ``bvl config``."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from big_vision_lite import config as configs
+from big_vision_lite.commands.arguments import Flat, load, parse, set_up_jax
+from big_vision_lite.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train, score and draw; in a folder that holds a part of the same run, go on with it."""
+
+    experiment: Flat
+    workdir: Path
+    """Folder for the run's files."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Show:
+    """Print the resolved experiment as JSON."""
+
+    experiment: Flat
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Score a checkpoint again: prints the figures, and writes them and a picture to RUN/evaluations."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run."""
+    split: str | None = None
+    """Another split of the evaluations' source; by default what the config names."""
+    step: int | None = None
+    """Which checkpoint; by default the newest."""
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    """Modules beside this package that the classes in the run's config may come from."""
+
+
+def train(arguments: list[str]) -> int:
+    name, experiment = load(arguments, "train")
+    asked = parse(Train, arguments[1:], f"bvl train {arguments[0]}", Train(experiment, Path("runs") / name))
+    set_up_jax(asked.experiment)
+    from big_vision_lite.training.loop import Stopped, train
+
+    try:
+        train(asked.experiment, asked.workdir)
+    except Stopped as stop:
+        print(f"bvl: {stop}", file=sys.stderr)
+        return stop.code
+    return 0
+
+
+def evaluate(arguments: list[str]) -> int:
+    asked = parse(Evaluate, arguments, "bvl evaluate")
+    for module in asked.imports:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise UserError(f"--import {module}: {error}") from None
+    set_up_jax(configs.read(asked.run / "config.json", asked.imports))
+    from big_vision_lite.training.evaluate import evaluate
+
+    print(json.dumps(evaluate(asked.run, asked.split, asked.step, asked.imports), indent=2))
+    return 0
+
+
+def config(arguments: list[str]) -> int:
+    if arguments[:1] != ["show"]:
+        raise UserError("expected: bvl config show CONFIG [overrides]")
+    _, experiment = load(arguments[1:], "config show")
+    asked = parse(Show, arguments[2:], f"bvl config show {arguments[1]}", Show(experiment))
+    print(json.dumps(configs.to_json(asked.experiment), indent=2))
+    return 0
