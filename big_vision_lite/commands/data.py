@@ -18,7 +18,8 @@ from big_vision_lite.errors import UserError, nearest
 def data(arguments: list[str]) -> int:
     commands = {"inspect": inspect, "prepare": prepare, "duplicates": duplicates}
     if not arguments or arguments[0] not in commands:
-        raise UserError("expected: bvl data " + "|".join(commands) + (nearest(arguments[0], commands) if arguments else ""))
+        close = nearest(arguments[0], commands) if arguments else ""
+        raise UserError("expected: bvl data " + "|".join(commands) + close)
     return commands[arguments[0]](arguments[1:])
 
 

@@ -26,7 +26,7 @@ def source_of(spec: str) -> Source:
     """
     if ".py" in spec and spec.partition(".py")[2][:1] in ("", ":"):
         return configs.load(spec).train.source
-    place, _, fields = spec.partition(found[0]) if (found := re.search(r":(?=[a-z_]+=)", spec)) else (spec, "", "")
+    place, fields = (*re.split(r":(?=[a-z_]+=)", spec, maxsplit=1), "")[:2]
     kind, known = _recognised(place)
     hints = typing.get_type_hints(kind)
     for piece in filter(None, re.split(r",(?=[a-z_]+=)", fields)):

@@ -88,7 +88,7 @@ class ImageFolder(Source):
                 f"{self.split!r}{nearest(self.split, SPLITS)}"
             )
         classes = _classes(root)
-        records = _scan(root, "", classes, classes, lambda id_: _hashed_split(id_, self.held_out) == split)
+        records = _scan(root, "", classes, classes, lambda id_: hashed_split(id_, self.held_out) == split)
         if not len(records):
             raise UserError(
                 f"no image of {self.root!r} falls into split {split!r} at held_out={self.held_out:g}; add "
@@ -213,6 +213,6 @@ def _find_split(split: str, folders: list[str]) -> str | None:
     return next((name for name in (split, *aliases) if name in folders), None)
 
 
-def _hashed_split(id_: str, held_out: float) -> str:
+def hashed_split(id_: str, held_out: float) -> str:
     fraction = int.from_bytes(hashlib.blake2b(os.fsencode(id_), digest_size=8).digest()) / 2**64
     return "test" if fraction < held_out else "validation" if fraction < 2 * held_out else "train"

@@ -1,0 +1,181 @@
+"""Detection and segmentation data as Pascal VOC stores it: Annotations/, JPEGImages/, ImageSets/."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from big_vision_lite.data.boxes import BoxCount, fitted
+from big_vision_lite.data.decode import DecodeError, image_size
+from big_vision_lite.data.files import Strings, read_file
+from big_vision_lite.data.image_folder import EXTENSIONS
+from big_vision_lite.data.ragged import Ragged
+from big_vision_lite.data.source import Example, Records, Source
+from big_vision_lite.errors import BadImageError, UserError, nearest
+
+VOC_CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+               "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
+
+
+@dataclasses.dataclass(frozen=True)
+class VocTree(Source):
+    """Images with boxes from a tree of xml files.
+
+    Beside what an `Example` has: ``difficult`` bool ``[n]``. Labels are those of all objects, difficult ones too. VOC's
+    boxes count pixels from 1, both ends included; (xmin - 1, xmax) are the edges here. Boxes are clipped to their
+    image; one without area is dropped, and both are counted.
+    """
+
+    root: str = ""
+    """Folder with Annotations/ and JPEGImages/; such as VOCdevkit/VOC2012."""
+    split: str = "train"
+    """The images named in ImageSets/Main/SPLIT.txt; ``all`` for every annotated one."""
+    classes: tuple[str, ...] | None = None
+    """Class names in order. None: VOC's 20 when the tree has no other names, else its names, sorted."""
+
+    def open(self) -> VocRecords:
+        """Reads the xml files; of images only the size of those whose xml lacks it.
+
+        Raises:
+          UserError: no such folder, split or image, a damaged xml file, or a class that is not among ``classes``.
+        """
+        root = Path(self.root).expanduser()
+        for folder in ("Annotations", "JPEGImages"):
+            if not (root / folder).is_dir():
+                raise UserError(f"{self.root!r} has no folder {folder!r}; expected a VOC tree: Annotations, "
+                                "JPEGImages, ImageSets/Main")
+        names = self._names(root)
+        listed = {file.rpartition(".")[0]: file for file in sorted(os.listdir(root / "JPEGImages"))
+                  if file.rpartition(".")[2].lower() in EXTENSIONS}
+        if missing := [name for name in names if name not in listed]:
+            raise UserError(f"{self.root}/JPEGImages has no image {missing[0]!r} of split {self.split!r} "
+                            f"({len(missing):,} such)")
+        digest, count, parsed = hashlib.blake2b(digest_size=8), BoxCount(), []
+        for name in names:
+            annotation = _parse(root / "Annotations" / f"{name}.xml", root / "JPEGImages" / listed[name])
+            digest.update(repr((listed[name], annotation)).encode(errors="surrogateescape"))
+            parsed.append(annotation)
+        classes = self.classes or _classes(root, {name for _, objects in parsed for name, _, _ in objects})
+        number = {name: i for i, name in enumerate(classes)}
+        digest.update(repr(classes).encode())
+        boxes, kept = [], []
+        for name, (size, objects) in zip(names, parsed, strict=True):
+            for label, _, _ in objects:
+                if label not in number:
+                    raise UserError(f"{self.root}/Annotations/{name}.xml has an object of class {label!r}"
+                                    + nearest(label, classes))
+            yxyx = np.array([box for _, box, _ in objects], np.float64).reshape(-1, 4)
+            there = fitted(yxyx, *size, count)
+            boxes.append(there[0])
+            kept.append([objects[i] for i in there[1]])
+        return VocRecords(
+            classes=tuple(classes),
+            multi_label=True,
+            fingerprint=f"voc-{digest.hexdigest()}",
+            count=count,
+            root=str(root / "JPEGImages"),
+            names=Strings.of(listed[name] for name in names),
+            sizes=np.array([size for size, _ in parsed], np.int32),
+            objects=Ragged(np.cumsum([len(found) for found in kept], dtype=np.int64),
+                           np.array([number[label] for found in kept for label, _, _ in found], np.int32)),
+            boxes=np.concatenate(boxes),
+            difficult=np.array([difficult for found in kept for _, _, difficult in found], np.bool_),
+        )
+
+    def _names(self, root: Path) -> list[str]:
+        if self.split == "all":
+            names = sorted(file.stem for file in (root / "Annotations").glob("*.xml"))
+        else:
+            sets = root / "ImageSets" / "Main"
+            path = sets / f"{self.split}.txt"
+            if not path.is_file():
+                splits = [p.stem for p in sorted(sets.glob("*.txt")) if "_" not in p.stem]
+                raise UserError(f"{self.root!r} has no split {self.split!r}: there is no ImageSets/Main/{path.name}"
+                                + nearest(self.split, splits))
+            names = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+        if not names:
+            raise UserError(f"split {self.split!r} of {self.root!r} names no image; choose another")
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"split {self.split!r} of {self.root!r} names {twice!r} twice; ids must differ")
+        return names
+
+
+def _parse(path: Path, image: Path) -> tuple[tuple[int, int], list[tuple[str, tuple, bool]]]:
+    """((height, width), [(class, (ymin, xmin, ymax, xmax) in pixels, difficult)]). Raises: UserError."""
+    try:
+        tree = ElementTree.parse(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; each image of a split needs its xml") from None
+    except ElementTree.ParseError as error:
+        raise UserError(f"{path} is not valid XML ({error}); it may have been cut") from None
+    height, width = (int(float(tree.findtext(f"size/{side}") or 0)) for side in ("height", "width"))
+    if not (height > 0 and width > 0):
+        try:
+            height, width = image_size(read_file(str(image), image.name))
+        except (DecodeError, BadImageError) as error:
+            raise UserError(f"{path} has no <size>, and the image has none either: {error}") from None
+    objects = []
+    for found in tree.iter("object"):
+        try:
+            sides = [float(found.findtext(f"bndbox/{side}")) for side in ("ymin", "xmin", "ymax", "xmax")]
+            label = found.findtext("name").strip()
+        except (TypeError, ValueError, AttributeError):
+            raise UserError(f"{path} has an object without a name or without four numbers in bndbox") from None
+        box = (sides[0] - 1, sides[1] - 1, sides[2], sides[3])
+        objects.append((label, box, (found.findtext("difficult") or "0").strip() == "1"))
+    return (height, width), objects
+
+
+def _classes(root: Path, here: set[str]) -> tuple[str, ...]:
+    """VOC's own, or the names in all of the tree, so that every split has the same."""
+    names = set(here)
+    for path in sorted((root / "Annotations").glob("*.xml")):
+        try:
+            names |= {(found.findtext("name") or "").strip() for found in ElementTree.parse(path).iter("object")}
+        except ElementTree.ParseError as error:
+            raise UserError(f"{path} is not valid XML ({error}); it may have been cut") from None
+    names -= {""}
+    if not names:
+        raise UserError(f"{root}/Annotations names no object; give the classes as VocTree.classes")
+    return VOC_CLASSES if names <= set(VOC_CLASSES) else tuple(sorted(names))
+
+
+@dataclasses.dataclass(eq=False)
+class VocRecords(Records):
+    """The annotations of a split.
+
+    Attributes:
+      count: what became of the boxes.
+      sizes: int32 ``[images, 2]``: (height, width).
+    """
+
+    classes: tuple[str, ...]
+    multi_label: bool
+    fingerprint: str
+    count: BoxCount
+    root: str
+    names: Strings
+    sizes: np.ndarray
+    objects: Ragged  # the class of each object, in the file's order
+    boxes: np.ndarray
+    difficult: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def labels(self, index: int) -> tuple[str, np.ndarray]:
+        index = range(len(self))[index]
+        return self.names.at(index), np.unique(self.objects.row(index))
+
+    def __getitem__(self, index: int) -> Example:
+        index = range(len(self))[index]
+        id_, labels = self.labels(index)
+        here = slice(int(self.objects.ends[index - 1]) if index else 0, int(self.objects.ends[index]))
+        return {"id": id_, "image": read_file(f"{self.root}/{id_}", id_), "labels": labels, "boxes": self.boxes[here],
+                "box_labels": self.objects.row(index), "difficult": self.difficult[here]}
