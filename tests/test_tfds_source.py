@@ -4,7 +4,9 @@ import concurrent.futures
 import json
 import multiprocessing
 import operator
+import pickle
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordReader
 
+from big_vision_lite.data.shard_writer import quiet, write_records
+from big_vision_lite.data.shards import Part, check_parts
 from big_vision_lite.data.tfds_source import Tfds
 from big_vision_lite.errors import UserError
 
@@ -136,14 +141,178 @@ def test_damaged_data_sets_are_told(data_dir, tmp_path):
     shutil.copytree(data_dir / "toy", tmp_path / "toy")
     folder = tmp_path / "toy" / "1.2.0"
     info = json.loads((folder / "dataset_info.json").read_text())
-    (folder / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
+    (folder / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "riegeli"}))
     source = Tfds("toy", "train", data_dir=str(tmp_path))
-    with pytest.raises(UserError, match=r"is tfrecord, expected array_record.*tfds build toy"):
+    with pytest.raises(UserError, match=r"is riegeli, expected array_record or tfrecord.*tfds build toy"):
         source.open()
     (folder / "dataset_info.json").write_text(json.dumps(info))
-    next(folder.glob("*train*")).unlink()
+    shard = next(folder.glob("*train*"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"toy-train.array_record-00000-of-00001 is not a whole ArrayRecord file"):
+        source.open()
+    write_array_record(shard, [b"record"] * 29)
+    with pytest.raises(UserError, match=r"of-00001 holds 29 records, and the data set's description says 30"):
+        source.open()
+    shard.unlink()
     with pytest.raises(UserError, match="lacks 1 files of 'train', such as toy-train"):
         source.open()
     (folder / "features.json").unlink()
     with pytest.raises(UserError, match="not a prepared TFDS data set"):
         source.open()
+
+
+def write_array_record(path, records):
+    write_records(str(path), iter(records))
+
+
+def crc32c(data: bytes) -> int:
+    """Bit by bit, with the Castagnoli polynomial."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def as_tfrecord(folder: Path) -> None:
+    """Turns a prepared data set into TFRecord files, written here and not by the code under test."""
+    def masked(data: bytes) -> bytes:
+        crc = crc32c(data)
+        return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) % 2**32)
+
+    for path in folder.glob("*array_record*"):
+        reader = ArrayRecordReader(str(path))
+        with open(folder / path.name.replace("array_record", "tfrecord"), "wb") as file:
+            for record in reader.read_all():
+                length = struct.pack("<Q", len(record))
+                file.write(length + masked(length) + record + masked(record))
+        reader.close()
+        path.unlink()
+    info = json.loads((folder / "dataset_info.json").read_text())
+    for split in info["splits"]:
+        split["filepathTemplate"] = split["filepathTemplate"].replace("array_record", "tfrecord")
+    (folder / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
+
+
+def test_tfrecord_files_without_tensorflow(data_dir, tmp_path):
+    shutil.copytree(data_dir / "toy", tmp_path / "toy")
+    folder = tmp_path / "toy" / "1.2.0"
+    as_tfrecord(folder)
+    records, expected = (Tfds("toy", "train[20%:]", data_dir=str(d)).open() for d in (tmp_path, data_dir))
+    assert len(records) == 24
+    for i in (0, 5, 23):
+        assert records[i]["image"] == expected[i]["image"] and records.labels(i)[1] == expected.labels(i)[1]
+    copy = pickle.loads(pickle.dumps(records))
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        images = [e["image"] for e in threads.map(copy.__getitem__, list(range(24)) * 5)]
+    assert images == [png(i) for i in range(6, 30)] * 5
+    assert "tensorflow" not in sys.modules
+
+    shard = next(folder.glob("*train*"))
+    whole = shard.read_bytes()
+    for cut, message in ((len(whole) - 3, "is cut: its last record ends at byte"),
+                         (len(whole) - len(whole) // 30 + 5, "is damaged or cut at byte|is cut"),
+                         (0, "holds 0 records, and the data set's description says 30")):
+        shard.write_bytes(whole[:cut])
+        with pytest.raises(UserError, match=message):
+            Tfds("toy", "train", data_dir=str(tmp_path)).open()
+    damaged = bytearray(whole)
+    damaged[15 * (len(whole) // 30) + 40] ^= 1  # within a record's data
+    shard.write_bytes(damaged)
+    records = Tfds("toy", "train", data_dir=str(tmp_path)).open()
+    with pytest.raises(UserError, match=r"record 1[45] is damaged \(wrong checksum\)"):
+        [records[i] for i in range(30)]
+
+
+def test_a_bucket_that_cannot_be_read_from_here(monkeypatch):
+    part = Part("gs://bucket/toy-train.array_record-00000-of-00001", 0, 1, 1)
+
+    class Reader:  # what the installed one does with a path that is missing
+        def __init__(self, path): ...
+        ok = num_records = lambda self: 0
+
+    monkeypatch.setattr("array_record.python.array_record_module.ArrayRecordReader", Reader)
+    with pytest.raises(UserError, match=r"cannot be read from here; mount the bucket .*storage cp -r gs://bucket DIR"):
+        check_parts([part], "array_record")
+    with pytest.raises(UserError, match=r"cannot look into 'gs://bucket.*mount the bucket"):
+        Tfds("toy", data_dir="gs://bucket").open()
+
+
+CATALOGUE = {
+    # As TFDS 4.9 declares them; of Open Images and COCO fewer classes.
+    "imagenet2012": lambda f: {"file_name": f.Text(), "image": f.Image(), "label": f.ClassLabel(num_classes=1000)},
+    "imagenet_v2": lambda f: {"file_name": f.Text(), "image": f.Image(), "label": f.ClassLabel(num_classes=1000)},
+    "cifar10": lambda f: {"id": f.Text(), "image": f.Image(shape=(6, 5, 3)), "label": f.ClassLabel(num_classes=10)},
+    "open_images_v4": lambda f: {
+        "bobjects": f.Sequence({"bbox": f.BBoxFeature(), "label": f.ClassLabel(num_classes=601)}),
+        "image": f.Image(), "image/filename": f.Text(),
+        "objects": f.Sequence({"confidence": np.int32, "label": f.ClassLabel(num_classes=900)}),
+        "objects_trainable": f.Sequence({"confidence": np.int32, "label": f.ClassLabel(num_classes=700)})},
+    "coco": lambda f: {
+        "image": f.Image(), "image/filename": f.Text(), "image/id": np.int64,
+        "objects": f.Sequence({"area": np.int64, "bbox": f.BBoxFeature(), "id": np.int64, "is_crowd": np.bool_,
+                               "label": f.ClassLabel(num_classes=80)})},
+    "voc": lambda f: {
+        "image": f.Image(), "image/filename": f.Text(), "labels": f.Sequence(f.ClassLabel(num_classes=20)),
+        "labels_no_difficult": f.Sequence(f.ClassLabel(num_classes=20)),
+        "objects": f.Sequence({"bbox": f.BBoxFeature(), "is_difficult": np.bool_, "is_truncated": np.bool_,
+                               "label": f.ClassLabel(num_classes=20), "pose": f.ClassLabel(num_classes=5)})},
+}
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory):
+    """One image of each of the data sets that matter, with the features that TFDS gives them."""
+    import tensorflow_datasets as tfds
+
+    folder, box = tmp_path_factory.mktemp("catalogue"), tfds.features.BBox(0.1, 0.2, 0.3, 0.4)
+    said = {
+        "bobjects": [{"bbox": box, "label": 5}],
+        "objects_trainable": [{"confidence": c, "label": label} for c, label in ((10, 3), (0, 4), (6, 699), (2, 5))],
+        "labels": [3, 7], "labels_no_difficult": [3], "id": "train_1", "file_name": "a.jpg", "image/filename": "b.jpg",
+        "image/id": 9, "image": png(1), "label": 2}
+    objects = {
+        "open_images_v4": [{"confidence": c, "label": label} for c, label in ((10, 3), (0, 4), (6, 899))],
+        "coco": [{"area": 12, "bbox": box, "id": 1, "is_crowd": True, "label": 79}],
+        "voc": [{"bbox": box, "is_difficult": d, "is_truncated": False, "label": label, "pose": 0}
+                for d, label in ((False, 3), (True, 7))]}
+    for name, make in CATALOGUE.items():
+        features = tfds.features.FeaturesDict(make(tfds.features))
+        place = folder / name / "2.0.0"
+        place.mkdir(parents=True)
+        example = {key: objects[name] if key == "objects" else said[key] for key in features}
+        write_array_record(place / f"{name}-train.array_record-00000-of-00001", [features.serialize_example(example)])
+        template = tfds.core.ShardedFileTemplate(data_dir=place, dataset_name=name, split="train",
+                                                 filetype_suffix="array_record")
+        split = tfds.core.SplitInfo(name="train", shard_lengths=[1], num_bytes=9, filename_template=template)
+        with quiet():
+            tfds.folder_dataset.write_metadata(data_dir=place, features=features, split_infos=[split], check_data=False,
+                                               filename_template=template)
+    return folder
+
+
+@pytest.mark.parametrize(("name", "fields", "id_", "classes", "labels"), [
+    ("imagenet2012", {}, "a.jpg", 1000, [2]),
+    ("imagenet_v2", {}, "a.jpg", 1000, [2]),
+    ("cifar10", {}, "train_1", 10, [2]),
+    ("open_images_v4", {"label_key": "objects_trainable"}, "b.jpg", 700, [3, 699]),
+    ("open_images_v4", {"min_confidence": 1, "label_key": "objects_trainable"}, "b.jpg", 700, [3, 5, 699]),
+    ("open_images_v4", {"label_key": "objects", "min_confidence": 9}, "b.jpg", 900, [3]),
+    ("open_images_v4", {"label_key": "bobjects"}, "b.jpg", 601, [5]),
+    ("coco", {}, "b.jpg", 80, [79]),
+    ("voc", {}, "b.jpg", 20, [3, 7]),
+])
+def test_data_sets_of_the_catalogue(catalogue, name, fields, id_, classes, labels):
+    records = Tfds(name, "train", str(catalogue), **fields).open()
+    example = records[0]
+    assert (example["id"], len(records.classes), example["labels"].tolist()) == (id_, classes, labels)
+    assert records.multi_label == (name in ("open_images_v4", "coco", "voc"))
+    assert records.labels(0)[0] == id_ and records.labels(0)[1].tolist() == labels and example["image"] == png(1)
+    if name in ("coco", "voc") or fields.get("label_key") == "bobjects":
+        np.testing.assert_allclose(example["boxes"][0], [0.1, 0.2, 0.3, 0.4])
+    if name == "coco":
+        assert example["crowd"].tolist() == [True] and example["area"].tolist() == [12]
+    if name == "voc":
+        assert example["difficult"].tolist() == [False, True] and example["box_labels"].tolist() == [3, 7]

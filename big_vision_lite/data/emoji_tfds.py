@@ -8,27 +8,20 @@ so another number of images, another size or another generator means another fol
 
 from __future__ import annotations
 
-import concurrent.futures
-import contextlib
 import dataclasses
 import hashlib
-import io
-import multiprocessing
 import os
 import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress
 
 from big_vision_lite.data.emoji_art import ATTRIBUTION
 from big_vision_lite.data.emoji_scenes import SPLITS, VERSION, EmojiScenes, vocabulary
+from big_vision_lite.data.shard_writer import locked, on_all_cores, quiet, write_records
 from big_vision_lite.data.source import Records
 from big_vision_lite.data.tfds_source import TfdsRecords, default_data_dir
 from big_vision_lite.errors import UserError
@@ -85,7 +78,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             template = self._get_filename_template(split_name=scenes.split)
             count = -(-scenes.length // SHARD_IMAGES)
             paths = [template.sharded_filepath(shard_index=k, num_shards=count) for k in range(count)]
-            shards = _write_shards(scenes, [os.fspath(path) for path in paths])
+            jobs = [(os.fspath(path), scenes, k * SHARD_IMAGES, min((k + 1) * SHARD_IMAGES, scenes.length))
+                    for k, path in enumerate(paths)]
+            shards = on_all_cores(_write_shard, jobs, f"composing {scenes.style} scenes, {scenes.split}", scenes.length)
             infos.append(
                 tfds.core.SplitInfo(
                     name=scenes.split,
@@ -111,10 +106,10 @@ def open_prepared(scenes: EmojiScenes) -> Records:
     if not folder.is_dir():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(folder.parent / "lock"):
+            with locked(folder.parent / "lock"):
                 for leftover in folder.parent.glob("incomplete.*"):
                     shutil.rmtree(leftover)
-                with _quiet():
+                with quiet():
                     builder = Builder(config=chosen, data_dir=default_data_dir(scenes.data_dir))
                     builder.download_and_prepare(file_format="array_record")
         except OSError as error:
@@ -172,78 +167,7 @@ def _examples(scenes: EmojiScenes, start: int, stop: int) -> Iterator[tuple[int,
         yield index, stored
 
 
-def _write_shards(scenes: EmojiScenes, paths: list[str]) -> list[tuple[int, int]]:
-    """`_write_shard` of all shards on all cores, with a progress bar."""
-    workers = min(os.cpu_count() or 1, len(paths))
-    if workers == 1:
-        pool = concurrent.futures.ThreadPoolExecutor(1)
-    else:
-        spawn = multiprocessing.get_context("spawn")  # a fork of a process with threads, as JAX has, may hang
-        pool = concurrent.futures.ProcessPoolExecutor(workers, spawn, initializer=_leave_with_parent)
-    columns = *Progress.get_default_columns(), MofNCompleteColumn()
-    with pool, Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task(f"Composing {scenes.style} scenes, {scenes.split}", total=scenes.length)
-        jobs = []
-        for k, path in enumerate(paths):
-            start, stop = k * SHARD_IMAGES, min((k + 1) * SHARD_IMAGES, scenes.length)
-            jobs.append(pool.submit(_write_shard, path, scenes, start, stop))
-        try:
-            for job in concurrent.futures.as_completed(jobs):
-                progress.advance(bar, job.result()[0])
-        except concurrent.futures.process.BrokenProcessPool as error:
-            raise UserError(
-                "a process that composes scenes died: either memory ran out, or your script has no"
-                " `if __name__ == '__main__':` around what it does"
-            ) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [job.result() for job in jobs]
-
-
-def _leave_with_parent() -> None:
-    """Ends this process when its parent is killed; it would wait for work for ever."""
-
-    def watch():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    cv2.setNumThreads(1)
-    threading.Thread(target=watch, daemon=True).start()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """TFDS tells on stdout and in warnings what it does; the progress bar says enough."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a file's lock, which the system releases when the process ends in whatever way."""
-    import fcntl
-
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _write_shard(path: str, scenes: EmojiScenes, start: int, stop: int) -> tuple[int, int]:
     """Composes and writes one shard; returns how many images it has and their size in bytes."""
-    from array_record.python.array_record_module import ArrayRecordWriter
-
     features = _features(scenes.size, vocabulary(scenes.classes).names)
-    size = 0
-    writer = ArrayRecordWriter(path, "group_size:1")
-    for _, example in _examples(scenes, start, stop):
-        record = features.serialize_example(example)
-        writer.write(record)
-        size += len(record)
-    writer.close()
-    return stop - start, size
+    return write_records(path, (features.serialize_example(example) for _, example in _examples(scenes, start, stop)))

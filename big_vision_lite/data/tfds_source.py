@@ -1,11 +1,11 @@
-"""Any TFDS data set that is prepared as ArrayRecord, read at random without TensorFlow.
+"""Any TFDS data set that is prepared as ArrayRecord or TFRecord, read at random without TensorFlow.
 
     Tfds("cifar10", "train"), Tfds("voc/2012", "validation"), Tfds("imagenet2012:5.1.0", "train[:1%]")
 
-Images come out as the encoded bytes that were stored. Preparing most data sets needs TensorFlow, reading them
-does not; another machine or environment can prepare them:
+Images come out as the encoded bytes that were stored. Preparing most data sets of TFDS's catalogue needs TensorFlow,
+reading them does not; another machine or environment can prepare them:
 
-    pip install tensorflow tensorflow-datasets
+    pip install 'big_vision_lite[tf]'
     tfds build cifar10 --file_format=array_record
 """
 
@@ -17,18 +17,16 @@ import hashlib
 import os
 import re
 import threading
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 
+from big_vision_lite.data.shards import Part, check_parts, open_parts
 from big_vision_lite.data.source import Example, Records, Source
+from big_vision_lite.data.tfds_layout import OBJECT_KEYS, layout_of
 from big_vision_lite.errors import UserError, nearest
 
-LABEL_KEYS = ("label", "labels", "objects")
-"""Where labels are looked for, in this order."""
-
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
-_KEPT = ("instance_mask", "class_mask")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,16 +42,20 @@ class Tfds(Source):
     image_key: str | None = None
     """The feature that holds the image; None for ``image`` or the only image there is."""
     label_key: str | None = None
-    """The feature that holds labels, or objects with a label each; None for the first of `LABEL_KEYS`."""
+    """The feature that holds labels, or objects with a label each; None for the first of label, labels, objects."""
+    min_confidence: float = 5
+    """Where each label says how sure it is, as in Open Images (0 to 10): the least that counts. A label of confidence 0
+    was found to be wrong by a person."""
 
     def open(self) -> TfdsRecords:
         """Access to the records.
 
         Raises:
-          UserError: the data set is not there, is not ArrayRecord or lacks files or records, or there is no
-            such split or feature.
+          UserError: the data set is not there, a file of it is missing or cut, it has no records, or there is no such
+        split or feature.
         """
-        return TfdsRecords(find(self.name, self.data_dir), self.split, self.image_key, self.label_key)
+        return TfdsRecords(find(self.name, self.data_dir), self.split, self.image_key, self.label_key,
+                           self.min_confidence)
 
 
 def default_data_dir(data_dir: str | None = None) -> str:
@@ -85,8 +87,8 @@ def find(name: str, data_dir: str | None = None) -> str:
     close = nearest(bare, prepared)
     raise UserError(
         f"data set {name!r} is not prepared: no version of it in {folder}{close}; prepare it"
-        f" with `tfds build {bare} --file_format=array_record` (most data sets need TensorFlow for that, none"
-        " for reading) or name another data_dir"
+        f" with `tfds build {bare} --file_format=array_record` (for TFDS's own builders: pip install"
+        " 'big_vision_lite[tf]'; reading needs no TensorFlow), or name another data_dir"
     )
 
 
@@ -94,66 +96,87 @@ def _names(folder: str) -> list[str]:
     """What a folder holds, but for preparations that did not finish."""
     from etils import epath
 
-    path = epath.Path(folder)
-    names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
+    try:
+        path = epath.Path(folder)
+        names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
+    except Exception as error:  # what a missing package for a remote file system raises, and what that raises
+        if "://" not in folder:
+            raise
+        raise UserError(f"cannot look into {folder!r} ({error}); mount the bucket (gcsfuse) or copy the data, and name "
+                        "that folder as data_dir") from None
     return sorted(name for name in names if not name.startswith("incomplete."))
 
 
-class _Layout(NamedTuple):
-    """Which features hold what."""
-
-    image: str
-    label: str
-    objects: str | None
-    """A sequence of objects; the same as ``label`` where labels are stored with objects only."""
-    object_label: str | None
-    box: str | None
-    visible: str | None
-    kept: tuple[str, ...]
-    """Features that are handed on under the same name."""
-
-
 class TfdsRecords(Records):
-    """One split of a prepared TFDS data set. Threads may share it; in another process it opens files anew."""
+    """One split of a prepared TFDS data set. Threads may share it; in another process it opens files anew.
 
-    def __init__(self, folder: str, split: str, image_key: str | None = None, label_key: str | None = None):
-        self._folder, self._split = folder, split
+    Attributes:
+      folder: of the data set's version.
+    """
+
+    def __init__(self, folder: str, split: str, image_key: str | None = None, label_key: str | None = None,
+                 min_confidence: float = 5):
+        self.folder, self._min_confidence = folder, min_confidence
         self._lock = threading.Lock()
         self._opened = None
         info = _builder(folder).info
         chosen = _split(info, split, folder)
         self._length = chosen.num_examples
         self._name = f"{info.full_name}/{split}"
-        self._layout, label = _layout(info.features, image_key, label_key, folder)
+        self._layout, label = layout_of(info.features, image_key, label_key, folder)
         self.classes = tuple(label.names)
         self.multi_label = info.features[self._layout.label] is not label
-        parts = [(os.path.basename(f.filename), f.skip, f.take) for f in chosen.file_instructions]
-        identity = repr((self._name, parts, chosen.num_bytes, self._layout))
+        self._format = info.file_format.value
+        self._parts = [Part(os.fspath(f.filename), f.skip, f.take if f.take >= 0 else f.examples_in_shard - f.skip,
+                            f.examples_in_shard) for f in chosen.file_instructions]
+        check_parts(self._parts, self._format)
+        parts = [(os.path.basename(name), skip, take) for name, skip, take, _ in self._parts]
+        confidence = min_confidence if self._layout.confidence else None
+        identity = repr((self._name, parts, chosen.num_bytes, self._layout, confidence))
         self.fingerprint = "tfds-" + hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, index: int) -> Example:
+        return self.read([index])[0]
+
+    def read(self, indices: Sequence[int]) -> list[Example]:
+        indices = [range(self._length)[index] for index in indices]
+        data, parse, _ = self._open()
+        return [self._example(parse(data[index]), index) for index in indices]
+
+    def labels(self, index: int) -> tuple[str, np.ndarray]:
         index = range(self._length)[index]
-        data, parse = self._open()
+        data, _, parse = self._open()
         record = parse(data[index])
+        return self._id(record, index), self._labels(record)
+
+    def _example(self, record: dict, index: int) -> Example:
         at = self._layout
-        example = {"image": record[at.image]}
-        example["id"] = record["id"].decode() if "id" in at.kept else f"{self._name}/{index}"
-        label = record[at.label]
-        if at.objects:
+        example = {"id": self._id(record, index), "image": record[at.image], "labels": self._labels(record)}
+        if at.box:
             objects = record[at.objects]
-            box_labels = np.asarray(objects[at.object_label], np.int32)
-            label = box_labels if at.objects == at.label else label
-            if at.box:
-                example["boxes"] = np.asarray(objects[at.box], np.float32).reshape(-1, 4)
-                example["box_labels"] = box_labels
-            if at.visible:
-                example["visible"] = np.asarray(objects[at.visible], np.float32)
-        label = np.atleast_1d(label)
-        example["labels"] = np.unique(label[label >= 0]).astype(np.int32)  # -1 stands for a hidden label
-        return example | {key: record[key] for key in at.kept if key != "id"}
+            example["boxes"] = np.asarray(objects[at.box], np.float32).reshape(-1, 4)
+            example["box_labels"] = np.asarray(objects[at.object_label], np.int32)
+            for key in at.more:
+                name, dtype = OBJECT_KEYS[key]
+                example[name] = np.asarray(objects[key]).astype(dtype)
+        return example | {key: record[key] for key in at.masks}
+
+    def _id(self, record: dict, index: int) -> str:
+        return record[self._layout.id].decode() if self._layout.id else f"{self._name}/{index}"
+
+    def _labels(self, record: dict) -> np.ndarray:
+        """Sorted, each once. A label of -1 stands for one that is hidden."""
+        at = self._layout
+        if at.label == at.objects:
+            labels = np.asarray(record[at.objects][at.object_label])
+            if at.confidence:
+                labels = labels[np.asarray(record[at.objects][at.confidence]) >= self._min_confidence]
+        else:
+            labels = np.atleast_1d(record[at.label])
+        return np.unique(labels[labels >= 0]).astype(np.int32)
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_lock": None, "_opened": None}
@@ -162,20 +185,22 @@ class TfdsRecords(Records):
         self.__dict__.update(state, _lock=threading.Lock())
 
     def _open(self):
-        """The records as bytes, and the function that parses one."""
+        """The records as bytes, and functions that parse all that is needed of one, or id and labels alone."""
         with self._lock:
             if self._opened is None:
                 import tensorflow_datasets as tfds
-                from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-                info = _builder(self._folder).info
+                features = _builder(self.folder).info.features
                 at = self._layout
-                keys = {at.image, at.label, at.objects, *at.kept} - {None}
-                needed = tfds.features.FeaturesDict({key: info.features[key] for key in keys})
-                images = [key for key in keys if isinstance(needed[key], tfds.features.Image)]
-                raw = {key: tfds.decode.SkipDecoding() for key in images}
-                data = ArrayRecordDataSource(info.splits[self._split].file_instructions)
-                self._opened = data, functools.partial(needed.deserialize_example_np, decoders=raw)
+
+                def parser(*keys: str | None):
+                    needed = tfds.features.FeaturesDict({key: features[key] for key in set(keys) - {None}})
+                    raw = {key: tfds.decode.SkipDecoding() for key, feature in needed.items()
+                           if isinstance(feature, tfds.features.Image)}
+                    return functools.partial(needed.deserialize_example_np, decoders=raw)
+
+                self._opened = (open_parts(self._parts, self._format),
+                                parser(at.image, at.label, at.objects, at.id, *at.masks), parser(at.label, at.id))
             return self._opened
 
 
@@ -195,9 +220,9 @@ def _split(info, split: str, folder: str):
         raise UserError(f"{info.full_name} has no split {split!r}{nearest(base, info.splits)}")
     name = info.full_name.rpartition("/")[0]
     again = f"prepare it again with `tfds build {name} --file_format=array_record`"
-    if info.file_format is None or info.file_format.value != "array_record":
+    if info.file_format is None or info.file_format.value not in ("array_record", "tfrecord"):
         found = info.file_format.value if info.file_format else "of no known format"
-        raise UserError(f"{folder} is {found}, expected array_record; {again}")
+        raise UserError(f"{folder} is {found}, expected array_record or tfrecord; {again}")
     try:
         chosen = info.splits[split]
     except Exception as error:  # TFDS's own parser of "train[:10%]"
@@ -209,43 +234,3 @@ def _split(info, split: str, folder: str):
     if missing:
         raise UserError(f"{folder} lacks {len(missing)} files of {split!r}, such as {min(missing)}; {again}")
     return chosen
-
-
-def _layout(features, image_key: str | None, label_key: str | None, folder: str):
-    """Where images, labels and objects are, and the ``ClassLabel``."""
-    import tensorflow_datasets as tfds
-
-    images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
-    first = "image" if "image" in images else (images or [None])[0]
-    image = _checked("image_key", image_key, first, images, folder)
-    plain, objects = {}, {}
-    for key, feature in features.items():
-        inner = getattr(feature, "feature", feature)
-        if isinstance(inner, tfds.features.ClassLabel):
-            plain[key] = inner
-        elif isinstance(feature, tfds.features.Sequence) and isinstance(inner, tfds.features.FeaturesDict):
-            of_type = {type(f): k for k, f in reversed(inner.items())}
-            name = "label" if "label" in inner else of_type.get(tfds.features.ClassLabel)
-            if name and isinstance(inner[name], tfds.features.ClassLabel):
-                box = of_type.get(tfds.features.BBoxFeature)
-                objects[key] = inner[name], (key, name, box, "visible" if "visible" in inner else None)
-    labels = plain | {key: label for key, (label, _) in objects.items()}
-    first = next((key for key in (*LABEL_KEYS, *labels) if key in labels), None)
-    label_key = _checked("label_key", label_key, first, labels, folder)
-    label = labels[label_key]
-    beside = label_key if label_key in objects else "objects"
-    same = beside in objects and objects[beside][0].names == label.names
-    known = objects[beside][1] if same else (None,) * 4
-    kept = [key for key in _KEPT if key in images]
-    if "id" in features and isinstance(features["id"], tfds.features.Text):
-        kept.append("id")
-    return _Layout(image, label_key, *known, tuple(kept)), label
-
-
-def _checked(field: str, asked: str | None, first: str | None, valid, folder: str) -> str:
-    if asked in valid or (asked is None and first):
-        return asked or first
-    kind = "image" if field == "image_key" else "feature with class labels"
-    if not valid:
-        raise UserError(f"{folder} has no {kind}; choose another data set")
-    raise UserError(f"{folder} has no {kind} {field}={asked!r}{nearest(str(asked), valid)}")

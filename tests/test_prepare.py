@@ -1,0 +1,125 @@
+"""Sources written as TFDS data sets, and preparations that are killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from test_sources import coco, jpeg, table, tars, voc
+
+from big_vision_lite.cli import main
+from big_vision_lite.data.curation import NestedSubset, curated
+from big_vision_lite.data.decode import decode
+from big_vision_lite.data.emoji_scenes import EmojiScenes
+from big_vision_lite.data.image_folder import ImageFolder
+from big_vision_lite.data.label_index import label_index
+from big_vision_lite.data.prepare import prepare
+from big_vision_lite.data.tfds_source import Tfds
+from big_vision_lite.errors import BadImageError, UserError
+
+
+def equal(ours, theirs):
+    assert (len(ours), ours.classes, ours.multi_label) == (len(theirs), theirs.classes, theirs.multi_label)
+    for i in range(len(ours)):
+        a, b = ours[i], theirs[i]
+        assert a["id"] == b["id"] and a["image"] == b["image"] and a["labels"].tolist() == b["labels"].tolist()
+        for key in ("boxes", "box_labels", "crowd", "difficult", "area", "visible"):
+            if key in b:
+                assert a[key].dtype == b[key].dtype
+                np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+            else:
+                assert key not in a
+        if "instance_mask" in b:
+            np.testing.assert_array_equal(decode(a["instance_mask"])[..., 0], b["instance_mask"])
+
+
+@pytest.mark.parametrize("make", [coco, voc, tars, lambda f: table(f, "path,labels\nx.jpg,a;b\nw.jpg,\n"),
+                                  lambda f: EmojiScenes("train", 6, size=32, classes=9)],
+                         ids=["coco", "voc", "tar", "csv", "emoji"])
+def test_what_was_prepared_is_what_was_there(make, tmp_path):
+    (tmp_path / "source").mkdir()
+    records = make(tmp_path / "source").open()
+    splits = {"train": records, "half": curated(records, [NestedSubset(1)])}
+    folder = prepare(splits, tmp_path, "mine", processes=1, shard_images=2)
+    assert prepare(splits, tmp_path, "mine", shard_images=2) == folder  # it is there
+    prepared = Tfds("mine", "train", str(tmp_path)).open()
+    equal(prepared, records)
+    assert len(list(folder.glob("mine-train.array_record*"))) == -(-len(records) // 2)
+    with pytest.raises(UserError, match=r"of another source .*; name another data set than 'mine'"):
+        prepare({"train": records}, tmp_path, "mine")
+
+
+def photos(folder, count=40):
+    for name in ("ant", "bee"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            (folder / name / f"{i}.jpg").write_bytes(jpeg(seed=i))
+    return ImageFolder(str(folder), held_out=0)
+
+
+def test_other_formats_become_png_and_bad_images_are_named_or_left_out(tmp_path):
+    from PIL import Image
+
+    source = photos(tmp_path / "photos", 3)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photos" / "ant" / "0.webp", lossless=True)
+    (tmp_path / "photos" / "bee" / "1.jpg").write_bytes(b"\xff\xd8 cut")
+    with pytest.raises(BadImageError, match=r"bee/1.jpg"):
+        prepare({"train": source.open()}, tmp_path, "mine", processes=1)
+    assert not (tmp_path / "mine" / "1.0.0").exists()
+    folder = prepare({"train": source.open()}, tmp_path, "mine", processes=1, on_bad_image="skip")
+    records = Tfds("mine", "train", str(tmp_path)).open()
+    assert len(records) == 6 and "bee/1.jpg" in (folder / "bad_images.txt").read_text()
+    webp = next(records[i] for i in range(6) if records.labels(i)[0].endswith("webp"))
+    assert webp["image"][:4] == b"\x89PNG"
+    np.testing.assert_array_equal(decode(webp["image"]), pixels)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from big_vision_lite.data.image_folder import ImageFolder
+from big_vision_lite.data.prepare import prepare
+if __name__ == "__main__":
+    splits = {"train": ImageFolder(sys.argv[1], held_out=0).open()}
+    prepare(splits, Path(sys.argv[2]), "mine", processes=2, shard_images=5)
+"""
+
+
+def test_a_killed_preparation_goes_on(tmp_path):
+    source = photos(tmp_path / "photos", 400)
+    script = tmp_path / "script.py"
+    script.write_text(KILLED)
+    process = subprocess.Popen([sys.executable, str(script), str(tmp_path / "photos"), str(tmp_path / "killed")])
+    work = tmp_path / "killed" / "mine" / "incomplete.1.0.0"
+    while len(list(work.glob("*.done.json"))) < 20:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(0.5)  # its workers leave when they see that it is gone
+    done = {path: path.stat().st_mtime_ns for path in work.glob("*array_record*") if (
+        work / f"{path.name}.done.json").exists()}
+    assert 20 <= len(done) < 160 and not (tmp_path / "killed" / "mine" / "1.0.0").exists()
+    folder = prepare({"train": source.open()}, tmp_path / "killed", "mine", processes=1, shard_images=5)
+    whole = prepare({"train": source.open()}, tmp_path / "whole", "mine", processes=1, shard_images=5)
+    assert sorted(p.name for p in whole.iterdir()) == sorted(p.name for p in folder.iterdir())
+    assert all((folder / path.name).stat().st_mtime_ns == time_ for path, time_ in done.items())  # not done again
+    equal(Tfds("mine", "train", str(tmp_path / "killed")).open(), Tfds("mine", "train", str(tmp_path / "whole")).open())
+
+
+def test_the_command_writes_a_label_index_beside_the_data(tmp_path, monkeypatch, capsys):
+    photos(tmp_path / "photos", 20)
+    data_dir = tmp_path / "data"
+    arguments = ["data", "prepare", f"{tmp_path}/photos:held_out=0.2", "--name", "mine", "--splits", "train", "test",
+                 "--data-dir", str(data_dir)]
+    assert main(arguments) == 0 and "mine/1.0.0 is ready" in capsys.readouterr().out
+    monkeypatch.setenv("BVL_CACHE", str(tmp_path / "empty"))
+    records = Tfds("mine", "train", str(data_dir)).open()
+    monkeypatch.setattr(type(records), "labels", None)  # a scan would fail
+    index = label_index(records)
+    assert len(index) == len(records) and index.id(0).endswith(".jpg")
+    assert not os.path.exists(tmp_path / "empty" / "label_index")
