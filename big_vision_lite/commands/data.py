@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from big_vision_lite.commands.arguments import parse
-from big_vision_lite.commands.sources import source_of
+from big_vision_lite.commands.sources import input_of, source_of
 from big_vision_lite.data.label_index import label_index
 from big_vision_lite.errors import UserError, nearest
 
@@ -37,7 +37,6 @@ class Inspect:
 
 def inspect(arguments: list[str]) -> int:
     asked = parse(Inspect, arguments, "bvl data inspect")
-    from big_vision_lite.commands.sources import input_of
     from big_vision_lite.data.inspect import inspect
 
     inputs = input_of(asked.source) if asked.curated else None

@@ -9,6 +9,7 @@ import typing
 from pathlib import Path
 
 from big_vision_lite import config as configs
+from big_vision_lite.data.pipeline import Input
 from big_vision_lite.data.source import Source
 from big_vision_lite.errors import UserError, nearest
 
@@ -24,7 +25,7 @@ def source_of(spec: str) -> Source:
     Raises:
       UserError: there is no such thing, or it has no such field.
     """
-    if ".py" in spec and spec.partition(".py")[2][:1] in ("", ":"):
+    if _is_config(spec):
         return configs.load(spec).train.source
     place, fields = (*re.split(r":(?=[a-z_]+=)", spec, maxsplit=1), "")[:2]
     kind, known = _recognised(place)
@@ -42,6 +43,15 @@ def source_of(spec: str) -> Source:
         return kind(**known)
     except TypeError as error:  # a field without a default is missing
         raise UserError(f"{spec}: {error}; give fields as {place}:field=value") from None
+
+
+def input_of(spec: str) -> Input | None:
+    """What a config trains on; None when ``spec`` is not a config."""
+    return configs.load(spec).train if _is_config(spec) else None
+
+
+def _is_config(spec: str) -> bool:
+    return ".py" in spec and spec.partition(".py")[2][:1] in ("", ":")
 
 
 def _recognised(place: str) -> tuple[type[Source], dict[str, object]]:

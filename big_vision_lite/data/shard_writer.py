@@ -97,8 +97,16 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds a file's lock, which the system releases when the process ends in whatever way."""
+    """Holds a file's lock, which the system releases when the process ends in whatever way.
+
+    Raises:
+      RuntimeError: a worker came here while it was being started, because it runs the script of its parent again. The
+        parent has the lock and waits for the worker: both would wait for ever.
+    """
     import fcntl
+
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError("your script has no `if __name__ == '__main__':` around what it does")
 
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,0 +1,82 @@
+"""Recipes that several configs share: the network, the optimiser and the schedule, but not the data."""
+
+from __future__ import annotations
+
+import math
+
+from big_vision_lite.backbones.backbone import Pixels
+from big_vision_lite.backbones.norm import BatchNorm
+from big_vision_lite.backbones.resnet import ResNet
+from big_vision_lite.data.curation import AncestorLabels, Curation
+from big_vision_lite.data.pipeline import Input
+from big_vision_lite.data.source import Source
+from big_vision_lite.data.transforms import ResizeCrop
+from big_vision_lite.experiment import Experiment
+from big_vision_lite.heads.classification import Classification
+from big_vision_lite.training.optimizers import SGD, RMSProp
+from big_vision_lite.training.schedules import Staircase, Step
+
+WORKER_BATCH = 32
+"""Images that each of the paper's 50 asynchronous workers took at a time (reported, unverified)."""
+
+
+def jft_pretraining(train: Source, evals: dict[str, Source], images: int, *, curate: tuple[Curation, ...] = (),
+                    depth: int = 101, epochs: float = 4.0, batch_size: int = 1024, seed: int = 0,
+                    dtype: str = "bfloat16") -> Experiment:
+    """Pretraining as on JFT-300M (Sun et al., 2017, section 4).
+
+    The paper's, reported but unverified: a logistic loss a label, RMSProp with momentum 0.9, rate 1e-3 times 0.9 every
+    3 million steps of 32 images, weight decay 1e-4, 340 pixels and a crop of 299 scaled to -1 to 1, 36 million steps.
+    Four epochs are known from a second source. Ours: the steps are synchronous, so the rate grows with the square root
+    of the batch, as for other optimisers that divide by the gradient's size, and the rate falls after the same number
+    of images; the rate rises over the first 1 % of the run.
+
+    Args:
+      images: in an epoch, after curation.
+    """
+    steps = max(1, round(epochs * images / batch_size))
+    every = max(1, round(3_000_000 * WORKER_BATCH / batch_size))
+    schedule = Staircase(warmup=steps // 100, every=every)
+    return Experiment(
+        train=Input(train, ResizeCrop(resize=340, size=299), batch_size, on_bad_image="mask", curate=curate),
+        evals=_evals(evals, batch_size, curate),
+        backbone=ResNet(depth, norm=BatchNorm(group=math.gcd(WORKER_BATCH, batch_size)), dtype=dtype,
+                        pixels=Pixels((127.5,) * 3, (127.5,) * 3)),
+        head=Classification("sigmoid"),
+        optimizer=RMSProp(1e-3 * (batch_size / WORKER_BATCH) ** 0.5, schedule=schedule, weight_decay=1e-4),
+        steps=steps,
+        seed=seed,
+        log_every=100,
+        eval_every=max(1, steps // 10),
+    )
+
+
+def imagenet_pretraining(train: Source, evals: dict[str, Source], images: int, *, curate: tuple[Curation, ...] = (),
+                         depth: int = 101, epochs: float = 90.0, batch_size: int = 1024, seed: int = 0,
+                         dtype: str = "bfloat16") -> Experiment:
+    """The ImageNet baseline with the paper's 340 and 299 pixels.
+
+    Its optimisation is only remembered in parts (momentum 0.9, decay 1e-4, about 128 epochs: unverified), so it is that
+    of Goyal et al. (2017): SGD, rate 0.1 for 256 images and linear in the batch, 5 epochs of warm-up, a tenth after 30,
+    60 and 80 of 90 epochs, label smoothing 0.1.
+    """
+    steps = max(1, round(epochs * images / batch_size))
+    return Experiment(
+        train=Input(train, ResizeCrop(resize=340, size=299), batch_size, on_bad_image="mask", curate=curate),
+        evals=_evals(evals, batch_size, curate),
+        backbone=ResNet(depth, norm=BatchNorm(group=math.gcd(WORKER_BATCH, batch_size)), dtype=dtype),
+        head=Classification("softmax", label_smoothing=0.1),
+        optimizer=SGD(0.1 * batch_size / 256, schedule=Step(warmup=round(5 / 90 * steps)), weight_decay=1e-4,
+                      nesterov=True),
+        steps=steps,
+        seed=seed,
+        log_every=100,
+        eval_every=max(1, steps // 18),
+    )
+
+
+def _evals(evals: dict[str, Source], batch_size: int, curate: tuple[Curation, ...]) -> dict[str, Input]:
+    """The central crop of the whole of each source, whose labels count as their ancestors when those of training do."""
+    crop = ResizeCrop(resize=340, size=299, random=False)
+    grown = tuple(step for step in curate if isinstance(step, AncestorLabels))
+    return {name: Input(source, crop, batch_size, on_bad_image="mask", curate=grown) for name, source in evals.items()}
