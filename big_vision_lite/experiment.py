@@ -10,6 +10,7 @@ from big_vision_lite.errors import UserError
 from big_vision_lite.heads.head import Head
 from big_vision_lite.training.mesh import Mesh
 from big_vision_lite.training.optimizers import Optimizer
+from big_vision_lite.training.transfer import Transfer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Experiment:
     """Pieces in which a batch goes through the network, to fit a small device. BatchNorm then sees pieces."""
     ema: float | None = None
     """Decay of an exponential moving average of the parameters, which evaluation then uses; None: no average."""
+    transfer: Transfer = Transfer()
+    """What it starts from, and what of it stays fixed."""
     mesh: Mesh = Mesh()
     deterministic: bool = False
     """On GPUs: only operations that give the same bits each time. CPUs and TPUs always do."""

@@ -61,6 +61,7 @@ class _WithoutTrain(nnx.Module):
 class _BatchNorm(nnx.Module):
     def __init__(self, config: BatchNorm, channels: int, zero: bool, dtype: DTypeLike):
         self.config, self.dtype = config, dtype
+        self.fixed = False  # always normalise by the running statistics; set by who fine-tunes
         self.scale = nnx.Param(jnp.full((channels,), 0.0 if zero else 1.0, jnp.float32))
         self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
         self.mean = nnx.BatchStat(jnp.zeros((channels,), jnp.float32))
@@ -68,7 +69,7 @@ class _BatchNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
         scale, bias = self.scale[...], self.bias[...]
-        if not train:
+        if not train or self.fixed:
             return _affine(x, self.mean[...], self.var[...], scale, bias, self.config.epsilon, self.dtype)
         group = self.config.group or x.shape[0]
         if x.shape[0] % group:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import tyro
 
 from big_vision_lite.commands.arguments import parse
 from big_vision_lite.commands.sources import input_of, source_of
+from big_vision_lite.data.duplicates import MIN_CORRELATION, THRESHOLD
 from big_vision_lite.data.label_index import label_index
 from big_vision_lite.errors import UserError, nearest
 
@@ -91,12 +91,44 @@ class Duplicates:
     train: str
     """The source in which they are looked for; see `bvl --help`."""
     against: tuple[str, ...]
-    """The sources, such as test sets, that they must not be in; the training source itself finds those within it."""
+    """The sources, such as test sets, that they must not be in. The training source itself: those within it."""
     out: Path = Path("duplicates")
     """Folder for exclude.txt (what `Exclude` reads), pairs.csv, pairs.html and summary.json."""
+    threshold: int = THRESHOLD
+    """Bits in which two hashes of 64 may differ."""
+    min_correlation: float | None = MIN_CORRELATION
+    """How well pixels must agree, from -1 to 1; none: hashes decide alone."""
+    embed: Path | None = None
+    """A run whose features must also agree."""
+    max_embedding_distance: float = 0.1
+    """1 minus the cosine of the angle between features."""
+    runner: str | None = None
+    """Any of Beam's runners; by default this machine."""
+    beam_options: tuple[str, ...] = ()
+    """For the runner: --beam-options=--project=... and so on."""
+    shared: str | None = None
+    """Folder or bucket that all machines of the runner can write to."""
+    workers: int | None = None
+    """Processes on this machine; by default one a core."""
 
 
 def duplicates(arguments: list[str]) -> int:
     asked = parse(Duplicates, arguments, "bvl data duplicates")
-    print(asked, file=sys.stderr)
+    from big_vision_lite.data.duplicates import find_duplicates
+
+    embed = {}
+    if asked.embed is not None:
+        from big_vision_lite.training.embed import Embedder
+
+        embedder = Embedder(asked.embed)
+        embed = {"embed": embedder, "embed_size": embedder.size, "max_embedding_distance": asked.max_embedding_distance}
+    against = {spec: input_of(spec) or source_of(spec) for spec in asked.against}
+    summary = find_duplicates(
+        input_of(asked.train) or source_of(asked.train), against, asked.out, asked.threshold,
+        min_correlation=asked.min_correlation, runner=asked.runner, beam_options=asked.beam_options,
+        shared=asked.shared, workers=asked.workers, **embed)
+    for name, found in summary.against.items():
+        print(f"{name}: {found.with_duplicates:,} of {found.images:,} images have a near-duplicate in {asked.train}")
+    print(f"{summary.excluded:,} of {summary.train_images:,} training images are to be left out: "
+          f"Exclude({str(asked.out / 'exclude.txt')!r}); look at {asked.out / 'pairs.html'}")
     return 0

@@ -107,6 +107,24 @@ class Checkpoints:
         structure = jax.tree.structure(like)
         return jax.tree.unflatten(structure, [items[STATE][name] for name in target]), dict(items[DATA])
 
+    def arrays(self, step: int | None = None) -> dict[str, Any]:
+        """All arrays of a checkpoint by their names, on the host. ``step``: None for the newest.
+
+        Raises:
+          UserError: there is no such checkpoint.
+        """
+        steps = self.steps()
+        if not steps or (step is not None and step not in steps):
+            raise UserError(f"{str(self.folder.parent)!r} has no checkpoint" + (
+                f" of step {step}; it has {', '.join(map(str, steps))}" if steps else " that is complete"))
+        chosen = steps[-1] if step is None else step
+        import numpy as np
+
+        shapes = self._manager.item_metadata(chosen)[STATE]
+        like = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
+        args = self._ocp.args
+        return dict(self._manager.restore(chosen, args=args.Composite(**{STATE: args.StandardRestore(like)}))[STATE])
+
     def _shapes(self, step: int) -> dict[str, tuple[int, ...]]:
         metadata = self._manager.item_metadata(step)[STATE]
         return {name: leaf.shape for name, leaf in metadata.items()}

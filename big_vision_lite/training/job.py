@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -29,6 +31,7 @@ class Job:
     Attributes:
       data: what is learnt from (or its description); its classes are the model's.
       learner: the static part of the step.
+      taken_over: what a fresh state took from elsewhere, in words.
 
     Raises:
       UserError: anything that is not as the experiment needs it. No step has been taken then.
@@ -40,15 +43,21 @@ class Job:
         meshes.check_batch("train", experiment.train.batch_size, self.mesh, experiment.accumulate)
         for name, inputs in experiment.evals.items():
             meshes.check_batch(f"evals.{name}", inputs.batch_size, self.mesh)
-        optimizer = experiment.optimizer.build(experiment.steps)
+        transfer = experiment.transfer
+        optimizer = transfer.optimizer(experiment.optimizer.build(experiment.steps))
         self.data = described or experiment.train.open()
         self._evals: dict[str, Records] = {}
-        graphdef = split(nnx.eval_shape(self._build))[0]
-        self.learner = Learner(graphdef, experiment.head, optimizer, experiment.accumulate, experiment.ema)
+        self.taken_over: str | None = None
+        graphdef, params, _ = split(nnx.eval_shape(self._build))
+        transfer.check(params)
+        self.learner = Learner(graphdef, experiment.head, optimizer, experiment.accumulate, experiment.ema,
+                               transfer.frozen if transfer.freeze else None)
 
     def _build(self) -> nnx.Module:
         rngs = nnx.Rngs(self.experiment.seed)
-        return self.experiment.head.build(self.experiment.backbone.build(rngs), self.data, rngs)
+        model = self.experiment.head.build(self.experiment.backbone.build(rngs), self.data, rngs)
+        self.experiment.transfer.fix_statistics(model)
+        return model
 
     def _init(self) -> TrainState:
         return self.learner.init(*split(self._build())[1:])
@@ -61,10 +70,16 @@ class Job:
                             shapes, meshes.state_shardings(shapes, self.mesh))
 
     def init(self) -> TrainState:
-        """A fresh state, made where it lives."""
+        """A fresh state, made where it lives; from scratch, or with what the experiment takes over."""
         # XLA's CPU compiler would take half a minute to optimise random numbers that are drawn once.
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-        return jax.jit(self._init, out_shardings=self._shardings, compiler_options=options)()
+        state = jax.jit(self._init, out_shardings=self._shardings, compiler_options=options)()
+        transfer = self.experiment.transfer
+        if transfer.init is None:
+            return state
+        params, stats, self.taken_over = transfer.take_over(state.params, state.stats)
+        average = None if state.average is None else jax.tree.map(jnp.copy, params)
+        return dataclasses.replace(state, params=params, stats=stats, average=average)
 
     @property
     def _shardings(self) -> TrainState:

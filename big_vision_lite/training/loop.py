@@ -63,6 +63,8 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, float]:
         display.say(f"{workdir}: {len(job.data):,} images of {len(job.data.classes)} classes, {parameters / 1e6:.2f} M "
                     f"parameters, {jax.device_count()} {jax.devices()[0].platform} device(s)"
                     + (f", going on from step {start}" if start else ""))
+        if job.taken_over:
+            display.say(job.taken_over)
         for noise in data_found["noise"]:
             display.say(f"label noise: of {noise['labels']:,} labels {noise['precision']:.2%} are right; "
                         f"{noise['recall']:.2%} of the true ones are given")

@@ -6,6 +6,7 @@ The model is split once into its structure (``graphdef``) and its arrays; inside
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -63,6 +64,8 @@ class Learner:
     optimizer: optax.GradientTransformation
     accumulate: int = 1
     ema: float | None = None
+    frozen: Callable[[Tree], Tree] | None = None
+    """For each parameter, whether it is a constant: then nothing is computed for its gradient."""
 
     def init(self, params: Tree, stats: Tree) -> TrainState:
         average = None if self.ema is None else params
@@ -85,6 +88,9 @@ class Learner:
 
         def piece(stats: Tree, batch: Batch):
             def loss_of(params: Tree):
+                if self.frozen is not None:
+                    params = jax.tree.map(lambda p, fixed: jax.lax.stop_gradient(p) if fixed else p, params,
+                                          self.frozen(params))
                 model = merge(self.graphdef, params, stats)
                 losses, figures = self.head.loss(model, batch)
                 weight = batch["mask"].astype(jnp.float32) / total
