@@ -1,10 +1,13 @@
 """Sources written as TFDS data sets, and preparations that are killed."""
 
+import dataclasses
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +17,10 @@ from big_vision_lite.cli import main
 from big_vision_lite.data.curation import NestedSubset, curated
 from big_vision_lite.data.decode import decode
 from big_vision_lite.data.emoji_scenes import EmojiScenes
-from big_vision_lite.data.image_folder import ImageFolder
+from big_vision_lite.data.image_folder import ImageFolder, ImageFolderRecords
 from big_vision_lite.data.label_index import label_index
 from big_vision_lite.data.prepare import prepare
+from big_vision_lite.data.source import Records
 from big_vision_lite.data.tfds_source import Tfds
 from big_vision_lite.errors import BadImageError, UserError
 
@@ -26,6 +30,7 @@ def equal(ours, theirs):
     for i in range(len(ours)):
         a, b = ours[i], theirs[i]
         assert a["id"] == b["id"] and a["image"] == b["image"] and a["labels"].tolist() == b["labels"].tolist()
+        assert a.get("image_id") == b.get("image_id")
         for key in ("boxes", "box_labels", "crowd", "difficult", "area", "visible"):
             if key in b:
                 assert a[key].dtype == b[key].dtype
@@ -104,11 +109,102 @@ def test_a_killed_preparation_goes_on(tmp_path):
     done = {path: path.stat().st_mtime_ns for path in work.glob("*array_record*") if (
         work / f"{path.name}.done.json").exists()}
     assert 20 <= len(done) < 160 and not (tmp_path / "killed" / "mine" / "1.0.0").exists()
+    damaged = min(done)  # as after a power failure: it was finished, and half of it reached the disk
+    os.truncate(damaged, damaged.stat().st_size // 2)
+    del done[damaged]
     folder = prepare({"train": source.open()}, tmp_path / "killed", "mine", processes=1, shard_images=5)
     whole = prepare({"train": source.open()}, tmp_path / "whole", "mine", processes=1, shard_images=5)
-    assert sorted(p.name for p in whole.iterdir()) == sorted(p.name for p in folder.iterdir())
     assert all((folder / path.name).stat().st_mtime_ns == time_ for path, time_ in done.items())  # not done again
-    equal(Tfds("mine", "train", str(tmp_path / "killed")).open(), Tfds("mine", "train", str(tmp_path / "whole")).open())
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {p.name: p.read_bytes() for p in whole.iterdir()}
+    equal(Tfds("mine", "train", str(tmp_path / "whole")).open(), source.open())
+
+
+@dataclasses.dataclass(eq=False)
+class Given(Records):
+    """Records of one picture with given ids and labels. ``given`` has no labels where reading fails."""
+
+    given: dict
+    classes: tuple = ("ant", "bee")
+    more: dict = dataclasses.field(default_factory=dict)
+    multi_label = False
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.given} {self.classes}"
+
+    def __len__(self):
+        return len(self.given)
+
+    def __getitem__(self, index):
+        id_, labels = list(self.given.items())[index]
+        if labels is None:
+            raise BadImageError(id_, "gone")
+        return {"id": id_, "image": jpeg(seed=index), "labels": np.array(labels, np.int32)} | self.more
+
+
+def test_what_is_hard_to_keep(tmp_path):
+    not_utf8 = os.fsdecode(b"\xff.jpg")
+    records = Given({"first.jpg": None, "hidden.jpg": [], not_utf8: [1]})
+    with pytest.raises(BadImageError, match=r"'first.jpg' cannot be read: gone"):
+        prepare({"train": records}, tmp_path, "mine", processes=1, shard_images=1)
+    prepare({"train": records}, tmp_path, "mine", processes=1, on_bad_image="skip", shard_images=1)
+    prepared = Tfds("mine", "train", str(tmp_path)).open()
+    assert [(id_, labels.tolist()) for id_, labels in map(prepared.labels, range(2))] == [
+        ("hidden.jpg", []), (not_utf8, [1])]
+    other = Given(records.given | {not_utf8: [0]})  # as many bytes, and yet not the same data
+    prepare({"train": other}, tmp_path / "other", "mine", processes=1, on_bad_image="skip", shard_images=1)
+    assert Tfds("mine", "train", str(tmp_path / "other")).open().fingerprint != prepared.fingerprint
+
+
+@pytest.mark.parametrize(("records", "fields", "message"), [
+    ({}, {"data_dir": Path("gs://bucket/data")}, r"gs://bucket/data, and data sets are written to local folders"),
+    ({}, {"name": "my-photos"}, "'my-photos' cannot name a data set"),
+    ({}, {"on_bad_image": "skp"}, "on_bad_image is 'skp'; did you mean 'skip'"),
+    ({}, {"split": "train[:10%]"}, r"'train\[:10%\]' cannot name a split"),
+    ({"classes": ("ant", "ant")}, {}, "class 'ant' cannot be stored; expected names that differ"),
+    ({"classes": ("ant ", "bee")}, {}, "class 'ant ' cannot be stored"),
+    ({"classes": ("ant\nbee", "cat")}, {}, r"class 'ant\\nbee' cannot be stored"),
+    ({"given": {"x.jpg": [0], "y.jpg": [2]}}, {}, "example 'y.jpg' cannot be stored: .* 2 greater"),
+    ({"given": {"x.jpg": [0, 1]}}, {}, "example 'x.jpg' has 2 labels in a source of one"),
+    ({"more": {"boxes": np.float32([[0, 0, 2, 1]]), "box_labels": np.int32([0])}}, {},
+     "example 'x.jpg' cannot be stored: .*BBox coordinates should be between 0 and 1"),
+])
+def test_what_cannot_be_kept_is_told(records, fields, message, tmp_path):
+    fields = {"split": "train", "data_dir": tmp_path, "name": "mine", "processes": 1} | fields
+    with pytest.raises(UserError, match=message) as error:
+        prepare({fields.pop("split"): Given(**{"given": {"x.jpg": [0]}} | records)}, **fields)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.glob("*/1.0.0")) and not Path("gs:").exists()
+
+
+def test_a_full_disk(tmp_path):
+    records = Given({f"{i}.jpg": [0] for i in range(40)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # no file may grow beyond
+    try:
+        with pytest.raises(UserError, match=r"cannot prepare mine in .*File too large.*make room there, and"):
+            prepare({"train": records}, tmp_path, "mine", processes=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    prepare({"train": records}, tmp_path, "mine", processes=1)
+    equal(Tfds("mine", "train", str(tmp_path)).open(), records)
+
+
+class Counted(ImageFolderRecords):
+    pickled = 0
+
+    def __getstate__(self):
+        type(self).pickled += 1
+        return vars(self)
+
+
+def test_a_long_list_of_files_goes_to_processes_once_and_not_with_each_shard(tmp_path):
+    plain = photos(tmp_path / "photos", 20).open()
+    records = Counted(**vars(plain))
+    folder = prepare({"train": records}, tmp_path, "mine", processes=2, shard_images=2)
+    assert len(list(folder.glob("mine-train*"))) == 20 and Counted.pickled == 1
+    assert {p.name for p in folder.iterdir() if p.name.startswith(".")} == set()
+    equal(Tfds("mine", "train", str(tmp_path)).open(), plain)
 
 
 def test_the_command_writes_a_label_index_beside_the_data(tmp_path, monkeypatch, capsys):

@@ -4,7 +4,9 @@ import concurrent.futures
 import json
 import multiprocessing
 import operator
+import os
 import pickle
+import resource
 import shutil
 import struct
 import subprocess
@@ -226,6 +228,68 @@ def test_tfrecord_files_without_tensorflow(data_dir, tmp_path):
         [records[i] for i in range(30)]
 
 
+@pytest.fixture(scope="module")
+def sharded(data_dir, tmp_path_factory):
+    """The training images of ``toy`` in 30 files of each format."""
+    import tensorflow_datasets as tfds
+
+    folders = {}
+    for name in ("array_record", "tfrecord"):
+        folder = folders[name] = tmp_path_factory.mktemp(name)
+        place = folder / "toy" / "1.2.0"
+        place.mkdir(parents=True)
+        features = tfds.builder_from_directory(data_dir / "toy" / "1.2.0").info.features
+        template = tfds.core.ShardedFileTemplate(data_dir=place, dataset_name="toy", split="train",
+                                                 filetype_suffix="array_record")
+        reader = ArrayRecordReader(str(next((data_dir / "toy" / "1.2.0").glob("*train*"))))
+        for k, record in enumerate(reader.read_all()):
+            write_array_record(template.sharded_filepath(shard_index=k, num_shards=30), [record])
+        reader.close()
+        split = tfds.core.SplitInfo(name="train", shard_lengths=[1] * 30, num_bytes=9, filename_template=template)
+        with quiet():
+            tfds.folder_dataset.write_metadata(data_dir=place, features=features, split_infos=[split],
+                                               version="1.2.0", check_data=False, filename_template=template)
+    as_tfrecord(folders["tfrecord"] / "toy" / "1.2.0")
+    return folders
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+def test_parts_of_splits_over_many_files(sharded, file_format):
+    data_dir = str(sharded[file_format])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 20, hard))  # fewer than there are files
+    try:
+        whole = Tfds("toy", "train", data_dir).open()
+        assert [e["image"] for e in whole.read(range(30))] == [png(i) for i in range(30)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for split, expected in (("train[:10%]", range(3)), ("train[7:9]+train[-2:]", (7, 8, 28, 29))):
+        part = Tfds("toy", split, data_dir).open()
+        assert [part[i]["image"] for i in range(len(part))] == [png(i) for i in expected]
+    with pytest.raises(IndexError):
+        part[len(part)]
+
+
+def test_no_tensorflow(sharded):
+    code = ("import sys; from big_vision_lite.data.tfds_source import Tfds\n"
+            "for data_dir in sys.argv[1:]: assert Tfds('toy', 'train', data_dir).open()[29]['labels'] == 2\n"
+            "assert 'tensorflow' not in sys.modules")
+    subprocess.run([sys.executable, "-c", code, *map(str, sharded.values())], check=True)
+
+
+def test_a_damaged_record_of_an_array_record_file(sharded, tmp_path):
+    shutil.copytree(sharded["array_record"], tmp_path, dirs_exist_ok=True)
+    shard = tmp_path / "toy" / "1.2.0" / "toy-train.array_record-00005-of-00030"
+    damaged = bytearray(shard.read_bytes())
+    damaged[120] ^= 1  # within the only record
+    shard.write_bytes(damaged)
+    records = Tfds("toy", "train", str(tmp_path)).open()
+    assert records[4]["image"] == png(4)
+    with pytest.raises(UserError, match=r"00005-of-00030: record 0 cannot be read \(.*; if it is damaged") as error:
+        records[5]
+    assert "\n" not in str(error.value)
+
+
 def test_a_bucket_that_cannot_be_read_from_here(monkeypatch):
     part = Part("gs://bucket/toy-train.array_record-00000-of-00001", 0, 1, 1)
 
@@ -299,6 +363,7 @@ def catalogue(tmp_path_factory):
     ("cifar10", {}, "train_1", 10, [2]),
     ("open_images_v4", {"label_key": "objects_trainable"}, "b.jpg", 700, [3, 699]),
     ("open_images_v4", {"min_confidence": 1, "label_key": "objects_trainable"}, "b.jpg", 700, [3, 5, 699]),
+    ("open_images_v4", {"min_confidence": 0, "label_key": "objects_trainable"}, "b.jpg", 700, [3, 5, 699]),
     ("open_images_v4", {"label_key": "objects", "min_confidence": 9}, "b.jpg", 900, [3]),
     ("open_images_v4", {"label_key": "bobjects"}, "b.jpg", 601, [5]),
     ("coco", {}, "b.jpg", 80, [79]),
@@ -313,6 +378,6 @@ def test_data_sets_of_the_catalogue(catalogue, name, fields, id_, classes, label
     if name in ("coco", "voc") or fields.get("label_key") == "bobjects":
         np.testing.assert_allclose(example["boxes"][0], [0.1, 0.2, 0.3, 0.4])
     if name == "coco":
-        assert example["crowd"].tolist() == [True] and example["area"].tolist() == [12]
+        assert example["crowd"].tolist() == [True] and example["area"].tolist() == [12] and example["image_id"] == 9
     if name == "voc":
         assert example["difficult"].tolist() == [False, True] and example["box_labels"].tolist() == [3, 7]

@@ -38,7 +38,8 @@ def on_all_cores(work: Callable[..., tuple], jobs: Sequence[tuple], title: str, 
         spawn = multiprocessing.get_context("spawn")  # a fork of a process with threads, as JAX has, may hang
         pool = concurrent.futures.ProcessPoolExecutor(workers, spawn, initializer=_leave_with_parent)
     columns = *Progress.get_default_columns(), MofNCompleteColumn()
-    with pool, Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with pool, Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(title, total=total)
         running = [pool.submit(work, *job) for job in jobs]
         try:

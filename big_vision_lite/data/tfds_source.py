@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from big_vision_lite.data.shards import Part, check_parts, open_parts
+from big_vision_lite.data.shards import Part, Shards, check_parts, open_parts
 from big_vision_lite.data.source import Example, Records, Source
 from big_vision_lite.data.tfds_layout import OBJECT_KEYS, layout_of
 from big_vision_lite.errors import UserError, nearest
@@ -45,7 +45,7 @@ class Tfds(Source):
     """The feature that holds labels, or objects with a label each; None for the first of label, labels, objects."""
     min_confidence: float = 5
     """Where each label says how sure it is, as in Open Images (0 to 10): the least that counts. A label of confidence 0
-    was found to be wrong by a person."""
+    was found to be wrong by a person, and never counts."""
 
     def open(self) -> TfdsRecords:
         """Access to the records.
@@ -124,6 +124,7 @@ class TfdsRecords(Records):
         self._length = chosen.num_examples
         self._name = f"{info.full_name}/{split}"
         self._layout, label = layout_of(info.features, image_key, label_key, folder)
+        self._image_id = "image/id" if "image/id" in info.features else None
         self.classes = tuple(label.names)
         self.multi_label = info.features[self._layout.label] is not label
         self._format = info.file_format.value
@@ -132,7 +133,7 @@ class TfdsRecords(Records):
         check_parts(self._parts, self._format)
         parts = [(os.path.basename(name), skip, take) for name, skip, take, _ in self._parts]
         confidence = min_confidence if self._layout.confidence else None
-        identity = repr((self._name, parts, chosen.num_bytes, self._layout, confidence))
+        identity = repr((self._name, parts, chosen.num_bytes, self._layout, confidence, *_prepared_from(folder)))
         self.fingerprint = "tfds-" + hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
 
     def __len__(self) -> int:
@@ -144,13 +145,25 @@ class TfdsRecords(Records):
     def read(self, indices: Sequence[int]) -> list[Example]:
         indices = [range(self._length)[index] for index in indices]
         data, parse, _ = self._open()
-        return [self._example(parse(data[index]), index) for index in indices]
+        return [self._example(parse(self._stored(data, index)), index) for index in indices]
 
     def labels(self, index: int) -> tuple[str, np.ndarray]:
         index = range(self._length)[index]
         data, _, parse = self._open()
-        record = parse(data[index])
+        record = parse(self._stored(data, index))
         return self._id(record, index), self._labels(record)
+
+    def _stored(self, data: Shards, index: int) -> bytes:
+        try:
+            return data[index]
+        except RuntimeError as error:  # ArrayRecord's reader does not say which file it found damaged
+            for part in self._parts:
+                if index < part.take:
+                    break
+                index -= part.take
+            reason = " ".join(str(error).split())
+            raise UserError(f"{part.filename}: record {part.skip + index} cannot be read ({reason}); if it is "
+                            "damaged, copy or prepare it again") from error
 
     def _example(self, record: dict, index: int) -> Example:
         at = self._layout
@@ -162,10 +175,13 @@ class TfdsRecords(Records):
             for key in at.more:
                 name, dtype = OBJECT_KEYS[key]
                 example[name] = np.asarray(objects[key]).astype(dtype)
+        if self._image_id:
+            example["image_id"] = int(record[self._image_id])
         return example | {key: record[key] for key in at.masks}
 
     def _id(self, record: dict, index: int) -> str:
-        return record[self._layout.id].decode() if self._layout.id else f"{self._name}/{index}"
+        id_ = self._layout.id
+        return record[id_].decode(errors="surrogateescape") if id_ else f"{self._name}/{index}"
 
     def _labels(self, record: dict) -> np.ndarray:
         """Sorted, each once. A label of -1 stands for one that is hidden."""
@@ -173,7 +189,8 @@ class TfdsRecords(Records):
         if at.label == at.objects:
             labels = np.asarray(record[at.objects][at.object_label])
             if at.confidence:
-                labels = labels[np.asarray(record[at.objects][at.confidence]) >= self._min_confidence]
+                confidence = np.asarray(record[at.objects][at.confidence])
+                labels = labels[(confidence > 0) & (confidence >= self._min_confidence)]
         else:
             labels = np.atleast_1d(record[at.label])
         return np.unique(labels[labels >= 0]).astype(np.int32)
@@ -190,6 +207,7 @@ class TfdsRecords(Records):
             if self._opened is None:
                 import tensorflow_datasets as tfds
 
+                _allow_open_files(len(self._parts))
                 features = _builder(self.folder).info.features
                 at = self._layout
 
@@ -200,8 +218,29 @@ class TfdsRecords(Records):
                     return functools.partial(needed.deserialize_example_np, decoders=raw)
 
                 self._opened = (open_parts(self._parts, self._format),
-                                parser(at.image, at.label, at.objects, at.id, *at.masks), parser(at.label, at.id))
+                                parser(at.image, at.label, at.objects, at.id, self._image_id, *at.masks),
+                                parser(at.label, at.id))
             return self._opened
+
+
+def _prepared_from(folder: str) -> list[str]:
+    """What `data.prepare` notes of the source: other labels may take just as many bytes."""
+    path = os.path.join(folder, "source.json")
+    if "://" in folder or not os.path.isfile(path):
+        return []
+    with open(path) as file:
+        return [file.read()]
+
+
+def _allow_open_files(count: int) -> None:
+    """Readers keep every file open, and ImageNet alone has as many files as many systems allow by default."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = len(os.listdir("/dev/fd")) + count + 256
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
 def _builder(folder: str):

@@ -4,7 +4,8 @@
     bvl train configs/pretrain/open_images.py --workdir gs://BUCKET/run
 
 The open set most like JFT-300M: labels from the web and from machines, any number an image, each with a confidence.
-What is above ``confidence`` counts as given; evaluation asks for labels that people verified (confidence 10). Not run here.
+What is above ``confidence`` counts as given; evaluation asks for labels that people verified (confidence 10). Not run
+here.
 """
 
 from big_vision_lite.data.curation import Exclude, LabelNoise, NestedSubset, Vocabulary, curation
