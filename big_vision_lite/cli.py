@@ -12,6 +12,7 @@ USAGE = """bvl: how much better does vision get with more data?
 
   bvl train CONFIG [--workdir DIR] [overrides]   train, score and draw; the same command resumes
   bvl evaluate RUN [--split S] [--step N]        score a checkpoint again
+  bvl probe RUN --train SOURCE --test SOURCE     what a run's frozen features are worth
   bvl config show CONFIG [overrides]             print the resolved experiment
   bvl doctor CONFIG [overrides]                  check before step 0 that all is there and fast enough
 
@@ -26,7 +27,7 @@ config file, which stands for what it trains on; fields follow as in /photos:spl
 CONFIG is a Python file with get_config(...), with arguments as configs/x.py:depth=50,root=/photos.
 Every field can be overridden: bvl train CONFIG --help lists them with their defaults.
 """
-COMMANDS = {"train": "runs", "evaluate": "runs", "config": "runs", "doctor": "checks", "data": "data",
+COMMANDS = {"train": "runs", "evaluate": "runs", "probe": "runs", "config": "runs", "doctor": "checks", "data": "data",
             "bench": "checks"}
 """Each command and the module of `commands` that has it."""
 

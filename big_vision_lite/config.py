@@ -77,7 +77,10 @@ def parse(text: str, hint: Any) -> Any:
     """Text as a value of the annotated type. Raises: ValueError."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        for member in sorted(inner, key=lambda m: m is str):
+        def last(member: Any) -> int:  # anything is a text, and anything but a list of one is no list
+            return 2 if member is str else 0 if typing.get_origin(member) is not tuple else 1 if "," in text else 3
+
+        for member in sorted(inner, key=last):
             try:
                 return parse(text, member)
             except ValueError:

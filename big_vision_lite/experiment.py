@@ -10,6 +10,7 @@ from big_vision_lite.errors import UserError
 from big_vision_lite.heads.head import Head
 from big_vision_lite.training.mesh import Mesh
 from big_vision_lite.training.optimizers import Optimizer
+from big_vision_lite.training.probe import Probe
 from big_vision_lite.training.transfer import Transfer
 
 
@@ -32,6 +33,8 @@ class Experiment:
     """Pieces in which a batch goes through the network, to fit a small device. BatchNorm then sees pieces."""
     ema: float | None = None
     """Decay of an exponential moving average of the parameters, which evaluation then uses; None: no average."""
+    probes: dict[str, Probe] = dataclasses.field(default_factory=dict)
+    """Probes of the backbone's features, by name, made with each evaluation."""
     transfer: Transfer = Transfer()
     """What it starts from, and what of it stays fixed."""
     mesh: Mesh = Mesh()
@@ -62,6 +65,6 @@ class Experiment:
 
 
 WITHOUT_EFFECT = ("log_every", "eval_every", "save_every", "keep", "train.threads", "train.workers", "train.prefetch",
-                  "evals", "mesh")
+                  "evals", "probes", "mesh")
 """Fields that may differ when a run is resumed: the parameters it ends with do not depend on them, but for the
 rounding of sums over another mesh."""

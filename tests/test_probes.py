@@ -90,3 +90,41 @@ def test_logistic_regression_is_scikit_learns():
 def test_what_is_refused(probe, message):
     with pytest.raises(UserError, match=message):
         probe()
+
+
+def test_a_run_is_probed_as_it_trains_and_afterwards(tmp_path, capsys):
+    import json
+
+    from big_vision_lite.backbones.resnet import ResNet
+    from big_vision_lite.cli import main
+    from big_vision_lite.data.emoji_scenes import EmojiScenes
+    from big_vision_lite.data.pipeline import Input
+    from big_vision_lite.data.transforms import Squash
+    from big_vision_lite.experiment import Experiment
+    from big_vision_lite.heads.classification import Classification
+    from big_vision_lite.training.loop import train
+    from big_vision_lite.training.optimizers import SGD
+    from big_vision_lite.training.probe import Probe
+
+    def inputs(split, images, objects=(1, 1)):
+        return Input(EmojiScenes(split, images, size=32, classes=4, objects=objects, zipf=0), Squash(32), 8)
+
+    asked = Probe(inputs("train", 60), inputs("test", 21), ("few_shot", "neighbours", "linear"), (1, 3), (0, 1))
+    run = tmp_path / "run"
+    results = train(Experiment(
+        inputs("train", 16), {"validation": inputs("validation", 8)}, ResNet(10, width=1 / 16, stem="half"),
+        Classification("softmax"), SGD(0.01), steps=1, probes={"probe": asked}), run)
+    names = {"few_shot_1", "few_shot_3", "neighbours_20", "linear"}
+    assert names <= {key.removeprefix("probe/") for key in results}
+    spec = "emoji_scenes:split={},images={},size=32,classes=4,objects=1,1,zipf=0"
+    command = ["probe", str(run), "--train", spec.format("train", 60), "--test", spec.format("test", 21)]
+    command += ["--shots", "1", "3", "--seeds", "0", "1"]
+    capsys.readouterr()
+    assert main(command) == 0 and "few shot 3" in capsys.readouterr().out
+    again = json.loads((run / "probes" / "1.json").read_text())
+    assert {name: again[name] for name in names} == {name: results[f"probe/{name}"] for name in names}
+    assert main([*command, "--random"]) == 0
+    random = json.loads((run / "probes" / "random.json").read_text())
+    assert any(random[name] != again[name] for name in names)
+    with pytest.raises(UserError, match=r"train images have any number of labels"):
+        Probe(inputs("train", 60, (1, 2)), inputs("test", 20)).run(None, {}, {})

@@ -7,7 +7,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -71,6 +71,45 @@ def evaluate(arguments: list[str]) -> int:
     from big_vision_lite.training.evaluate import evaluate
 
     print(json.dumps(evaluate(asked.run, asked.split, asked.step, asked.imports), indent=2))
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeRun:
+    """Ask frozen features: few-shot ridge regression, nearest neighbours, linear probe. Kept in RUN/probes."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run."""
+    train: str
+    """Source of the images to learn from, one label each; see `bvl --help`."""
+    test: str
+    """Source of the images to score."""
+    kinds: tuple[Literal["few_shot", "neighbours", "linear"], ...] = ("few_shot", "neighbours", "linear")
+    shots: tuple[int, ...] = (1, 5, 10, 25)
+    """Training images a class."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Choices of shots."""
+    step: int | None = None
+    """Which checkpoint; by default the newest."""
+    random: bool = False
+    """Probe an untrained network of the same config: what the figures are to be compared with."""
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    """Modules beside this package that the classes in the run's config may come from."""
+
+
+def probe(arguments: list[str]) -> int:
+    asked = parse(ProbeRun, arguments, "bvl probe")
+    from big_vision_lite.commands.sources import source_of
+
+    experiment = configs.read(asked.run / "config.json", asked.imports)
+    set_up_jax(experiment)
+    from big_vision_lite.training.probe import Probe, probe_run, tabulate
+
+    view = next(iter(experiment.evals.values()), experiment.train)  # its transform is that of evaluation
+    train, test = (dataclasses.replace(view, source=source_of(spec), curate=()) for spec in (asked.train, asked.test))
+    results = probe_run(asked.run, Probe(train, test, asked.kinds, asked.shots, asked.seeds), asked.step, asked.random,
+                        asked.imports)
+    print(tabulate(results))
     return 0
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from big_vision_lite.data.curation import Vocabulary, curated
-from big_vision_lite.data.pipeline import BatchMaker, Input, batches
+from big_vision_lite.data.pipeline import BatchMaker, Input, Targets, batches
 from big_vision_lite.data.source import Described, Records
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
@@ -69,12 +69,15 @@ class Job:
         return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
                             shapes, meshes.state_shardings(shapes, self.mesh))
 
-    def init(self) -> TrainState:
-        """A fresh state, made where it lives; from scratch, or with what the experiment takes over."""
+    def fresh(self) -> TrainState:
+        """A state of random parameters, made where it lives."""
         # XLA's CPU compiler would take half a minute to optimise random numbers that are drawn once.
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-        state = jax.jit(self._init, out_shardings=self._shardings, compiler_options=options)()
-        transfer = self.experiment.transfer
+        return jax.jit(self._init, out_shardings=self._shardings, compiler_options=options)()
+
+    def init(self) -> TrainState:
+        """A fresh state, with what the experiment takes over from elsewhere."""
+        state, transfer = self.fresh(), self.experiment.transfer
         if transfer.init is None:
             return state
         params, stats, self.taken_over = transfer.take_over(state.params, state.stats)
@@ -119,14 +122,15 @@ class Job:
         known = tuple(name for name in self.data.classes if name in set(records.classes))
         return curated(records, (Vocabulary(known),)) if known else records
 
-    def batches(self, inputs: Input, records: Records, seed: int | None, start: int = 0,
-                stop: int | None = None) -> Iterator[dict[str, np.ndarray]]:
-        """This process's share of batches ``start`` to ``stop``; by default, those of one pass."""
-        make = self._maker(inputs, records, seed)
+    def batches(self, inputs: Input, records: Records, seed: int | None, start: int = 0, stop: int | None = None,
+                targets: Targets | None = None) -> Iterator[dict[str, np.ndarray]]:
+        """This process's share of batches ``start`` to ``stop``; by default, those of one pass, with the head's
+        targets."""
+        make = self._maker(inputs, records, seed, targets)
         return batches(make, start, len(make) if stop is None else stop)
 
-    def _maker(self, inputs: Input, records: Records, seed: int | None) -> BatchMaker:
-        return BatchMaker(records, inputs, self.experiment.head.targets, seed, jax.process_index(),
+    def _maker(self, inputs: Input, records: Records, seed: int | None, targets: Targets | None = None) -> BatchMaker:
+        return BatchMaker(records, inputs, targets or self.experiment.head.targets, seed, jax.process_index(),
                           jax.process_count())
 
     def to_devices(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -154,6 +154,12 @@ def _evaluate(job: Job, state, step: int, saved: int, display: Display) -> dict[
         display.say(f"step {step}: {name} {main} {scored[main]:.4f}, loss {scored['loss']:.4f} on {scored['images']:,} "
                     f"images in {time.perf_counter() - start:.1f} s")
         results |= {f"{name}/{key}": value for key, value in scored.items()}
+    for name, probe in job.experiment.probes.items():
+        start = time.perf_counter()
+        found = probe.run(job, state.best_params, state.stats)
+        said = ", ".join(f"{key} {value:.4f}" for key, value in found.items() if "/" not in key)
+        display.say(f"step {step}: {name} {said} in {time.perf_counter() - start:.1f} s")
+        results |= {f"{name}/{key}": value for key, value in found.items()}
     return results
 
 
