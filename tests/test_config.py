@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -165,12 +164,10 @@ def test_config_show_prints_what_is_run():
     (["train", "configs/image_folder.py:root=/photos,dept=18"], "'depth'"),
     (["train", "configs/image_fodler.py:root=/photos"], "'configs/image_folder.py'"),
 ])
-def test_typing_mistakes_end_within_seconds(arguments, near):
-    began = time.perf_counter()
-    ended = bvl(*arguments)
-    seconds = time.perf_counter() - began
+def test_typing_mistakes_end_at_once(arguments, near):
+    ended = bvl(*arguments)  # that little is imported until then, test_imports tells
     assert ended.returncode == 2 and near in ended.stderr and "Traceback" not in ended.stderr
-    assert ended.stdout == "" and seconds < 5.0
+    assert ended.stdout == ""
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

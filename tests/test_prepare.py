@@ -156,6 +156,15 @@ def test_what_is_hard_to_keep(tmp_path):
     assert Tfds("mine", "train", str(tmp_path / "other")).open().fingerprint != prepared.fingerprint
 
 
+def test_what_was_skipped_before_a_stop_is_not_lost_silently(tmp_path):
+    records = Given({"a.jpg": [0], "gone.jpg": None, "b.jpg": [0, 1]})
+    with pytest.raises(UserError, match=r"'b.jpg' has 2 labels"):
+        prepare({"train": records}, tmp_path, "mine", processes=1, on_bad_image="skip", shard_images=2)
+    assert len(list((tmp_path / "mine" / "incomplete.1.0.0").glob("*.done.json"))) == 1  # without gone.jpg
+    with pytest.raises(BadImageError, match=r"'gone.jpg'"):
+        prepare({"train": records}, tmp_path, "mine", processes=1, shard_images=2)
+
+
 @pytest.mark.parametrize(("records", "fields", "message"), [
     ({}, {"data_dir": Path("gs://bucket/data")}, r"gs://bucket/data, and data sets are written to local folders"),
     ({}, {"name": "my-photos"}, "'my-photos' cannot name a data set"),

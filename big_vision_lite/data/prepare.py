@@ -205,8 +205,11 @@ def _write_shard(path: str, shared: _Shared, start: int, stop: int, keys: frozen
                  on_bad_image: str) -> tuple[int, int, list[str]]:
     """Write one shard, or find that it is there. Returns how many images, their bytes, and lines about bad images."""
     done, records = Path(f"{path}.done.json"), shared.records
-    if done.is_file() and _is_whole(path, (result := json.loads(done.read_text()))[0]):
-        return tuple(result)
+    if done.is_file():
+        count, size, bad = json.loads(done.read_text())
+        left_out = bad and on_bad_image == "raise"  # it was begun with "skip", and now nothing may be lost
+        if not left_out and _is_whole(path, count):
+            return count, size, bad
     features, bad = _features(records.classes, records.multi_label, keys), []
 
     def serialized() -> Iterator[bytes]:
