@@ -1,0 +1,1 @@
+"""Measurements of speed, each beside what others use for the same work."""

@@ -1,0 +1,436 @@
+"""Images a second of this pipeline and of others, side by side: JPEG files to random crops of 224, flipped, in batches.
+
+Every contender runs in a process of its own, pinned to the same cores, in rounds in which they take turns; the median
+over rounds counts. This file is also the program of those processes. It imports nothing at its top but Python's own
+library, so that a contender may run under another interpreter, where its packages are and ours are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pickle
+import platform
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from big_vision_lite.data.pipeline import Input
+
+SIZE, BATCH = 224, 64
+AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
+"""Share and aspect of the random windows (Szegedy et al., 2015), for all contenders."""
+CONTENDERS = {
+    "threads": "this pipeline, a thread a core",
+    "workers": "this pipeline, a worker process a core",
+    "tf.data": "decode_and_crop_jpeg, resize (bilinear, not antialiased), flip",
+    "torch": "DataLoader, a worker process a core; Pillow decodes, crops, resizes (antialiased), flips",
+    "libjpeg-turbo": "decoding alone, a thread a core, at the scale that the crop needs: no crop, resize or batch",
+}
+OURS = "threads"
+"""What the others are compared with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is measured, and for how long."""
+
+    images: Path | None = None
+    """Folder with JPEG files, also in folders below; None: 500 x 375 pixels and 110 kB each, generated."""
+    cores: tuple[int, ...] = (1, 2)
+    """Numbers of cores to which contenders are pinned; those the machine does not have are left out."""
+    rounds: int = 3
+    seconds: float = 5.0
+    """Of each measurement."""
+    warm_up: float = 1.0
+    """Seconds after the first batch before a measurement starts."""
+    contenders: tuple[str, ...] = tuple(CONTENDERS)
+    python: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Interpreters under which contenders run, such as tf.data=/path/to/python; by default this one."""
+    gil: bool = True
+    """Also measure how long an image holds Python's interpreter lock."""
+    out: Path | None = None
+    """JSON file for all figures."""
+
+
+def bench_input(options: Options = Options(), inputs: Mapping[str, Input] | None = None) -> dict[str, Any]:
+    """Measure, print a table, and return all figures.
+
+    Args:
+      inputs: further contenders by name: any `data.pipeline.Input`, with its own source, transform and curation. Its
+        threads (where None) become one a core.
+
+    Raises:
+      UserError: unknown contenders, no JPEG files, or a contender of ours that fails.
+    """
+    from big_vision_lite.errors import UserError, nearest
+
+    names = [*options.contenders, *(inputs or {})]
+    for name in [*options.contenders, *options.python]:
+        if name not in CONTENDERS:
+            raise UserError(f"no contender {name!r}" + nearest(name, CONTENDERS))
+    if options.rounds < 1 or options.seconds <= 0 or not names:
+        raise UserError(f"rounds={options.rounds}, seconds={options.seconds}, {len(names)} contenders; expected at "
+                        "least one of each")
+    available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
+    counts = [count for count in options.cores if 1 <= count <= len(available)]
+    if not counts:
+        raise UserError(f"cores={options.cores}; this process may use {len(available)}")
+    with tempfile.TemporaryDirectory(prefix="bench_input") as folder:
+        photos = gather_photos(options.images, Path(folder) / "photos")
+        for name, one in (inputs or {}).items():
+            (Path(folder) / f"{name}.pickle").write_bytes(pickle.dumps(one))
+
+        def child(name: str, cores: int) -> dict[str, Any]:
+            return _child(name, folder, available[:cores], options)
+
+        runs = [{"contender": name, "cores": cores, "round": number, **child(name, cores)}
+                for number in range(options.rounds) for cores in counts for name in names]
+        gil = child("gil", 2) if options.gil and len(available) >= 2 else None
+    found = {"machine": _machine(len(available)), "photos": photos, "seconds": options.seconds, "runs": runs,
+             "summary": _summary(runs), "gil": gil}
+    _show(found, names, counts)
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def gather_photos(images: Path | None, folder: Path, most: int = 512) -> dict[str, Any]:
+    """Put JPEG files into ``folder/photo/``: links to those below ``images``, or generated ones. Returns their number
+    and mean size in bytes. Raises: UserError when there are none."""
+    from big_vision_lite.errors import UserError
+
+    (folder / "photo").mkdir(parents=True)
+    if images is None:
+        for i in range(128):
+            (folder / "photo" / f"{i}.jpg").write_bytes(photo(i))
+    else:
+        found = sorted(p for p in images.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
+        if not found:
+            raise UserError(f"no .jpg or .jpeg file in {str(images)!r}; expected a folder of photos")
+        for i, path in enumerate(found[:most]):
+            (folder / "photo" / f"{i}.jpg").symlink_to(path.resolve())
+    sizes = [path.stat().st_size for path in (folder / "photo").iterdir()]
+    return {"images": len(sizes), "bytes": round(statistics.mean(sizes)), "from": str(images or "generated")}
+
+
+def photo(seed: int, width: int = 500, height: int = 375) -> bytes:
+    """A JPEG file that takes a decoder as long as a photo of ImageNet does: noise whose power falls with frequency as
+    in natural images (Field, 1987), some shapes with sharp edges, quality 95, chroma at half resolution; 110 kB."""
+    import cv2
+    import numpy as np
+    import simplejpeg
+
+    rng = np.random.default_rng(seed)
+    fall = rng.uniform(0.8, 1.0)  # of the amplitude an octave: smooth and busy photos
+    pixels = np.full((height, width, 3), rng.uniform(80, 170, 3), np.float32)
+    for octave in range(9):
+        h, w = (min(side, 2**octave + 2) for side in (height, width))
+        grey, colour = rng.standard_normal((h, w, 1), np.float32), rng.standard_normal((h, w, 3), np.float32)
+        noise = cv2.resize(grey + 0.35 * colour, (width, height), interpolation=cv2.INTER_CUBIC)
+        pixels += 32 * fall**octave * noise
+    for _ in range(12):
+        centre = (int(rng.integers(width)), int(rng.integers(height)))
+        axes = (int(rng.integers(8, 90)), int(rng.integers(8, 90)))
+        shade = np.zeros((height, width), np.uint8)
+        cv2.ellipse(shade, centre, axes, float(rng.uniform(0, 180)), 0, 360, 255, -1, cv2.LINE_AA)
+        pixels += shade[..., None] * rng.uniform(-0.27, 0.27, 3).astype(np.float32)
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels.clip(0, 255).astype(np.uint8)), quality=95,
+                                  colorspace="RGB", colorsubsampling="420")
+
+
+def _child(name: str, folder: str, cores: Sequence[int], options: Options) -> dict[str, Any]:
+    """What the process of a contender reports."""
+    from big_vision_lite.errors import UserError
+
+    python = options.python.get(name, sys.executable)
+    command = [python, os.path.abspath(__file__), name, folder, "--cores", ",".join(map(str, cores)),
+               "--seconds", str(options.seconds), "--warm-up", str(options.warm_up)]
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+    # Into files, and in a session of its own: worker processes may outlive the contender and hold a pipe open.
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        try:
+            process = subprocess.Popen(command, stdout=out, stderr=errors, env={**os.environ, **quiet},
+                                       start_new_session=True)
+        except OSError as error:
+            raise UserError(f"contender {name!r}: cannot run {python!r}: {error.strerror}") from None
+        try:
+            process.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        out.seek(0)
+        errors.seek(0)
+        said, complaints = out.read().splitlines(), errors.read().strip().splitlines()
+    try:
+        reported = json.loads(said[-1])
+    except (IndexError, ValueError):
+        reported = {"failed": complaints[-1] if complaints else f"exit code {process.returncode}"}
+    if reason := reported.get("failed"):
+        raise UserError(f"contender {name!r} failed under {python}: {reason}")
+    return reported
+
+
+def _summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Median and range over rounds of each contender and number of cores, and how many times as fast ours is: by the
+    clock, and by the CPU time that an image takes, which depends less on what else runs on the machine."""
+    rates: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for run in runs:
+        if "images_per_second" in run:
+            rates.setdefault((run["cores"], run["contender"]), []).append(run)
+    rows = []
+    for (cores, name), found in rates.items():
+        values = [run["images_per_second"] for run in found]
+        rows.append({"cores": cores, "contender": name, "median": statistics.median(values), "least": min(values),
+                     "most": max(values), "cpu_per_image": statistics.median(run["cpu_per_image"] for run in found)})
+    ours = {row["cores"]: row for row in rows if row["contender"] == OURS}
+    for row in rows:
+        if same := ours.get(row["cores"]):
+            row["ours_to_it"] = same["median"] / row["median"]
+            row["ours_to_it_by_cpu"] = row["cpu_per_image"] / same["cpu_per_image"]
+    return rows
+
+
+def _show(found: dict[str, Any], names: Sequence[str], counts: Sequence[int]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    photos, runs = found["photos"], found["runs"]
+    console.print(f"{photos['images']} photos ({photos['from']}) of {photos['bytes'] / 1e3:.0f} kB to crops of {SIZE}; "
+                  f"{found['machine']['cpu']}, {found['machine']['cores']} cores", markup=False)
+    for cores in counts:
+        table = Table(title=f"images/s on {cores} core{'s' * (cores > 1)}", title_justify="left")
+        for column in ("contender", "median", "range", f"{OURS} / it", "CPU an image", f"{OURS} / it by CPU",
+                       "first batch"):
+            table.add_column(column, justify="left" if column == "contender" else "right")
+        for name in names:
+            row = next((r for r in found["summary"] if (r["contender"], r["cores"]) == (name, cores)), None)
+            first = [r["first_batch"] for r in runs if r["contender"] == name and r["cores"] == cores
+                     and "first_batch" in r]
+            if row:
+                ratios = [f"{row[key]:.2f}" if key in row else "" for key in ("ours_to_it", "ours_to_it_by_cpu")]
+                table.add_row(escape(name), f"{row['median']:,.0f}", f"{row['least']:,.0f} to {row['most']:,.0f}",
+                              ratios[0], f"{row['cpu_per_image'] * 1e3:.2f} ms", ratios[1],
+                              f"{statistics.median(first):.1f} s")
+        console.print(table)
+    for name in names:
+        skipped = next((r["skipped"] for r in runs if r["contender"] == name and "skipped" in r), None)
+        says = f"left out: {skipped}" if skipped else CONTENDERS.get(name, "the input given")
+        console.print(f"{name}: {says}", markup=False)
+    if gil := found["gil"]:
+        console.print(f"An image takes {gil['alone'] * 1e6:.0f} us and holds Python's interpreter lock for some "
+                      f"{gil['held_alone'] * 1e6:.0f} of them; with handing it over, {gil['held'] * 1e6:.0f}. Threads "
+                      f"of one process reach about {1 / gil['held']:,.0f} images/s, on any number of cores. Worker "
+                      "processes add up beyond that.", markup=False)
+
+
+def _machine(cores: int) -> dict[str, Any]:
+    """What the figures depend on. ``load``: above the number of cores that the benchmark kept busy, others ran too."""
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return {"cpu": cpu, "cores": cores, "python": platform.python_version(), "load": os.getloadavg()[0]}
+
+
+# What follows runs in the contenders' processes.
+
+
+def photo_input(folder: str, **options: Any) -> Input:
+    """The benchmark's files through this pipeline."""
+    from big_vision_lite.data.image_folder import ImageFolder
+    from big_vision_lite.data.pipeline import Input
+    from big_vision_lite.data.transforms import InceptionCrop
+
+    return Input(ImageFolder(folder, held_out=0.0), InceptionCrop(SIZE, AREA, ASPECT), BATCH, **options)
+
+
+def targets(example: dict[str, Any]) -> dict[str, Any]:
+    """One label an image, as a head would ask for; -1 where there is none."""
+    import numpy as np
+
+    return {"label": np.append(example["labels"], np.int32(-1))[:1]}
+
+
+def input_batches(inputs: Input) -> Iterator[int]:
+    """The number of images of each batch that an input makes, without end."""
+    from big_vision_lite.bench import input as here  # worker processes find it by this name, not as __main__
+    from big_vision_lite.data.pipeline import BatchMaker, batches
+
+    for batch in batches(BatchMaker(inputs.open(), inputs, here.targets, seed=0), 0, 10**9):
+        yield len(batch["image"])
+
+
+def tf_batches(files: list[str], cores: int) -> Iterator[int]:
+    import tensorflow as tf
+
+    whole = tf.constant([0.0, 0.0, 1.0, 1.0], shape=(1, 1, 4))
+
+    def load(path):
+        data = tf.io.read_file(path)
+        begin, size, _ = tf.image.sample_distorted_bounding_box(
+            tf.io.extract_jpeg_shape(data), whole, min_object_covered=0.0, area_range=AREA, aspect_ratio_range=ASPECT,
+            max_attempts=10, use_image_if_no_bounding_boxes=True)
+        window = tf.stack([begin[0], begin[1], size[0], size[1]])
+        image = tf.image.resize(tf.image.decode_and_crop_jpeg(data, window, channels=3), (SIZE, SIZE))
+        return tf.image.random_flip_left_right(tf.cast(image, tf.uint8))
+
+    data = tf.data.Dataset.from_tensor_slices(files).shuffle(len(files)).repeat()
+    data = data.map(load, num_parallel_calls=cores).batch(BATCH).prefetch(4)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size, options.threading.max_intra_op_parallelism = cores, 1
+    for batch in data.with_options(options).as_numpy_iterator():
+        yield len(batch)
+
+
+def torch_batches(files: list[str], cores: int) -> Iterator[int]:
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    class Photos(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(files)
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            image = Image.open(files[index]).convert("RGB")
+            width, height = image.size
+            left, top, w, h = random_window(width, height)
+            image = image.crop((left, top, left + w, top + h)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+            if random.random() < 0.5:
+                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            return torch.from_numpy(np.array(image))
+
+    torch.set_num_threads(1)
+    photos = Photos()
+    endless = torch.utils.data.RandomSampler(photos, replacement=True, num_samples=10**9)
+    for batch in torch.utils.data.DataLoader(photos, BATCH, sampler=endless, num_workers=cores, prefetch_factor=4):
+        yield len(batch)
+
+
+def random_window(width: int, height: int) -> tuple[int, int, int, int]:
+    """(left, top, width, height) of a random window, for contenders without one of their own."""
+    for _ in range(10):
+        area = width * height * random.uniform(*AREA)
+        aspect = math.exp(random.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return random.randint(0, width - w), random.randint(0, height - h), w, h
+    side = min(width, height)
+    return (width - side) // 2, (height - side) // 2, side, side  # very long images: a square in the middle
+
+
+def libjpeg_batches(files: list[str], cores: int) -> Iterator[int]:
+    """Threads that decode and throw away; each pause of their counting is a batch."""
+    import simplejpeg
+
+    done = [0] * cores
+
+    def decode(thread: int) -> None:
+        while True:
+            data = Path(random.choice(files)).read_bytes()
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+            _, _, w, h = random_window(width, height)
+            eighths = next((n for n in (1, 2, 4) if h * n >= 8 * SIZE and w * n >= 8 * SIZE), 8)
+            simplejpeg.decode_jpeg(data, min_height=height * eighths // 8, min_width=width * eighths // 8)
+            done[thread] += 1
+
+    for thread in range(cores):
+        threading.Thread(target=decode, args=(thread,), daemon=True).start()
+    before = 0
+    while True:
+        time.sleep(0.02)
+        now = sum(done)
+        if now > before:
+            yield now - before
+        before = now
+
+
+def rate(stream: Iterator[int], seconds: float, warm_up: float) -> dict[str, float]:
+    """Images a second of a stream of batch sizes, and seconds until its first batch."""
+    start = time.perf_counter()
+    next(stream)
+    first = time.perf_counter() - start
+    while (began := time.perf_counter()) - start < first + warm_up:
+        next(stream)
+    images, now, used = 0, began, cpu_seconds()
+    while now - began < seconds:
+        images += next(stream)
+        now = time.perf_counter()
+    return {"images_per_second": images / (now - began), "cpu_per_image": (cpu_seconds() - used) / images,
+            "first_batch": first}
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and the worker processes in its session, so far; where /proc is not, of this alone."""
+    total, session, tick = 0, os.getsid(0), getattr(os, "sysconf", lambda name: 100)("SC_CLK_TCK")
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended just now
+            fields = stat.read_text().rpartition(")")[2].split()
+            total += (int(fields[3]) == session) * (int(fields[11]) + int(fields[12]))
+    return total / tick if total else time.process_time()
+
+
+def contend(name: str, folder: str, cores: int, seconds: float, warm_up: float) -> dict[str, Any]:
+    """Run one contender in this process. A package of others' that is not there is reported, not raised."""
+    photos = os.path.join(folder, "photos")
+    given = os.path.join(folder, f"{name}.pickle")
+    if os.path.exists(given):
+        with open(given, "rb") as file:
+            inputs = pickle.load(file)
+        return rate(input_batches(dataclasses.replace(inputs, threads=inputs.threads or cores)), seconds, warm_up)
+    if name == "gil":
+        from big_vision_lite.data.pipeline import BatchMaker
+        from big_vision_lite.training.doctor import lock_held
+
+        inputs = photo_input(photos)
+        return lock_held(BatchMaker(inputs.open(), inputs, targets, seed=0), seconds) or {}
+    if name == "threads":
+        return rate(input_batches(photo_input(photos, threads=cores)), seconds, warm_up)
+    if name == "workers":
+        return rate(input_batches(photo_input(photos, threads=1, workers=cores)), seconds, warm_up)
+    files = sorted(str(path) for path in Path(photos).rglob("*.jpg"))
+    make = {"tf.data": tf_batches, "torch": torch_batches, "libjpeg-turbo": libjpeg_batches}[name]
+    try:
+        return rate(make(files, cores), seconds, warm_up)
+    except ImportError as error:
+        return {"skipped": str(error)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The process of one contender; see `bvl bench input`.")
+    parser.add_argument("name")
+    parser.add_argument("folder")
+    parser.add_argument("--cores", required=True, help="numbers of the cores to run on, with commas")
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--warm-up", type=float, required=True)
+    asked = parser.parse_args()
+    cores = [int(number) for number in asked.cores.split(",")]
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+    try:
+        reported = contend(asked.name, asked.folder, len(cores), asked.seconds, asked.warm_up)
+    except Exception as error:
+        reported = {"failed": f"{type(error).__name__}: {error}"}
+    print(json.dumps(reported), flush=True)
+    os._exit(0)  # threads and worker processes of some contenders would not end by themselves
+
+
+if __name__ == "__main__":
+    main()
