@@ -20,6 +20,8 @@ USAGE = """bvl: how much better does vision get with more data?
   bvl data prepare SOURCE --name NAME            any source as a TFDS data set of ArrayRecord files
   bvl data duplicates --train SOURCE --against SOURCE ...
                                                  near-duplicates, and the list that leaves them out
+  bvl weights import FILE --out RUN              a run of torchvision's, timm's or BiT's weights
+  bvl weights export RUN --to FORM --out FILE    a run's network for torchvision, timm or BiT
   bvl bench input                                images a second of this pipeline and of others, side by side
 
 SOURCE is a folder of images, a VOC tree, a folder of tar files, a COCO json, a csv, the name of a TFDS data set, or a
@@ -28,7 +30,7 @@ CONFIG is a Python file with get_config(...), with arguments as configs/x.py:dep
 Every field can be overridden: bvl train CONFIG --help lists them with their defaults.
 """
 COMMANDS = {"train": "runs", "evaluate": "runs", "probe": "runs", "config": "runs", "doctor": "checks", "data": "data",
-            "bench": "checks"}
+            "weights": "weights", "bench": "checks"}
 """Each command and the module of `commands` that has it."""
 
 

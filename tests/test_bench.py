@@ -1,5 +1,7 @@
-"""The benchmark of the input: that it measures what it says, alternates, leaves out what is not there, and ends."""
+"""The benchmark of the input measures what it says, alternates, leaves out what is not there, and ends. And what makes
+the pipeline fast changes no batch."""
 
+import io
 import json
 import os
 import subprocess
@@ -9,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from big_vision_lite.bench import input as bench
 from big_vision_lite.bench.input import Options, bench_input
-from big_vision_lite.data.decode import decode
+from big_vision_lite.data import decode as decoding
+from big_vision_lite.data.decode import DecodeError, decode
 from big_vision_lite.data.image_folder import ImageFolder
 from big_vision_lite.data.pipeline import BatchMaker, Input, batches
 from big_vision_lite.data.transforms import Squash
@@ -139,3 +143,72 @@ def test_worker_processes_make_the_same_batches_and_pass_them_in_shared_memory(p
             np.testing.assert_array_equal(a[key], b[key], err_msg=key)
     if os.path.isdir("/dev/shm"):  # each array of a batch is a segment that the worker wrote and this process maps
         assert any(name.startswith("psm_") for name in segments)
+
+
+def saved(pixels: np.ndarray, **options) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+PIXELS = decode(bench.photo(5, 301, 403))
+KINDS = {
+    **{kind: simplejpeg.encode_jpeg(PIXELS, colorsubsampling=kind) for kind in ("444", "422", "420", "440", "411")},
+    "grey": saved(PIXELS[:, :, 0]),
+    "upright": saved(PIXELS, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"),
+    "progressive": saved(PIXELS, progressive=True),
+    "restarts": saved(PIXELS, restart_marker_rows=2),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_are_not_decoded_change_no_pixel(kind, monkeypatch):
+    found = []
+
+    def first_rows(*args):
+        found.append(first(*args))
+        return found[-1]
+
+    first = decoding._first_rows
+    monkeypatch.setattr(decoding, "_first_rows", first_rows)
+    monkeypatch.setattr(decoding, "WORTH_SKIPPING", 16)
+    data, rng = KINDS[kind], np.random.default_rng(0)
+    full_height, full_width = decoding.image_size(data)
+    for size in (10, 30, 60, 224):  # an eighth to all of the resolution
+        for _ in range(25):
+            height, width = rng.uniform(20, full_height - 20), rng.uniform(20, full_width - 20)
+            window = (rng.uniform(0, full_height - height), rng.uniform(0, full_width - width), height, width)
+            part, whole = np.zeros((2, size, size, 3), np.uint8)
+            decoding.decode_crop_resize(data, window, part)
+            with monkeypatch.context() as patch:
+                patch.setattr(decoding, "WORTH_SKIPPING", 10**9)
+                decoding.decode_crop_resize(data, window, whole)
+            np.testing.assert_array_equal(part, whole, err_msg=f"{window} to {size}")
+    assert len(found) > 50
+    assert all((part is None) == (kind in ("progressive", "restarts")) for part in found)
+
+
+def test_a_cut_or_damaged_file_is_an_error_where_its_last_rows_are_not_decoded():
+    data, out = bench.photo(0), np.empty((64, 64, 3), np.uint8)
+    window = (10, 20, 100, 100)
+    decoding.decode_crop_resize(data, window, out)
+    for length in range(len(data) // 2, len(data), 5001):
+        with pytest.raises(DecodeError, match="Premature end"):
+            decoding.decode_crop_resize(data[:length], window, out)
+    damaged = bytearray(data)
+    damaged[len(data) // 10 : len(data) // 10 + 30] = b"\xff\xc7" * 15
+    with pytest.raises(DecodeError):
+        decoding.decode_crop_resize(bytes(damaged), window, out)
+
+
+def test_random_choices_of_an_example_depend_on_its_position_alone(photos):
+    class Draws(Squash):
+        def write(self, image, header, rng, out):
+            out[...] = rng.integers(0, 256, out.shape, np.uint8)
+            rng.random(3, np.float32)  # leaves half of its last 64 bits
+
+    inputs = Input(ImageFolder(str(photos), held_out=0.0), Draws(8), batch_size=5)
+    batch = BatchMaker(inputs.open(), inputs, bench.targets, seed=3)(2)
+    for position, image in enumerate(batch["image"], start=10):
+        rng = np.random.Generator(np.random.Philox(key=(3, position)))
+        np.testing.assert_array_equal(image, rng.integers(0, 256, image.shape, np.uint8))

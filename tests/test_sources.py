@@ -1,7 +1,10 @@
 """COCO json, VOC trees, csv files and tar files: read as they are meant, and refused where they are broken."""
 
+import concurrent.futures
+import contextlib
 import io
 import json
+import os
 import pickle
 import tarfile
 
@@ -9,10 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as rle
+from pycocotools.coco import COCO
 
 from big_vision_lite.commands.sources import source_of
 from big_vision_lite.data.coco_json import CocoJson, instance_mask
 from big_vision_lite.data.csv_labels import CsvLabels
+from big_vision_lite.data.decode import DecodeError
 from big_vision_lite.data.image_folder import ImageFolder
 from big_vision_lite.data.label_index import label_index
 from big_vision_lite.data.tar_images import TarImages
@@ -66,6 +71,44 @@ def test_coco(tmp_path):
     assert len(kept) == 2 and kept.fingerprint != records.fingerprint
 
 
+def test_coco_is_what_pycocotools_reads(tmp_path):
+    """Random polygons, crowds and boxes, all inside their images."""
+    rng = np.random.default_rng(0)
+
+    def change(data):
+        data["images"] = [{"id": 7 * i + 3, "file_name": name, "width": 200, "height": 100}
+                          for i, name in enumerate(("9.jpg", "3.jpg", "5.jpg"))]
+        data["annotations"] = []
+        for k in range(60):
+            left, top, width, height = (round(float(x), 2) for x in rng.uniform([0, 0, 5, 5], [120, 60, 80, 40]))
+            around = np.sort(rng.uniform(0, 2 * np.pi, 12))
+            polygon = np.stack([left + width * (1 + np.cos(around)) / 2, top + height * (1 + np.sin(around)) / 2], 1)
+            outline = [np.round(polygon.ravel()[:12], 2).tolist(), np.round(polygon.ravel()[12:], 2).tolist()]
+            if crowd := k % 10 == 0:
+                runs = rle.encode(np.asfortranarray(rng.integers(0, 2, (100, 200), np.uint8)))
+                outline = {"size": [100, 200], "counts": runs["counts"].decode()}
+            data["annotations"].append({"id": k, "image_id": 7 * int(rng.integers(2)) + 3, "category_id": 7,
+                                        "bbox": [left, top, width, height], "area": float(k), "iscrowd": int(crowd),
+                                        "segmentation": outline})
+
+    records = coco(tmp_path, change).open()
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference = COCO(str(tmp_path / "instances.json"))
+    assert (records.count.clipped, records.count.dropped) == (0, 0)
+    for example in records.read(range(3)):
+        found = reference.loadAnns(reference.getAnnIds([example["image_id"]]))
+        ymin, xmin, ymax, xmax = (example["boxes"] * [100, 200, 100, 200]).T
+        xywh = np.array([a["bbox"] for a in found]).reshape(-1, 4)
+        np.testing.assert_allclose(np.stack([xmin, ymin, xmax - xmin, ymax - ymin], 1), xywh, atol=1e-4)
+        assert [records.category_ids[label] for label in example["box_labels"]] == [a["category_id"] for a in found]
+        assert example["crowd"].tolist() == [a["iscrowd"] == 1 for a in found]
+        assert example["area"].tolist() == [a["area"] for a in found]
+        mask = np.zeros((100, 200), np.uint8)
+        for k, annotation in enumerate(found, 1):
+            mask[reference.annToMask(annotation) == 1] = k
+        np.testing.assert_array_equal(example["instance_mask"], mask)
+
+
 def test_masks_are_drawn_from_polygons_and_from_both_kinds_of_run_lengths():
     diagonal = np.eye(10, 20, dtype=np.uint8)
     runs = {"size": [10, 20], "counts": [0, 1] + [10, 1] * 9 + [100]}
@@ -74,6 +117,17 @@ def test_masks_are_drawn_from_polygons_and_from_both_kinds_of_run_lengths():
     mask = instance_mask(outlines, 10, 20)
     assert (mask[:2, 15:] == 5).all() and (mask[8:, :2] == 5).all() and (mask == 5).sum() == 14
     np.testing.assert_array_equal(mask == 4, diagonal == 1)  # over the first one
+    assert not instance_mask([[[2, 1, 6, 5]]], 10, 20).any()  # a line, which pycocotools takes for a box
+    size = [10, 20]
+    for wrong in ({"size": [5, 5], "counts": [5, 20]}, {"size": size, "counts": [5, 2000]}, {"size": size}, "x"):
+        with pytest.raises(DecodeError, match="segmentation of its object 2 cannot be drawn on 20 x 10 pixels"):
+            instance_mask([None, wrong], 10, 20)
+
+
+def test_an_outline_that_cannot_be_drawn_is_a_bad_image(tmp_path):
+    records = coco(tmp_path, lambda d: d["annotations"][1].update(segmentation={"size": [1, 1], "counts": [1]})).open()
+    with pytest.raises(BadImageError, match=r"'5.jpg' cannot be read: the segmentation of its object 2"):
+        records[0]
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -83,8 +137,18 @@ def test_masks_are_drawn_from_polygons_and_from_both_kinds_of_run_lengths():
     (lambda d: d["annotations"][1].update(category_id=8), "annotation 1 is of category 8, which is not among"),
     (lambda d: d["images"][1].update(file_name="33.jpg"), "there is no file .*33.jpg' \\(1 such\\)"),
     (lambda d: d["images"][1].update(file_name="../images/3.jpg"), "leads out of its folder"),
-    (lambda d: d["images"][1].pop("width"), "an entry lacks 'width'"),
-    (lambda d: d["categories"][1].update(id=90), "two categories of one id or name"),
+    (lambda d: d["images"][1].pop("width"), r"images\[1\] \(id 3\) lacks 'width'; expected a number"),
+    (lambda d: d["images"][1].update(width=0), "image 3 has height 10 and width 0"),
+    (lambda d: d["images"][1].update(id="3"), r"images\[1\] \(id '3'\) has id='3'; expected a whole number"),
+    (lambda d: d["images"].append("9.jpg"), r"images\[3\] is not an object with id, file_name"),
+    (lambda d: d["images"][1].update(file_name="5.jpg"), "two images of file name '5.jpg'"),
+    (lambda d: d["annotations"][3].pop("category_id"), r"annotations\[3\] \(id 3\) lacks 'category_id'"),
+    (lambda d: d["annotations"][1].update(bbox=[]), r"annotation 1 has bbox=\[\]; expected the four numbers"),
+    (lambda d: d["annotations"][1].update(bbox=[1, 2, 3, "x"]), r"annotation 1 has bbox=\[1, 2, 3, 'x'\]"),
+    (lambda d: d["annotations"].extend(d["annotations"][:1] * 255), "'5.jpg' has 257 objects, and a mask of them"),
+    (lambda d: d["categories"][1].update(id=90), "two categories of one id"),
+    (lambda d: d["categories"][1].update(name="sign"), "names the class 'sign' twice"),
+    (lambda d: (d["categories"].clear(), d["annotations"].clear()), "names no class"),
     (lambda d: (d["images"].clear(), d["annotations"].clear()), "has no images; choose another"),
 ])
 def test_coco_that_is_broken(tmp_path, change, message):
@@ -129,11 +193,54 @@ def test_voc(tmp_path):
     assert [records.classes[i] for i in example["box_labels"]] == ["dog", "cat"]
     np.testing.assert_allclose(example["boxes"], [[0, 0, 1, 1], [0.1, 0.1, 0.5, 0.3]], atol=1e-7)  # from pixel 1 to 10
     assert len(VocTree(str(tmp_path), "all").open()) == 2
-    no_size = voc(tmp_path, size="").open()  # then from the image
-    np.testing.assert_array_equal(no_size[0]["boxes"], example["boxes"])
+    for size in ("", SIZE.replace("20", "0"), SIZE.replace("10", "unknown")):  # then from the image
+        np.testing.assert_array_equal(voc(tmp_path, size=size).open()[0]["boxes"], example["boxes"])
     own = voc(tmp_path, [("zebra", 0, 1, 1, 5, 5), ("ant", 0, 0, -3, 25, 5), ("ant", 0, 8, 8, 7, 9)]).open()
     assert own.classes == ("ant", "zebra") and own.count == type(own.count)(boxes=3, clipped=1, dropped=1)
     assert own.fingerprint != records.fingerprint
+
+
+def test_voc_lists_with_flags_and_names_with_spaces(tmp_path):
+    voc(tmp_path)
+    for folder, ending in (("Annotations", "xml"), ("JPEGImages", "jpg")):
+        (tmp_path / folder / f"b.{ending}").rename(tmp_path / folder / f"b 1.{ending}")
+        (tmp_path / folder / f"._a.{ending}").write_bytes(b"\0")  # what a Mac leaves
+    sets = tmp_path / "ImageSets/Main"
+    (sets / "cat_train.txt").write_text("\ufeffa -1\nb 1\n")
+    (sets / "cat_val.txt").write_text("a  0\nb 1  1\n")
+    for split, ids in (("cat_train", ["b 1.jpg"]), ("cat_val", ["a.jpg", "b 1.jpg"]), ("all", ["a.jpg", "b 1.jpg"])):
+        records = VocTree(str(tmp_path), split).open()
+        assert [records.labels(i)[0] for i in range(len(records))] == ids
+
+
+@pytest.mark.parametrize(("masks", "folder"), [("class", "SegmentationClass"), ("class_aug", "SegmentationClassAug")])
+def test_voc_masks(tmp_path, masks, folder):
+    voc(tmp_path)
+    source = VocTree(str(tmp_path), "val", masks=masks)
+    with pytest.raises(UserError, match=r"there is no ImageSets/Segmentation/val.txt"):
+        source.open()
+    (tmp_path / "ImageSets/Segmentation").mkdir()
+    (tmp_path / "ImageSets/Segmentation/val.txt").write_text("b\n")
+    with pytest.raises(UserError, match=rf"no mask .*{folder}/b.png' of split 'val' \(1 such\)"):
+        source.open()
+    pixels = np.zeros((10, 20), np.uint8)
+    pixels[2:5, 3:9], pixels[:, 19] = VOC_CLASSES.index("cat") + 1, 255
+    image = Image.fromarray(pixels)
+    if masks == "class":
+        image.putpalette(np.random.default_rng(0).integers(0, 256, 768, np.uint8).tobytes())
+    (tmp_path / folder).mkdir()
+    image.save(tmp_path / folder / "b.png")
+    records = source.open()
+    example = pickle.loads(pickle.dumps(records))[0]
+    assert example["id"] == "b.jpg" and example["class_mask"].dtype == np.uint16
+    np.testing.assert_array_equal(example["class_mask"], pixels)
+    assert records.fingerprint != VocTree(str(tmp_path), "train").open().fingerprint  # also of b alone
+    (tmp_path / folder / "b.png").write_bytes(b"none")
+    with pytest.raises(BadImageError, match=r"'b.jpg' cannot be read: its mask .*b.png"):
+        records[0]
+    voc(tmp_path, [("zebra", 0, 1, 1, 5, 5)])
+    with pytest.raises(UserError, match=r"classes that VOC has not, such as 'zebra'; give VocTree.classes"):
+        source.open()
 
 
 @pytest.mark.parametrize(("spoil", "message"), [
@@ -147,6 +254,9 @@ def test_voc(tmp_path):
     (lambda f: (f / "ImageSets/Main/train.txt").rename(f / "ImageSets/Main/trian.txt"), "did you mean 'trian'"),
     (lambda f: (f / "Annotations/b.xml").write_text(XML.format(name="b", size=SIZE, objects="<object/>")),
      "object without a name or without four numbers"),
+    (lambda f: (f / "Annotations/b.xml").write_text(XML.format(name="b", size=SIZE, objects=OBJECT.format(
+        " ", 0, 1, 1, 2, 2))), "object without a name or without four numbers"),
+    (lambda f: (f / "ImageSets/Main/train.txt").write_bytes(b"\xe9\n"), "cannot read .*train.txt.*in UTF-8"),
 ])
 def test_voc_that_is_broken(tmp_path, spoil, message):
     source = voc(tmp_path)
@@ -158,6 +268,8 @@ def test_voc_that_is_broken(tmp_path, spoil, message):
 def test_voc_with_a_class_that_is_not_asked_for(tmp_path):
     with pytest.raises(UserError, match=r"b.xml has an object of class 'dog'; did you mean 'dogs'"):
         voc(tmp_path, classes=("cat", "dogs")).open()
+    with pytest.raises(UserError, match=r"VocTree.classes names the class 'cat' twice"):
+        voc(tmp_path, classes=("cat", "dog", "cat")).open()
 
 
 def table(folder, text, **fields):
@@ -174,6 +286,8 @@ def test_csv(tmp_path):
     assert records.classes == ("apple", "red") and records.multi_label and len(records) == 2
     assert records[0]["labels"].tolist() == [0, 1] and records[1]["id"] == "deep/y, z.jpg"
     assert records[1]["labels"].tolist() == [] and records[1]["image"] == jpeg(seed=1)
+    absolute = table(tmp_path, f"path, label\n{tmp_path}/deep/../x.jpg,red\n./w.jpg,apple\n").open()
+    assert [absolute.labels(i)[0] for i in range(2)] == ["x.jpg", "w.jpg"]  # the same on every machine
     names = tmp_path / "names.txt"
     names.write_text("red\nblue\napple\n")
     single = table(tmp_path, "path,label\nx.jpg,red\nw.jpg,apple\n", classes=str(names)).open()
@@ -182,12 +296,16 @@ def test_csv(tmp_path):
 
 @pytest.mark.parametrize(("text", "fields", "message"), [
     ("path,labels\nx.jpg,a\nnone.jpg,a\nnor.jpg,b\n", {}, r"csv line 3: there is no file .*none.jpg' \(2 such\)"),
-    ("path,labels\nx.jpg,a\nw.jpg,a\nx.jpg,b\n", {}, "line 4: 'x.jpg' is there already in line 2"),
+    ("path,labels\nx.jpg,a\nw.jpg,a\n./x.jpg,b\n", {}, "line 4: 'x.jpg' is there already in line 2"),
+    ("path,labels,split\nx.jpg,a,val\nx.jpg,a,train\n", {"split": "val"}, "line 3: 'x.jpg' is there already"),
+    ("path,labels\nx.jpg,a\ndeep/y, z.jpg,a\n", {}, "line 3 has more values than there are columns"),
+    ("path,labels\nx.jpg,\n", {}, "names no class"),
+    ("path,labels\nx.jpg,a\n", {"classes": ("a", "b", "a")}, "CsvLabels.classes names the class 'a' twice"),
     ("file,labels\nx.jpg,a\n", {}, "has the columns file, labels; expected path,labels"),
     ("path,labels\nx.jpg,a\n", {"split": "val"}, "expected path,labels,split"),
     ("path,labels,split\nx.jpg,a,train\n", {"split": "trian"}, "no rows of split 'trian'; did you mean 'train'"),
     ("path,labels\n", {}, "has no rows; expected path,labels"),
-    ("path,labels\nx.jpg\n", {}, "line 2 has no labels"),
+    ("path,labels\nx.jpg\n", {}, "line 2 has no path or no labels"),
     ("path,labels\nx.jpg,a;b\n", {"multi_label": False}, "line 2: 2 labels; expected one"),
     ("path,labels\nx.jpg,aple\n", {"classes": ("apple",)}, "line 2: there is no class 'aple'; did you mean 'apple'"),
     ("path,labels\n../x.jpg,a\n", {}, "line 2: '../x.jpg' leads out of its folder"),
@@ -224,6 +342,7 @@ def test_tar_files_and_a_tar_of_them(tmp_path):
     for a, b in zip(nested.read(range(6)), records.read(range(6)), strict=True):
         assert (a["id"], a["image"], a["labels"].tolist()) == (b["id"], b["image"], b["labels"].tolist())
 
+
 def test_tar_files_in_splits(tmp_path):
     whole = tars(tmp_path / "tars", 30).open()
     parts = [TarImages(str(tmp_path / "tars"), split, 0.3).open() for split in ("train", "validation", "test")]
@@ -235,21 +354,91 @@ def test_tar_files_that_are_cut(tmp_path):
     source = tars(tmp_path / "tars")
     file = tmp_path / "tars" / "n01.tar"
     whole = file.read_bytes()
-    file.write_bytes(whole[: 512 + 100])
-    with pytest.raises(UserError, match=r"n01.tar (is cut: 'n01_0.JPEG' ends at byte|is not a whole)"):
-        source.open()
+    with tarfile.open(file) as opened:
+        first, second, *_ = opened.getmembers()
+    garbage = whole[: second.offset] + b"\x55" * 512 + whole[second.offset_data :]
+    for content, message in (
+        (whole[: first.offset_data + 100], f"n01.tar is cut: 'n01_0.JPEG' ends at byte .* and its tar file at {612}"),
+        (whole[: second.offset], f"damaged or cut: at byte {second.offset:,} of {second.offset:,}"),  # between two
+        (whole[: second.offset + 99], f"damaged or cut: at byte {second.offset:,} of {second.offset + 99:,}"),
+        (garbage, f"damaged or cut: at byte {second.offset:,} of {len(whole):,}"),
+        (b"", r"n01.tar is not a whole tar file \(empty file\)"),
+        (bytes(10240), "n01.tar holds no images .*each tar file is a class"),
+        (b"\x1f\x8b" + whole, "n01.tar is compressed"),
+        (b"n" * 5000, r"n01.tar is not a whole tar file"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            source.open()
     file.write_bytes(whole)
     records = source.open()
     file.write_bytes(whole[:700])  # while it is read
     with pytest.raises(BadImageError, match=r"n01.tar is shorter than when it was listed"):
         records[2]
-    file.write_bytes(b"\x1f\x8b" + whole)
-    with pytest.raises(UserError, match=r"n01.tar is not a whole, uncompressed tar file"):
-        source.open()
+    with tarfile.open(tmp_path / "all.tar", "w") as outer:
+        outer.add(file, "n01.tar")
+    with pytest.raises(UserError, match=r"all.tar is cut: 'n01_0.JPEG' ends at byte"):
+        TarImages(str(tmp_path / "all.tar")).open()
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "all.tar.gz").write_bytes(b"")
     with pytest.raises(UserError, match=r"no tar file in .*all.tar.gz is compressed"):
         TarImages(str(tmp_path / "empty")).open()
+
+
+def test_members_that_would_be_lost_or_mistaken(tmp_path):
+    source = tars(tmp_path / "tars")
+    file = tmp_path / "tars" / "n01.tar"
+    whole = file.read_bytes()
+    for name, kind, message in (("n01_1.JPEG", tarfile.REGTYPE, "both hold 'n01_1.JPEG' of class 'n01'"),
+                                ("n01_9.JPEG", tarfile.LNKTYPE, "'n01_9.JPEG' is a link"),
+                                ("._n01_1.JPEG", tarfile.REGTYPE, None)):
+        file.write_bytes(whole)
+        with tarfile.open(file, "a") as opened:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "n01_0.JPEG"
+            opened.addfile(info, io.BytesIO(b""))
+        with contextlib.nullcontext() if message is None else pytest.raises(UserError, match=message):
+            assert len(source.open()) == 6
+
+
+def test_the_index_of_tar_files_is_kept_and_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("BVL_CACHE", str(tmp_path / "cache"))
+    source = tars(tmp_path / "tars")
+    records = source.open()
+    (index,) = (tmp_path / "cache" / "tar").iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile, "open", None)
+        assert source.open().fingerprint == records.fingerprint
+    index.write_bytes(index.read_bytes()[:500])
+    assert source.open()[5]["image"] == records[5]["image"]
+    os.utime(tmp_path / "tars" / "n01.tar", (0, 0))  # as on another machine: listed anew, and the same data
+    assert source.open().fingerprint == records.fingerprint
+    assert len(list((tmp_path / "cache" / "tar").iterdir())) == 2
+    assert tars(tmp_path / "tars", 4).open().fingerprint != records.fingerprint
+
+
+def test_a_class_in_parts_is_one_and_threads_share_it(tmp_path):
+    records = tars(tmp_path / "tars", 20).open()
+    image_of = {example["id"]: example["image"] for example in records.read(range(40))}
+    (tmp_path / "parts").mkdir()
+    for part in range(3):
+        with tarfile.open(tmp_path / "parts" / f"{part}.tar", "w") as outer:
+            for name in ("n02", "n01"):
+                packed = io.BytesIO()
+                with tarfile.open(fileobj=packed, mode="w") as inner:
+                    for i in range(part, 20, 3):
+                        info = tarfile.TarInfo(f"./{name}_{i}.JPEG")
+                        info.size = len(image_of[f"{name}/{name}_{i}.JPEG"])
+                        inner.addfile(info, io.BytesIO(image_of[f"{name}/{name}_{i}.JPEG"]))
+                info = tarfile.TarInfo(f"{name}.tar")
+                info.size = len(packed.getvalue())
+                outer.addfile(info, io.BytesIO(packed.getvalue()))
+    merged = TarImages(str(tmp_path / "parts")).open()
+    assert merged.fingerprint == records.fingerprint and merged.classes == records.classes
+    indices = np.random.default_rng(0).integers(0, 40, 1000).tolist()
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for example in pool.map(merged.__getitem__, indices):
+            assert example["image"] == image_of[example["id"]]
 
 
 def test_all_can_be_scanned_and_handed_to_another_process(tmp_path):

@@ -6,11 +6,12 @@ import csv
 import dataclasses
 import hashlib
 import os
+import posixpath
 from pathlib import Path
 
 import numpy as np
 
-from big_vision_lite.data.files import Strings, check_files, check_inside, read_file
+from big_vision_lite.data.files import Strings, check_classes, check_files, check_inside, read_file
 from big_vision_lite.data.ragged import Ragged
 from big_vision_lite.data.source import Example, Records, Source
 from big_vision_lite.errors import UserError, nearest
@@ -20,8 +21,8 @@ from big_vision_lite.errors import UserError, nearest
 class CsvLabels(Source):
     """A csv file with a header: ``path,labels``, several labels separated by ``;``, and maybe a column ``split``.
 
-    The id of an example is its path as written. Without ``classes``, the names of the whole file are the classes,
-    sorted, so that every split has the same.
+    The id of an example is its path as written, with forward slashes; of an absolute path what is below ``root``.
+    Without ``classes``, the names of the whole file are the classes, sorted, so that every split has the same.
     """
 
     file: str = ""
@@ -38,36 +39,42 @@ class CsvLabels(Source):
         """Reads the csv file and lists the folders; no image is read.
 
         Raises:
-          UserError: the file or an image is missing, a row is not as expected (names its line), a path is there twice.
+          UserError: the file or an image is missing, a row is not as expected (names its line), a path leaves the root
+            or is there twice, in whichever splits.
         """
         path = Path(self.file).expanduser()
         root = os.path.expanduser(self.root) if self.root is not None else str(path.parent)
         rows = self._rows(path)
-        classes = self._classes() or tuple(sorted({label for _, _, labels, _ in rows for label in labels}))
+        classes = self._classes()
+        if classes is None:
+            classes = tuple(sorted({label for _, _, labels, _ in rows for label in labels}))
+        if rows:
+            check_classes(classes, self.file if self.classes is None else "CsvLabels.classes")
         multi_label = self.multi_label
         if multi_label is None:
             multi_label = any(len(labels) != 1 for _, _, labels, _ in rows)
         number = {name: i for i, name in enumerate(classes)}
         kept, seen = [], {}
-        for line, name, labels, split in rows:
+        for line, written, labels, split in rows:
             where = f"{self.file} line {line}"
+            name = _below(root, written, where)
+            if name in seen:
+                raise UserError(f"{where}: {name!r} is there already in line {seen[name]}; expected one line an image, "
+                                "with ; between its labels")
+            seen[name] = line
             if self.split is not None and split != self.split:
                 continue
-            check_inside(name, where)
-            if name in seen:
-                raise UserError(f"{where}: {name!r} is there already in line {seen[name]}; ids must differ")
-            seen[name] = line
             for label in labels:
                 if label not in number:
                     raise UserError(f"{where}: there is no class {label!r}" + nearest(label, classes))
             if not multi_label and len(labels) != 1:
                 raise UserError(f"{where}: {len(labels)} labels; expected one, for multi_label is False")
-            kept.append((where, name, sorted({number[label] for label in labels})))
+            kept.append((line, name, sorted({number[label] for label in labels})))
         if not kept:
             splits = {split for *_, split in rows} - {None}
             raise UserError(f"{self.file} has no rows" + (f" of split {self.split!r}" + nearest(self.split, splits)
-                                                          if self.split else "; expected path,labels"))
-        check_files(root, ((name, where) for where, name, _ in kept))
+                                                          if self.split is not None else "; expected path,labels"))
+        check_files(root, ((name, f"{self.file} line {line}") for line, name, _ in kept))
         digest = hashlib.blake2b(repr((classes, multi_label)).encode(), digest_size=8)
         for _, name, labels in kept:
             digest.update(f"{name}\0{labels}\0".encode(errors="surrogateescape"))
@@ -79,31 +86,48 @@ class CsvLabels(Source):
         rows = []
         try:
             with path.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file)
-                names = reader.fieldnames or []
+                reader = csv.reader(file)
+                names = [name.strip() for name in next(reader, [])]
                 column = next((name for name in ("labels", "label") if name in names), None)
                 if "path" not in names or column is None or (self.split is not None and "split" not in names):
                     raise UserError(f"{self.file} has the columns {', '.join(names) or 'none'}; expected path,labels"
                                     + (",split" if self.split is not None else ""))
-                for row in reader:
-                    if row["path"] is None or row[column] is None or not row["path"].strip():
-                        raise UserError(f"{self.file} line {reader.line_num} has no "
-                                        f"{'path' if not row['path'] else column}; expected path,labels")
-                    labels = [label.strip() for label in row[column].split(";")]
-                    rows.append((reader.line_num, row["path"].strip().replace("\\", "/"),
-                                 [label for label in labels if label], row.get("split")))
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"cannot read CsvLabels.file {self.file!r}: {error}; expected rows path,labels") from None
+                places = [names.index(name) for name in ("path", column)]
+                split = names.index("split") if "split" in names else None
+                for row in filter(None, reader):
+                    if len(row) > len(names):
+                        raise UserError(f"{self.file} line {reader.line_num} has more values than there are columns; "
+                                        "put a path or label that holds a comma in double quotes")
+                    if len(row) <= max(places) or not row[places[0]].strip():
+                        raise UserError(f"{self.file} line {reader.line_num} has no path or no {column}; expected "
+                                        f"{','.join(names)}")
+                    path, labels = (row[place] for place in places)
+                    rows.append((reader.line_num, path.strip().replace("\\", "/"),
+                                 [label for label in map(str.strip, labels.split(";")) if label],
+                                 row[split] if split is not None and split < len(row) else None))
+        except OSError as error:
+            raise UserError(f"cannot read CsvLabels.file {self.file!r}: {error.strerror or error}") from None
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"cannot read CsvLabels.file {self.file!r}: {error}; expected rows path,labels in UTF-8"
+                            ) from None
         return rows
 
     def _classes(self) -> tuple[str, ...] | None:
         if not isinstance(self.classes, str):
             return self.classes
         try:
-            lines = Path(self.classes).expanduser().read_text().splitlines()
+            lines = Path(self.classes).expanduser().read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read CsvLabels.classes {self.classes!r}: {error}") from None
         return tuple(line.strip() for line in lines if line.strip())
+
+
+def _below(root: str, path: str, where: str) -> str:
+    """The path relative to ``root`` and without detours, so that one file has one id. Raises: UserError."""
+    if os.path.isabs(path) and os.path.commonpath((os.path.abspath(root), path)) == os.path.abspath(root):
+        path = os.path.relpath(path, root)
+    check_inside(path, where)
+    return posixpath.normpath(path)
 
 
 @dataclasses.dataclass(eq=False)

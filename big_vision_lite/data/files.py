@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,12 +20,15 @@ class Strings(NamedTuple):
     joined: bytes
 
     @classmethod
-    def of(cls, texts: Iterable[str]) -> Strings:
+    def of(cls, texts: Iterable[str | bytes]) -> Strings:
         encoded = [os.fsencode(text) for text in texts]
         return cls(np.cumsum([len(text) for text in encoded], dtype=np.int64), b"".join(encoded))
 
+    def raw(self, index: int) -> bytes:
+        return self.joined[self.ends[index - 1] if index else 0 : self.ends[index]]
+
     def at(self, index: int) -> str:
-        return os.fsdecode(self.joined[self.ends[index - 1] if index else 0 : self.ends[index]])
+        return os.fsdecode(self.raw(index))
 
 
 def read_file(path: str, id_: str) -> bytes:
@@ -40,6 +44,15 @@ def check_inside(name: str, where: str) -> None:
     """Raises: UserError when a relative file name leaves its folder, or is not relative."""
     if os.path.isabs(name) or ".." in name.replace("\\", "/").split("/"):
         raise UserError(f"{where}: {name!r} leads out of its folder; expected a name below it")
+
+
+def check_classes(names: Sequence[str], where: str) -> None:
+    """Raises: UserError when there is no class, or one is named twice."""
+    if not names:
+        raise UserError(f"{where} names no class; expected at least one")
+    if len(set(names)) < len(names):
+        twice = Counter(names).most_common(1)[0][0]
+        raise UserError(f"{where} names the class {twice!r} twice; expected each name once, for its place is its id")
 
 
 def check_files(root: str, names: Iterable[tuple[str, str]]) -> None:

@@ -104,11 +104,14 @@ class BatchMaker:
         images = np.zeros((len(indices), *self.inputs.transform.shape), np.uint8)
         mask = np.zeros(len(indices), np.bool_)
         targets = []
+        random = np.random.Philox(key=(self.seed or 0, 0))  # moved to each position: a new one takes longer
+        rng, state = np.random.Generator(random), random.state
         read = iter(self.records.read([index for index in indices if index >= 0]))
         for row, (index, position) in enumerate(zip(indices, positions, strict=True)):
             example: Example = {"id": "", "labels": np.zeros(0, np.int32)}
             if index >= 0:
-                rng = np.random.Generator(np.random.Philox(key=(self.seed or 0, position)))
+                state["state"]["key"][1] = position
+                random.state = state
                 try:
                     if isinstance(found := next(read), BadImageError):
                         raise found

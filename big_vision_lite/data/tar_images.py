@@ -5,10 +5,13 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import hashlib
+import itertools
 import os
 import tarfile
 import threading
+import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,7 +21,7 @@ from big_vision_lite.data.image_folder import EXTENSIONS, SPLITS, hashed_split
 from big_vision_lite.data.source import Example, Records, Source
 from big_vision_lite.errors import BadImageError, UserError, nearest
 
-FORMAT = 1
+FORMAT = 2
 KEPT_OPEN = 512
 """Up to so many files stay open; a process may have few, and ImageNet-21k is 21,841."""
 
@@ -28,8 +31,8 @@ class TarImages(Source):
     """Images at random from uncompressed tar files, each of which is a class; nothing is unpacked.
 
     Or from one tar file of such tar files, as the whole of ImageNet-21k comes. The classes are the sorted names of the
-    files without ``.tar``; the id of an example is ``CLASS/MEMBER``. The first look at the files lists their members
-    and keeps the list (`cache_dir`).
+    files without ``.tar``; the id of an example is ``CLASS/MEMBER``. Hidden files are ignored. The first look at the
+    files lists their members and keeps the list (`cache_dir`) until the name, size or time of a file changes.
     """
 
     path: str = ""
@@ -47,7 +50,7 @@ class TarImages(Source):
         """Lists the members of the files, or reads the list that was kept.
 
         Raises:
-          UserError: there are no tar files or no images, or a file is compressed, damaged or cut.
+          UserError: there are no tar files, one is without images, compressed, damaged or cut, or holds an image twice.
         """
         split = next((name for name, aliases in SPLITS.items() if self.split in aliases), None)
         if split is None and self.split != "all":
@@ -56,85 +59,158 @@ class TarImages(Source):
         files = self._files()
         stats = [os.stat(file) for file in files]
         identity = repr([(os.path.basename(f), s.st_size, s.st_mtime_ns) for f, s in zip(files, stats, strict=True)])
-        digest = hashlib.blake2b(identity.encode(errors="surrogateescape"), digest_size=8).hexdigest()
-        names, ids, label_of, file_of, places = _index(files, digest)
-        chosen = np.arange(len(label_of))
+        index = _index(files, hashlib.blake2b(identity.encode(errors="surrogateescape"), digest_size=8).hexdigest())
+        chosen, part = np.arange(len(index.label_of)), "all"
         if split:
-            here = [hashed_split(ids.at(i), self.held_out) == split for i in range(len(label_of))]
-            chosen = np.flatnonzero(here)
+            splits = (hashed_split(index.ids.at(i), self.held_out) for i in range(len(chosen)))
+            chosen = np.flatnonzero([name == split for name in splits])
+            part = f"{split}-{self.held_out:g}"
         if not len(chosen):
             raise UserError(f"no image of {self.path!r} falls into split {self.split!r} at held_out={self.held_out:g}")
-        fingerprint = f"tar-{digest}-{self.split}-{self.held_out:g}"
-        return TarRecords(tuple(names), False, fingerprint, tuple(files), chosen, ids, label_of, file_of, places)
+        classes = tuple(index.classes.at(i) for i in range(len(index.classes.ends)))
+        return TarRecords(classes, False, f"tar-{index.digest}-{part}", tuple(files), chosen, index.ids, index.label_of,
+                          index.file_of, index.places)
 
     def _files(self) -> list[str]:
         path = Path(self.path).expanduser()
         if path.is_file():
             return [str(path)]
-        found = sorted(str(p) for p in path.glob("*.tar")) if path.is_dir() else []
+        found = sorted(str(p) for p in path.glob("[!.]*.tar")) if path.is_dir() else []
         if not found:
             packed = sorted(p.name for p in path.glob("*.tar.*")) if path.is_dir() else []
-            hint = f"; {packed[0]} is compressed: unpack it with `tar -xf` first" if packed else ""
+            hint = f"; {packed[0]} is compressed: unpack it with `tar -xf`" if packed else ""
             raise UserError(f"there is no tar file in {self.path!r}; expected a folder of CLASS.tar, or one tar of them"
                             + hint)
         return found
 
 
-def _index(files: list[str], digest: str) -> tuple[list[str], Strings, np.ndarray, np.ndarray, np.ndarray]:
-    """Class names, ids, and for each image its label, its file, and (offset, size) in that."""
-    path = cache_dir() / "tar" / f"{digest}-{FORMAT}.npz"
-    if not path.is_file():
-        with concurrent.futures.ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-            listed = list(pool.map(_members, range(len(files)), files))
-        found = sorted(entry for entries in listed for entry in entries)
-        if not found:
-            raise UserError(f"{files[0]!r} holds no images ({', '.join(sorted(EXTENSIONS))})"
-                            + (f", nor do {len(files) - 1} others" if len(files) > 1 else ""))
-        names = sorted({name for name, *_ in found})
-        number = {name: i for i, name in enumerate(names)}
-        ids, classes = Strings.of(f"{name}/{member}" for name, member, *_ in found), Strings.of(names)
-        arrays = {"id_ends": ids.ends, "id_bytes": np.frombuffer(ids.joined, np.uint8), "class_ends": classes.ends,
-                  "class_bytes": np.frombuffer(classes.joined, np.uint8),
-                  "label_of": np.array([number[name] for name, *_ in found], np.int32),
-                  "file_of": np.array([file for _, _, file, _, _ in found], np.int32),
-                  "places": np.array([place for *_, place in found], np.int64)[:, :2]}
-        with kept(path) as temporary:
-            np.savez(temporary, **arrays)
-    else:
-        arrays = dict(np.load(path, allow_pickle=False))
-    classes = Strings(arrays["class_ends"], arrays["class_bytes"].tobytes())
-    names = [classes.at(i) for i in range(len(classes.ends))]
-    ids = Strings(arrays["id_ends"], arrays["id_bytes"].tobytes())
-    return names, ids, arrays["label_of"], arrays["file_of"], arrays["places"]
+class _Listed(NamedTuple):
+    """The images of one tar file in which there are no others."""
+
+    name: str  # of the class
+    file: int  # the outermost file's number
+    members: Strings
+    places: np.ndarray  # int64 [n, 2]: offset and size of each, in the outermost file
 
 
-def _members(number: int, file: str) -> list[tuple[str, str, int, int, tuple[int, int]]]:
-    """(class, member, number of the file, its order, (offset, size)) of each image. Raises: UserError."""
-    found = []
-    size = os.path.getsize(file)
+class _Index(NamedTuple):
+    """All images, by class and then by name."""
 
-    def walk(opened: tarfile.TarFile, name: str, base: int) -> None:
-        for member in opened:
-            start = base + member.offset_data
-            if start + member.size > size:
-                raise UserError(f"{file} is cut: {member.name!r} ends at byte {start + member.size:,} and the file at "
-                                f"{size:,}; copy it again")
-            if not member.isfile():
-                continue
-            if member.name.endswith(".tar"):
-                with tarfile.open(fileobj=opened.extractfile(member), mode="r:") as inner:
-                    walk(inner, Path(member.name).stem, start)
-            elif member.name.rpartition(".")[2].lower() in EXTENSIONS:
-                found.append((name, member.name.removeprefix("./"), number, len(found), (start, member.size)))
+    classes: Strings
+    ids: Strings
+    label_of: np.ndarray  # int32 [n]
+    file_of: np.ndarray  # int32 [n]
+    places: np.ndarray  # int64 [n, 2]: offset and size
+    digest: str
 
+
+def _index(files: list[str], key: str) -> _Index:
+    """From the cache, or made and kept there. Raises: UserError."""
+    path = cache_dir() / "tar" / f"{key}-{FORMAT}.npz"
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as a:
+            return _Index(Strings(a["class_ends"], a["class_bytes"].tobytes()),
+                          Strings(a["id_ends"], a["id_bytes"].tobytes()), a["label_of"], a["file_of"], a["places"],
+                          str(a["digest"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass  # not there, or damaged: it can be made again
+    with concurrent.futures.ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
+        listed = [found for founds in pool.map(_images, range(len(files)), files) for found in founds]
+    index = _sorted(listed, files)
+    with kept(path) as temporary:
+        np.savez(temporary, class_ends=index.classes.ends, class_bytes=np.frombuffer(index.classes.joined, np.uint8),
+                 id_ends=index.ids.ends, id_bytes=np.frombuffer(index.ids.joined, np.uint8), label_of=index.label_of,
+                 file_of=index.file_of, places=index.places, digest=index.digest)
+    return index
+
+
+def _sorted(listed: list[_Listed], files: list[str]) -> _Index:
+    """Only one class's images are Python objects at a time. Raises: UserError when an id is there twice."""
+    listed = sorted(listed, key=lambda found: found.name)
+    names, ids, files_of, places, counts = [], [], [], [], []
+    for name, group in itertools.groupby(listed, key=lambda found: found.name):
+        entries = sorted((found.members.at(i), found.file, *place) for found in group
+                         for i, place in enumerate(found.places.tolist()))
+        for one, other in itertools.pairwise(entries):
+            if one[0] == other[0]:
+                raise UserError(f"{files[one[1]]} at byte {one[2]:,} and {files[other[1]]} at byte {other[2]:,} both "
+                                f"hold {one[0]!r} of class {name!r}; ids must differ: pack the file again")
+        names.append(name)
+        ids.append(Strings.of(f"{name}/{member}" for member, *_ in entries))
+        files_of.append(np.array([file for _, file, *_ in entries], np.int32))
+        places.append(np.array([place for _, _, *place in entries], np.int64))
+        counts.append(len(entries))
+    lengths = np.concatenate([np.diff(part.ends, prepend=0) for part in ids])
+    joined = Strings(np.cumsum(lengths), b"".join(part.joined for part in ids))
+    all_places = np.concatenate(places)
+    digest = hashlib.blake2b(repr(names).encode(errors="surrogateescape"), digest_size=8)
+    for content in (joined.ends, all_places[:, 1]):  # and not where they lie, which packing again may change
+        digest.update(np.ascontiguousarray(content).tobytes())
+    digest.update(joined.joined)
+    return _Index(Strings.of(names), joined, np.repeat(np.arange(len(names), dtype=np.int32), counts),
+                  np.concatenate(files_of), all_places, digest.hexdigest())
+
+
+def _images(number: int, file: str) -> list[_Listed]:
+    """What a tar file and the tar files in it hold. Raises: UserError."""
+    found: list[_Listed] = []
     try:
         with tarfile.open(file, mode="r:") as opened:
-            walk(opened, Path(file).stem, 0)
+            _walk(opened, file, Path(file).stem, number, 0, os.path.getsize(file), found)
     except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{file} is not a whole, uncompressed tar file ({error}); copy or unpack it again") from None
+        raise UserError(_refused(file, error)) from None
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from None
     return found
+
+
+def _walk(opened: tarfile.TarFile, file: str, name: str, number: int, base: int, size: int,
+          found: list[_Listed]) -> None:
+    """Add the images of a tar file of ``size`` bytes that begins at byte ``base`` of ``file``."""
+    members, places, inner = [], [], 0
+    while (member := opened.next()) is not None:
+        opened.members.clear()  # it would keep a kilobyte of each
+        start, hidden = base + member.offset_data, member.name.rpartition("/")[2].startswith(".")
+        if member.isreg() and member.offset_data + member.size > size:
+            raise UserError(f"{file} is cut: {member.name!r} ends at byte {start + member.size:,} and its tar file at "
+                            f"{base + size:,}; copy it again")
+        if hidden or member.isdir():
+            continue
+        image = member.name.rpartition(".")[2].lower() in EXTENSIONS
+        if image and (not member.isreg() or member.issparse()):
+            raise UserError(f"{file} at byte {base + member.offset:,}: {member.name!r} is a link or sparse; pack the "
+                            "file again with --dereference --hard-dereference and without --sparse")
+        if image:
+            members.append(member.name.removeprefix("./"))
+            places.append((start, member.size))
+        elif member.isreg() and member.name.endswith(".tar"):
+            inner += 1
+            try:
+                with tarfile.open(fileobj=opened.extractfile(member), mode="r:") as below:
+                    _walk(below, file, Path(member.name).stem, number, start, member.size, found)
+            except (tarfile.TarError, EOFError) as error:
+                raise UserError(_refused(file, error, start, member.name)) from None
+    # tarfile takes whatever is no header for the end; the real end is a block of zeros.
+    opened.fileobj.seek(opened.offset)
+    if opened.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise UserError(f"{file} is damaged or cut: at byte {base + opened.offset:,} of {os.path.getsize(file):,} "
+                        "there is neither a file nor the end of the tar file; copy it again")
+    if members:
+        found.append(_Listed(name, number, Strings.of(members), np.array(places, np.int64)))
+    elif not inner:
+        raise UserError(f"{file} holds no images{f' in {name}.tar' if base else ''} ({', '.join(sorted(EXTENSIONS))}); "
+                        "each tar file is a class: add some or remove it")
+
+
+def _refused(file: str, error: Exception, base: int = 0, member: str = "") -> str:
+    where = f"{file}{f': {member!r} at byte {base:,}' if member else ''}"
+    with open(file, "rb") as opened:
+        opened.seek(base)
+        start = opened.read(6)
+    if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+        return (f"{where} is compressed, so that nothing in it can be read at random; unpack it with `tar -xf`, and "
+                "name the folder of what comes out")
+    return f"{where} is not a whole tar file ({error}); copy it again"
 
 
 @dataclasses.dataclass(eq=False)

@@ -59,9 +59,14 @@ def keep_description(workdir: Path, data: Records) -> dict:
                             f"{old.sha256[:8]}), now {len(data):,} ({data.fingerprint}, {found['sha256'][:8]}); choose "
                             "another --workdir, or bring the data back")
     elif jax.process_index() == 0:
-        path.write_text(json.dumps({"multi_label": data.multi_label, "fingerprint": data.fingerprint, **found,
-                                    "classes": list(data.classes)}, indent=1) + "\n")
+        write_description(workdir, {"multi_label": data.multi_label, "fingerprint": data.fingerprint, **found,
+                                    "classes": list(data.classes)})
     return found
+
+
+def write_description(workdir: Path, values: dict[str, Any]) -> None:
+    """data.json, as `read_description` reads it."""
+    (workdir / "data.json").write_text(json.dumps(values, indent=1) + "\n")
 
 
 def read_description(workdir: Path) -> Description:

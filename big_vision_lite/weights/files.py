@@ -1,0 +1,119 @@
+"""Files of arrays by name: safetensors, .npz and PyTorch's .pth, read without ever unpickling an object."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from big_vision_lite.errors import UserError
+
+SUFFIXES = (".safetensors", ".npz", ".pth", ".pt")
+
+
+def read_file(path: str | Path) -> dict[str, np.ndarray]:
+    """All arrays of a file, by name. 16-bit floats come as float32.
+
+    Raises:
+      UserError: there is no such file, it is none of ``SUFFIXES``, is damaged, holds anything but arrays, or an array
+        is not finite.
+    """
+    path = Path(path)
+    readers = {".safetensors": _safetensors, ".npz": _npz, ".pth": _torch, ".pt": _torch}
+    if path.suffix not in readers:
+        raise UserError(f"weights {str(path)!r}: the name ends in {path.suffix!r}; expected {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise UserError(f"no file of weights {str(path)!r}; weights of Hugging Face are named hf:OWNER/NAME")
+    tensors = readers[path.suffix](path)
+    if not tensors:
+        raise UserError(f"weights {str(path)!r} holds no arrays")
+    for name, value in tensors.items():
+        if value.dtype.kind not in "fiub":  # also where a 16-bit float is no type of numpy's own
+            tensors[name] = value = value.astype(np.float32)
+        if value.dtype.kind == "f":
+            if value.dtype == np.float16:
+                tensors[name] = value.astype(np.float32)
+            bad = np.count_nonzero(~np.isfinite(value))
+            if bad:
+                raise UserError(f"weights {str(path)!r}: {name!r} has {bad} of {value.size} values that are NaN or "
+                                "infinite; take an earlier checkpoint")
+    return tensors
+
+
+def write_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Arrays by name as a .safetensors file, complete or not there.
+
+    Raises:
+      UserError: the name does not end in .safetensors, or nothing can be written there.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise UserError(f"weights {str(path)!r}: expected a name that ends in .safetensors")
+    from safetensors.numpy import save
+
+    written = path.with_name(path.name + ".incomplete")
+    try:
+        # It writes memory as it lies: what was transposed must be laid out anew.
+        written.write_bytes(save({name: np.ascontiguousarray(value) for name, value in tensors.items()}))
+        written.replace(path)
+    except OSError as error:
+        written.unlink(missing_ok=True)
+        raise UserError(f"cannot write weights to {str(path)!r}: {error.strerror or error}") from error
+
+
+def _safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, "safetensors", error) from error
+
+
+def _npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with zipfile.ZipFile(path):  # numpy would take it for a pickle and say so
+            pass
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        if "allow_pickle" in str(error):
+            raise UserError(f"weights {str(path)!r} holds Python objects, which could run code as they are read; "
+                            "expected arrays only") from error
+        raise _damaged(path, "npz", error) from error
+
+
+def _torch(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(f"weights {str(path)!r}: reading {path.suffix} needs PyTorch: pip install torch, or convert it "
+                        "to .safetensors where PyTorch is") from error
+    import pickle
+
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"weights {str(path)!r} holds Python objects beside tensors (or is damaged), which could run "
+                        "code as they are read; save model.state_dict() alone") from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise _damaged(path, "PyTorch", error) from error
+    if isinstance(found, dict):  # training scripts save the network beside their optimiser
+        inner = next((found[key] for key in ("state_dict", "model") if isinstance(found.get(key), dict)), found)
+        tensors = {str(name).removeprefix("module."): value for name, value in inner.items()}
+        if all(isinstance(value, torch.Tensor) for value in tensors.values()):
+            return {name: _to_numpy(value) for name, value in tensors.items()}
+    raise UserError(f"weights {str(path)!r}: expected a dict from names to tensors, as model.state_dict() gives")
+
+
+def _to_numpy(tensor) -> np.ndarray:
+    return (tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor).numpy()
+
+
+def _damaged(path: Path, kind: str, error: Exception) -> UserError:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return UserError(f"weights {str(path)!r} cannot be read as {kind}: {first}; is it complete?")

@@ -1,0 +1,157 @@
+"""How ResNets' arrays are called and laid out elsewhere: torchvision and timm, BiT's .npz files, timm's BiT.
+
+Here a name is that of a checkpoint without its first word (``backbone.stem.kernel``, ``head.bias``); kernels are
+(height, width, inputs, outputs).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from big_vision_lite.backbones.resnet import BLOCKS
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Two functions that undo each other: from an array as it is elsewhere to ours, and back."""
+
+    ours: Callable[[np.ndarray], np.ndarray]
+    theirs: Callable[[np.ndarray], np.ndarray]
+    dimensions: tuple[int, ...]
+    """How many dimensions the array may have elsewhere."""
+
+
+SAME = Layout(lambda x: x, lambda x: x, (1, 4))
+OIHW = Layout(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1), (4,))
+OI = Layout(lambda x: x.T, lambda x: x.T, (2,))
+OI11 = Layout(lambda x: x.reshape(x.shape[:2]).T, lambda x: x.T[:, :, None, None], (2, 4))
+ONE_BY_ONE = Layout(lambda x: x.reshape(x.shape[-2:]), lambda x: x[None, None], (2, 4))
+
+Row = tuple[str, str, Layout]
+"""Their name, our name, and how the array is laid out there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Naming:
+    """One project's names for one family of networks."""
+
+    title: str
+    """Of the files that use these names."""
+    family: str
+    """Which networks these are: "BatchNorm ResNet" or "ResNetV2"."""
+    rows: Callable[[int], Iterator[Row]]
+    """All names of the network of a depth."""
+    block: re.Pattern
+    """Finds (stage, block, convolution) in the name of a convolution; the first stage is ``first``."""
+    first: int
+    third: str
+    """What the third convolution of a bottleneck is called."""
+    ignored: str = r"(?!)"
+    """Names without a place here, which change nothing."""
+
+    def depth_of(self, names: Iterable[str]) -> int | None:
+        """Layers of the network with these names; None when there is no such ResNet."""
+        return _depth(names, self.block, self.first, self.third)
+
+    def recognises(self, names: Iterable[str]) -> bool:
+        return any(self.block.match(name) for name in names)
+
+
+_OURS = re.compile(r"backbone\.stages\.(\d+)\.(\d+)\.(conv\d)\.kernel")
+
+
+def depth_of(names: Iterable[str]) -> int | None:
+    """Layers of the network with these names, in this package's naming or another's; None when it is no ResNet that
+    could be built here."""
+    names = list(names)
+    for naming in NAMINGS:
+        if naming.recognises(names):
+            return naming.depth_of(names)
+    return _depth(names, _OURS, 0, "conv3")
+
+
+def _depth(names: Iterable[str], block: re.Pattern, first: int, third: str) -> int | None:
+    found = [match.groups() for match in map(block.match, names) if match]
+    seen = {(int(stage) - first, index) for stage, index, _ in found}
+    blocks = tuple(sum(stage == i for stage, _ in seen) for i in range(4))
+    bottleneck = any(convolution == third for _, _, convolution in found)
+    return next((depth for depth, counts in BLOCKS.items() if counts == blocks and (depth >= 50) == bottleneck), None)
+
+
+def _blocks(depth: int) -> Iterator[tuple[int, int, int, bool]]:
+    """(stage, block, convolutions, whether its shortcut is projected), all from 0."""
+    for i, count in enumerate(BLOCKS[depth]):
+        for j in range(count):
+            yield i, j, 3 if depth >= 50 else 2, j == 0 and (i > 0 or depth >= 50)
+
+
+def _torchvision(depth: int) -> Iterator[Row]:
+    def norm(theirs: str, ours: str) -> Iterator[Row]:
+        for a, b in (("weight", "scale"), ("bias", "bias"), ("running_mean", "mean"), ("running_var", "var")):
+            yield f"{theirs}.{a}", f"{ours}.{b}", SAME
+
+    yield "conv1.weight", "backbone.stem.kernel", OIHW
+    yield from norm("bn1", "backbone.stem_norm")
+    for i, j, convolutions, project in _blocks(depth):
+        theirs, ours = f"layer{i + 1}.{j}", f"backbone.stages.{i}.{j}"
+        for k in range(1, convolutions + 1):
+            yield f"{theirs}.conv{k}.weight", f"{ours}.conv{k}.kernel", OIHW
+            yield from norm(f"{theirs}.bn{k}", f"{ours}.norm{k}")
+        if project:
+            yield f"{theirs}.downsample.0.weight", f"{ours}.shortcut.kernel", OIHW
+            yield from norm(f"{theirs}.downsample.1", f"{ours}.shortcut_norm")
+    yield "fc.weight", "head.kernel", OI
+    yield "fc.bias", "head.bias", SAME
+
+
+def _bit(depth: int) -> Iterator[Row]:
+    def norm(theirs: str, ours: str) -> Iterator[Row]:
+        yield f"resnet/{theirs}/group_norm/gamma", f"backbone.{ours}.scale", SAME
+        yield f"resnet/{theirs}/group_norm/beta", f"backbone.{ours}.bias", SAME
+
+    def conv(theirs: str, ours: str) -> Row:
+        return f"resnet/{theirs}/standardized_conv2d/kernel", f"backbone.{ours}.kernel", SAME
+
+    yield conv("root_block", "stem")
+    for i, j, _, project in _blocks(depth):
+        theirs, ours = f"block{i + 1}/unit{j + 1:02d}", f"stages.{i}.{j}"
+        for k, letter in enumerate("abc", 1):
+            yield from norm(f"{theirs}/{letter}", f"{ours}.norm{k}")
+            yield conv(f"{theirs}/{letter}", f"{ours}.conv{k}")
+        if project:
+            yield conv(f"{theirs}/a/proj", f"{ours}.shortcut")
+    yield "resnet/group_norm/gamma", "backbone.norm.scale", SAME
+    yield "resnet/group_norm/beta", "backbone.norm.bias", SAME
+    yield "resnet/head/conv2d/kernel", "head.kernel", ONE_BY_ONE
+    yield "resnet/head/conv2d/bias", "head.bias", SAME
+
+
+def _timm_bit(depth: int) -> Iterator[Row]:
+    def norm(theirs: str, ours: str) -> Iterator[Row]:
+        yield f"{theirs}.weight", f"backbone.{ours}.scale", SAME
+        yield f"{theirs}.bias", f"backbone.{ours}.bias", SAME
+
+    yield "stem.conv.weight", "backbone.stem.kernel", OIHW
+    for i, j, convolutions, project in _blocks(depth):
+        theirs, ours = f"stages.{i}.blocks.{j}", f"stages.{i}.{j}"
+        for k in range(1, convolutions + 1):
+            yield from norm(f"{theirs}.norm{k}", f"{ours}.norm{k}")
+            yield f"{theirs}.conv{k}.weight", f"backbone.{ours}.conv{k}.kernel", OIHW
+        if project:
+            yield f"{theirs}.downsample.conv.weight", f"backbone.{ours}.shortcut.kernel", OIHW
+    yield from norm("norm", "norm")
+    yield "head.fc.weight", "head.kernel", OI11
+    yield "head.fc.bias", "head.bias", SAME
+
+
+TORCHVISION = Naming("torchvision or timm ResNet", "BatchNorm ResNet", _torchvision,
+                     re.compile(r"layer(\d+)\.(\d+)\.(conv\d)\.weight"), 1, "conv3", r".*\.num_batches_tracked")
+BIT = Naming("BiT ResNet-v2", "ResNetV2", _bit,
+             re.compile(r"resnet/block(\d+)/unit(\d+)/([abc])/standardized_conv2d/kernel"), 1, "c")
+TIMM_BIT = Naming("timm ResNet-v2", "ResNetV2", _timm_bit,
+                  re.compile(r"stages\.(\d+)\.blocks\.(\d+)\.(conv\d)\.weight"), 0, "conv3")
+NAMINGS = (TORCHVISION, BIT, TIMM_BIT)
