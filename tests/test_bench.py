@@ -14,6 +14,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
+from big_vision_lite.bench import contenders
 from big_vision_lite.bench import input as bench
 from big_vision_lite.bench.input import Options, bench_input
 from big_vision_lite.data import decode as decoding
@@ -22,6 +23,11 @@ from big_vision_lite.data.image_folder import ImageFolder
 from big_vision_lite.data.pipeline import BatchMaker, Input, batches
 from big_vision_lite.data.transforms import Squash
 from big_vision_lite.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def few_names(monkeypatch):
+    monkeypatch.setattr(bench, "NAMES", 64)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +95,7 @@ def test_the_rate_is_of_the_time_after_the_warm_up():
             time.sleep(0.3 if n == 0 else 0.01)
             yield 5
 
-    found = bench.rate(slow_at_first(), seconds=0.5, warm_up=0.1)
+    found = contenders.rate(slow_at_first(), seconds=0.5, warm_up=0.1)
     assert 0.6 <= found["first_batch"] < 1.5
     assert 100 < found["images_per_second"] <= 500
 
@@ -102,20 +108,20 @@ def test_a_photo_decodes_and_is_as_large_as_imagenets():
 
 
 def test_random_windows_are_inception_crops():
-    windows = np.array([bench.random_window(500, 375) for _ in range(300)])
+    windows = np.array([contenders.random_window(500, 375) for _ in range(300)])
     left, top, width, height = windows.T
     assert (windows >= 0).all() and (left + width <= 500).all() and (top + height <= 375).all()
     share, aspect = width * height / (500 * 375), width / height
     assert 0.07 < share.min() < 0.2 and share.max() > 0.7
     assert aspect.min() > 0.72 and aspect.max() < 1.37
-    assert bench.random_window(5000, 3)[2:] == (3, 3)
+    assert contenders.random_window(5000, 3)[2:] == (3, 3)
 
 
 def test_the_file_needs_nothing_of_ours_to_run_a_contender(photos):
     # As under another interpreter: isolated, without site-packages.
     code = ("import sys, runpy; runpy.run_path(sys.argv[1]); "
             "print([m for m in ('numpy', 'rich', 'big_vision_lite') if m in sys.modules])")
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", code, bench.__file__], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code, contenders.__file__], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
 
 
@@ -124,8 +130,8 @@ def test_worker_processes_make_the_same_batches_and_pass_them_in_shared_memory(p
         folder = tmp_path / "linked"
         if not folder.exists():
             bench.gather_photos(photos, folder)
-        inputs = bench.photo_input(str(folder), **options)
-        return batches(BatchMaker(inputs.open(), inputs, bench.targets, seed=3), 0, 4)
+        inputs = contenders.photo_input(str(folder), **options)
+        return batches(BatchMaker(inputs.open(), inputs, contenders.targets, seed=3), 0, 4)
 
     def shared() -> set[str]:
         return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
@@ -208,7 +214,7 @@ def test_random_choices_of_an_example_depend_on_its_position_alone(photos):
             rng.random(3, np.float32)  # leaves half of its last 64 bits
 
     inputs = Input(ImageFolder(str(photos), held_out=0.0), Draws(8), batch_size=5)
-    batch = BatchMaker(inputs.open(), inputs, bench.targets, seed=3)(2)
+    batch = BatchMaker(inputs.open(), inputs, contenders.targets, seed=3)(2)
     for position, image in enumerate(batch["image"], start=10):
         rng = np.random.Generator(np.random.Philox(key=(3, position)))
         np.testing.assert_array_equal(image, rng.integers(0, 256, image.shape, np.uint8))

@@ -17,13 +17,14 @@ from big_vision_lite.backbones.norm import BatchNorm
 from big_vision_lite.backbones.resnet import ResNet
 from big_vision_lite.data.emoji_scenes import EmojiScenes
 from big_vision_lite.data.image_folder import ImageFolder
+from big_vision_lite.data.interpreter_lock import lock_held, lost_beside, usable_cores
 from big_vision_lite.data.pipeline import BatchMaker, Input
 from big_vision_lite.data.source import Records, Source
 from big_vision_lite.data.transforms import PadCrop, Squash
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.heads.classification import Classification
 from big_vision_lite.training import doctor as doctors
-from big_vision_lite.training.doctor import doctor, exit_code, lock_held, pipeline_finding, table
+from big_vision_lite.training.doctor import doctor, exit_code, pipeline_finding, table
 from big_vision_lite.training.job import Job
 from big_vision_lite.training.mesh import Mesh
 from big_vision_lite.training.optimizers import AdamW
@@ -206,7 +207,7 @@ class Slow(Records):
         return {"id": str(index), "image": np.zeros((2, 2, 3), np.uint8), "labels": np.zeros(1, np.int32)}
 
 
-@pytest.mark.skipif(doctors._cores() < 2, reason="needs two cores")
+@pytest.mark.skipif(usable_cores() < 2, reason="needs two cores")
 def test_the_time_an_image_holds_the_lock():
     # One that computes in Python holds it all the time; one that waits outside of it, hardly.
     def measured(with_lock: bool) -> dict[str, float]:
@@ -221,10 +222,10 @@ def test_the_time_an_image_holds_the_lock():
     assert threading.active_count() == threads
 
 
-@pytest.mark.skipif(doctors._cores() < 2, reason="needs two cores")
+@pytest.mark.skipif(usable_cores() < 2, reason="needs two cores")
 def test_an_error_beside_the_counting_thread_is_raised():
     def fails() -> None:
         raise OSError("gone")
 
     with pytest.raises(OSError, match="gone"):
-        doctors._lost_beside(fails, 0.1)
+        lost_beside(fails, 0.1)

@@ -75,7 +75,7 @@ def test_resnets(tmp_path, maker, depth, size):
 
 
 @pytest.mark.parametrize(("name", "depth", "width"), [
-    ("resnetv2_50x1_bit", 50, 1), pytest.param("resnetv2_101x3_bit", 101, 3, marks=pytest.mark.slow)])
+    ("resnetv2_50x1_bit", 50, 1), pytest.param("resnetv2_50x3_bit", 50, 3, marks=pytest.mark.slow)])
 def test_bit(tmp_path, name, depth, width):
     model = MAKE["fill"](timm.create_model(name, pretrained=False, num_classes=CLASSES))
     weights.write_safetensors(tmp_path / "timm.safetensors",

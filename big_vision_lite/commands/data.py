@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -97,7 +97,7 @@ class Duplicates:
     threshold: int = THRESHOLD
     """Bits in which two hashes of 64 may differ."""
     min_correlation: float | None = MIN_CORRELATION
-    """How well pixels must agree, from -1 to 1; none: hashes decide alone."""
+    """How well pixels must agree, above 0 to 1; none: hashes decide alone."""
     embed: Path | None = None
     """A run whose features must also agree."""
     max_embedding_distance: float = 0.1
@@ -109,7 +109,11 @@ class Duplicates:
     shared: str | None = None
     """Folder or bucket that all machines of the runner can write to."""
     workers: int | None = None
-    """Processes on this machine; by default one a core."""
+    """Threads on this machine; by default one a core."""
+    on_bad_image: Literal["list", "raise"] = "list"
+    """An image that cannot be read is listed in unreadable.csv, or an error."""
+    pairs_shown: int = 200
+    """Pairs in pairs.html, the doubtful ones first."""
 
 
 def duplicates(arguments: list[str]) -> int:
@@ -126,7 +130,8 @@ def duplicates(arguments: list[str]) -> int:
     summary = find_duplicates(
         input_of(asked.train) or source_of(asked.train), against, asked.out, asked.threshold,
         min_correlation=asked.min_correlation, runner=asked.runner, beam_options=asked.beam_options,
-        shared=asked.shared, workers=asked.workers, **embed)
+        shared=asked.shared, workers=asked.workers, on_bad_image=asked.on_bad_image, pairs_shown=asked.pairs_shown,
+        **embed)
     for name, found in summary.against.items():
         print(f"{name}: {found.with_duplicates:,} of {found.images:,} images have a near-duplicate in {asked.train}")
     print(f"{summary.excluded:,} of {summary.train_images:,} training images are to be left out: "

@@ -101,8 +101,8 @@ class CsvLabels(Source):
                     if len(row) <= max(places) or not row[places[0]].strip():
                         raise UserError(f"{self.file} line {reader.line_num} has no path or no {column}; expected "
                                         f"{','.join(names)}")
-                    path, labels = (row[place] for place in places)
-                    rows.append((reader.line_num, path.strip().replace("\\", "/"),
+                    name, labels = (row[place] for place in places)
+                    rows.append((reader.line_num, name.strip().replace("\\", "/"),
                                  [label for label in map(str.strip, labels.split(";")) if label],
                                  row[split] if split is not None and split < len(row) else None))
         except OSError as error:

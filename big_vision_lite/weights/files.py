@@ -43,8 +43,27 @@ def read_file(path: str | Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def write_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Arrays by name as a .safetensors file, complete or not there.
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """What is noted beside the arrays of a .safetensors file; nothing for other formats, which have no place for it.
+
+    Raises:
+      UserError: the file is damaged or not there.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        return {}
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, "safetensors", error) from error
+
+
+def write_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray],
+                      metadata: Mapping[str, str] | None = None) -> None:
+    """Arrays by name as a .safetensors file, complete or not there; ``metadata`` is noted in its header.
 
     Raises:
       UserError: the name does not end in .safetensors, or nothing can be written there.
@@ -57,7 +76,8 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> No
     written = path.with_name(path.name + ".incomplete")
     try:
         # It writes memory as it lies: what was transposed must be laid out anew.
-        written.write_bytes(save({name: np.ascontiguousarray(value) for name, value in tensors.items()}))
+        arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+        written.write_bytes(save(arrays, dict(metadata) if metadata else None))
         written.replace(path)
     except OSError as error:
         written.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ def tensors(shapes):
 def _tensor(name, shape):
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     if len(shape) > 1:
-        values = rng.standard_normal(shape) * np.sqrt(2.0 / np.prod(shape[1:]))
+        values = rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(2.0 / np.prod(shape[1:])))
     elif name.endswith("running_var"):
         values = rng.uniform(0.5, 1.5, shape)
     elif name.endswith(".weight"):
