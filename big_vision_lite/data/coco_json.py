@@ -231,7 +231,7 @@ def instance_mask(outlines: list[Any], height: int, width: int) -> np.ndarray:
     """
     from pycocotools import mask as rle
 
-    mask = np.zeros((height, width), np.uint8)
+    mask = np.zeros((height, width), np.uint8, order="F")  # as pycocotools decodes
     for k, outline in enumerate(outlines, 1):
         try:
             if isinstance(outline, list):  # pycocotools would take four numbers for a box; they enclose nothing
@@ -242,8 +242,11 @@ def instance_mask(outlines: list[Any], height: int, width: int) -> np.ndarray:
                 outline = rle.merge(rle.frPyObjects(outline, height, width))
             elif isinstance(outline["counts"], list):
                 outline = rle.frPyObjects(outline, height, width)
-            mask[rle.decode(outline).astype(bool)] = k
+            inside = rle.decode(outline).view(np.bool_)
+            if inside.shape != mask.shape:
+                raise ValueError(f"it is of {inside.shape[1]} x {inside.shape[0]} pixels")
+            np.copyto(mask, np.uint8(k), where=inside)
         except Exception as error:  # pycocotools raises bare Exception, among others
             raise DecodeError(f"the segmentation of its object {k} cannot be drawn on {width} x {height} pixels "
                               f"({error})") from error
-    return mask
+    return np.ascontiguousarray(mask)
