@@ -185,3 +185,13 @@ def differences(old: Any, new: Any, ignore: Sequence[str] = (), at: str = "") ->
         keys = list(dict.fromkeys((*old, *new)))
         return [d for k in keys for d in differences(old.get(k), new.get(k), ignore, f"{at}.{k}".lstrip("."))]
     return [] if old == new else [f"{at}: {json.dumps(old)} -> {json.dumps(new)}"]
+
+
+def backbone_of(init: str | None) -> Any:
+    """The backbone of the run in a folder, for a config that starts from it; None when ``init`` is not a run.
+
+    Raises:
+      UserError: as `read`.
+    """
+    path = Path(init).expanduser() / "config.json" if init else None
+    return read(path).backbone if path is not None and path.is_file() else None

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 
-from big_vision_lite.backbones.backbone import Pixels
+from big_vision_lite.backbones.backbone import Backbone, Pixels
 from big_vision_lite.backbones.norm import BatchNorm
 from big_vision_lite.backbones.resnet import ResNet
 from big_vision_lite.data.curation import AncestorLabels, Curation
 from big_vision_lite.data.pipeline import Input
 from big_vision_lite.data.source import Source
-from big_vision_lite.data.transforms import ResizeCrop
+from big_vision_lite.data.transforms import ResizeCrop, Squash
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.heads.classification import Classification
 from big_vision_lite.training.optimizers import SGD, RMSProp
 from big_vision_lite.training.schedules import Staircase, Step
+from big_vision_lite.training.transfer import Transfer
 
 WORKER_BATCH = 32
 """Images that each of the paper's 50 asynchronous workers took at a time (reported, unverified)."""
@@ -80,3 +81,49 @@ def _evals(evals: dict[str, Source], batch_size: int, curate: tuple[Curation, ..
     crop = ResizeCrop(resize=340, size=299, random=False)
     grown = tuple(step for step in curate if isinstance(step, AncestorLabels))
     return {name: Input(source, crop, batch_size, on_bad_image="mask", curate=grown) for name, source in evals.items()}
+
+
+def hyper_rule(images: int, pixels: int) -> tuple[int, int, int, tuple[float, ...], int]:
+    """BiT's HyperRule: how to fine-tune, from the size of the data set and of its images alone (Kolesnikov et al.,
+    2020, section 3.3; warm-up as in their code).
+
+    Args:
+      images: to learn from.
+      pixels: height times width of a typical image.
+
+    Returns:
+      (resize, crop, steps, decays as fractions of the run, warm-up steps).
+    """
+    resize, crop = (160, 128) if pixels < 96 * 96 else (448, 384)
+    if images < 20_000:
+        steps, decays, warmup = 500, (200 / 500, 300 / 500, 400 / 500), 100
+    elif images < 500_000:
+        steps, decays, warmup = 10_000, (0.3, 0.6, 0.9), 500
+    else:
+        steps, decays, warmup = 20_000, (0.3, 0.6, 0.9), 500
+    return resize, crop, steps, decays, warmup
+
+
+def bit_finetuning(train: Source, evals: dict[str, Source], images: int, *, init: str | None, pixels: int,
+                   backbone: Backbone, batch_size: int = 512, multi_label: bool = False, seed: int = 0,
+                   freeze: bool = False, curate: tuple[Curation, ...] = ()) -> Experiment:
+    """Fine-tune a pretrained network to a data set by the HyperRule: SGD, rate 0.003 for 512 images, momentum 0.9, no
+    weight decay, all layers. Without BiT's mixup for larger sets.
+
+    Args:
+      images, pixels: as `hyper_rule`.
+      init: what to start from; see `Transfer`.
+      freeze: learn the head alone.
+    """
+    resize, crop, steps, decays, warmup = hyper_rule(images, pixels)
+    return Experiment(
+        train=Input(train, ResizeCrop(resize=resize, size=crop), batch_size, on_bad_image="mask", curate=curate),
+        evals={name: Input(source, Squash(crop), batch_size, on_bad_image="mask") for name, source in evals.items()},
+        backbone=backbone,
+        head=Classification("sigmoid" if multi_label else "softmax"),
+        optimizer=SGD(0.003 * batch_size / 512, schedule=Step(warmup=warmup, at=decays), weight_decay=0.0),
+        transfer=Transfer(init, freeze=("backbone",) if freeze else ()),
+        steps=steps,
+        seed=seed,
+        eval_every=max(1, steps // 5),
+    )

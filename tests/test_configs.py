@@ -20,10 +20,12 @@ ARGUMENTS = {
     "pretrain/jft300m_like.py": ":name=photos,subset=1000000,precision=0.8,vocabulary=1000,exclude=/ids.txt",
     "pretrain/imagenet21k.py": ":path=/tars,hierarchy=/hierarchy.csv",
     "pretrain/imagenet1k.py": ":v2=true",
+    "transfer/folder.py": ":root=/photos,images=1000,freeze=true",
+    "transfer/tfds.py": ":name=cifar10,subset=5000",
 }
 """What a recipe needs to be told."""
-SAME_AS_ANOTHER = ("open_images.py", "imagenet21k.py")
-"""Differ from jft300m_like.py in the source alone, which is replaced here: compiling them again would tell nothing."""
+SAME_AS_ANOTHER = ("pretrain/open_images.py", "pretrain/imagenet21k.py", "transfer/tfds.py")
+"""Differ from another in the source alone, which is replaced here: compiling them again would tell nothing."""
 
 
 def tiny(inputs: Input, kind: str) -> Input:
@@ -46,7 +48,7 @@ def test_config_takes_two_steps(path, tmp_path):
     small = dataclasses.replace(
         experiment, train=tiny(experiment.train, kind), backbone=backbone, optimizer=optimizer, steps=2,
         evals={name: tiny(inputs, kind) for name, inputs in experiment.evals.items()}, log_every=1, eval_every=None)
-    if path.name in SAME_AS_ANOTHER:
+    if str(path.relative_to(CONFIGS)) in SAME_AS_ANOTHER:
         job = Job(small)
         batch = next(job.batches(small.train, job.data, seed=0, stop=1))
         assert batch["image"].shape == (8, *small.train.transform.shape) and batch["mask"].all()

@@ -359,9 +359,9 @@ def test_tar_files_that_are_cut(tmp_path):
     garbage = whole[: second.offset] + b"\x55" * 512 + whole[second.offset_data :]
     for content, message in (
         (whole[: first.offset_data + 100], f"n01.tar is cut: 'n01_0.JPEG' ends at byte .* and its tar file at {612}"),
-        (whole[: second.offset], f"cut: the list of its members breaks off at byte {second.offset:,} of {second.offset:,}"),  # between two
-        (whole[: second.offset + 99], f"cut: the list of its members breaks off at byte {second.offset:,} of {second.offset + 99:,}"),
-        (garbage, f"cut: the list of its members breaks off at byte {second.offset:,} of {len(whole):,}"),
+        (whole[: second.offset], f"members breaks off at byte {second.offset:,} of {second.offset:,}"),  # between two
+        (whole[: second.offset + 99], f"members breaks off at byte {second.offset:,} of {second.offset + 99:,}"),
+        (garbage, f"members breaks off at byte {second.offset:,} of {len(whole):,}"),
         (whole + whole, f"breaks off at byte .* of {2 * len(whole):,}"),  # the second one would not be seen
         (b"", r"n01.tar is not a whole tar file \(empty file\)"),
         (bytes(10240), "n01.tar holds no images .*each tar file is a class"),

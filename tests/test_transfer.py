@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from big_vision_lite.backbones.backbone import Pixels
 from big_vision_lite.backbones.norm import BatchNorm
 from big_vision_lite.backbones.resnet import ResNet
 from big_vision_lite.data.emoji_scenes import EmojiScenes
@@ -20,13 +21,13 @@ from big_vision_lite.training.optimizers import SGD
 from big_vision_lite.training.transfer import Transfer
 
 
-def experiment(classes=6, steps=2, depth=10, **fields):
+def experiment(classes=6, steps=2, depth=10, pixels=None, **fields):
     def inputs(split, images):
         return Input(EmojiScenes(split, images, size=32, classes=classes), Squash(32), 8)
 
     return Experiment(train=inputs("train", 24), evals={"validation": inputs("validation", 8)},
-                      backbone=ResNet(depth, width=1 / 16, norm=BatchNorm()), head=Classification(),
-                      optimizer=SGD(0.5, weight_decay=0.1), steps=steps, **fields)
+                      backbone=ResNet(depth, width=1 / 16, norm=BatchNorm(), pixels=pixels or Pixels()),
+                      head=Classification(), optimizer=SGD(0.5, weight_decay=0.1), steps=steps, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +105,7 @@ def test_rates_scale_each_part(pretrained):
     (Transfer(freeze=("backbone", "head")), {}, "leaves nothing to learn"),
     (Transfer(rates={"backbone.stage": 0.1}), {}, "no parameter is below 'backbone.stage'"),
     (Transfer("FOLDER"), {"depth": 18}, "has no 'backbone.stages.0.1.*another architecture"),
+    (Transfer("FOLDER"), {"pixels": Pixels((0.0,) * 3)}, r"was trained on pixels with mean .* set --backbone.pixels"),
     (Transfer("FOLDER", init_step=7), {}, "no checkpoint of step 7; it has"),
     (Transfer("FOLDER", keep_head=True), {}, r"'head.bias' has shape \(6,\), this network needs \(4,\)"),
 ])
@@ -117,3 +119,11 @@ def test_what_is_refused(pretrained, transfer, fields, message):
 def test_a_wrong_rate_is_refused():
     with pytest.raises(UserError, match="expected factors of at least 0"):
         Transfer(rates={"backbone": -1.0})
+
+
+def test_the_hyper_rule():
+    from big_vision_lite.recipes import hyper_rule
+
+    assert hyper_rule(2_040, 500 * 500) == (448, 384, 500, (0.4, 0.6, 0.8), 100)
+    assert hyper_rule(50_000, 32 * 32) == (160, 128, 10_000, (0.3, 0.6, 0.9), 500)
+    assert hyper_rule(1_281_167, 500 * 375)[2] == 20_000 and hyper_rule(19_999, 1)[2] == 500

@@ -190,13 +190,13 @@ def _walk(opened: tarfile.TarFile, file: str, name: str, number: int, base: int,
                     _walk(below, file, Path(member.name).stem, number, start, member.size, found)
             except (tarfile.TarError, EOFError) as error:
                 raise UserError(_refused(file, error, start, member.name)) from None
-    # tarfile takes whatever is no header for the end. The real end is zeros, and so is all that follows, unless tar files
-    # were simply put one after the other.
+    # tarfile takes whatever is no header for the end. The real end is zeros, and so is all that follows, unless tar
+    # files were simply put one after the other.
     opened.fileobj.seek(opened.offset)
     rest = opened.fileobj.read(64 * 1024)
-    if len(rest) < tarfile.BLOCKSIZE or any(rest):
-        raise UserError(f"{file} is damaged or cut: the list of its members breaks off at byte {base + opened.offset:,} "
-                        f"of {os.path.getsize(file):,}; copy or pack it again")
+    if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):
+        raise UserError(f"{file} is damaged or cut: the list of its members breaks off at byte "
+                        f"{base + opened.offset:,} of {os.path.getsize(file):,}; copy or pack it again")
     if members:
         found.append(_Listed(name, number, Strings.of(members), np.array(places, np.int64)))
     elif not inner:

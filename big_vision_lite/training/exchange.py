@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from big_vision_lite.backbones.backbone import Backbone
+from big_vision_lite.backbones.backbone import Backbone, Pixels
 from big_vision_lite.backbones.norm import BatchNorm, GroupNorm
 from big_vision_lite.backbones.resnet import ResNet
 from big_vision_lite.backbones.resnet_v2 import ResNetV2
@@ -26,10 +27,10 @@ from big_vision_lite.training.job import Job
 from big_vision_lite.training.optimizers import SGD
 from big_vision_lite.training.workdir import claim, write_description
 from big_vision_lite.weights import (
-    TORCHVISION_PIXELS,
     depth_of,
     fetch,
     load,
+    pixels_of,
     read_file,
     to_bit,
     to_torchvision,
@@ -106,9 +107,9 @@ def _backbone(tensors: dict[str, np.ndarray], depth: int, source: str) -> Backbo
     width = (stem[3] if stem[2] == 3 else stem[0]) / 64
     kind = next((naming.family for naming in NAMINGS if naming.recognises(tensors)), family(tensors))
     if kind == "ResNetV2":
-        return ResNetV2(depth, width=width)
+        return ResNetV2(depth, width=width, pixels=pixels_of(source) or Pixels())
     return ResNet(depth, width=width, norm=GroupNorm() if kind == "GroupNorm ResNet" else BatchNorm(),
-                  pixels=TORCHVISION_PIXELS)
+                  pixels=pixels_of(source) or Pixels())
 
 
 def export_weights(run: Path, out: Path, form: Format, step: int | None = None, allowed: Sequence[str] = ()) -> str:
@@ -131,5 +132,6 @@ def export_weights(run: Path, out: Path, form: Format, step: int | None = None, 
     if form == "bit" and out.suffix == ".npz":
         np.savez(out, **tensors)
     else:
-        write_safetensors(out, tensors)
+        pixels = job.experiment.backbone.pixels
+        write_safetensors(out, tensors, {"pixels": json.dumps([pixels.mean, pixels.std])})
     return f"{len(tensors)} arrays of step {at}"

@@ -80,7 +80,8 @@ class Job:
         state, transfer = self.fresh(), self.experiment.transfer
         if transfer.init is None:
             return state
-        params, stats, self.taken_over = transfer.take_over(state.params, state.stats)
+        params, stats, self.taken_over = transfer.take_over(
+            state.params, state.stats, getattr(self.experiment.backbone, "pixels", None))
         average = None if state.average is None else jax.tree.map(jnp.copy, params)
         return dataclasses.replace(state, params=params, stats=stats, average=average)
 

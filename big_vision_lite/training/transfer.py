@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from big_vision_lite.config import from_json
 from big_vision_lite.errors import UserError, nearest
 from big_vision_lite.training.checkpoints import Checkpoints, flatten
 from big_vision_lite.training.step import Tree
@@ -80,12 +82,21 @@ class Transfer:
         return optax.multi_transform(
             kinds, lambda params: _by_name(params, lambda name: "frozen" if _below(name, self.freeze) else "moves"))
 
-    def take_over(self, params: Tree, stats: Tree) -> tuple[Tree, Tree, str]:
+    def take_over(self, params: Tree, stats: Tree, pixels: Any = None) -> tuple[Tree, Tree, str]:
         """Parameters and statistics with those of ``init`` in their places; and what was done, in words.
 
+        Args:
+          pixels: how the network's input is scaled, its `Pixels`.
+
         Raises:
-          UserError: ``init`` is not there, lacks an array of the backbone, has more of it, or has one of another shape.
+          UserError: ``init`` is not there, lacks an array of the backbone, has more of it, has one of another shape, or
+            was trained on pixels of another scale.
         """
+        expected = expected_pixels(self.init)
+        if pixels is not None and expected is not None and expected != pixels:
+            raise UserError(f"{self.init!r} was trained on pixels with mean {expected.mean} and std {expected.std}, "
+                            f"this backbone has {pixels.mean} and {pixels.std}; set --backbone.pixels.mean and "
+                            "--backbone.pixels.std to those of the weights")
         here = flatten({"params": params, "stats": stats})
         found = read_arrays(self.init, self.init_step, {name.partition(".")[2]: leaf for name, leaf in here.items()})
         backbone = {name for name in here if _below(name.partition(".")[2], ("backbone",))}
@@ -110,6 +121,20 @@ class Transfer:
                   for name, leaf in here.items()]
         both = jax.tree.unflatten(jax.tree.structure({"params": params, "stats": stats}), leaves)
         return both["params"], both["stats"], f"{len(taken)} of {len(here)} arrays from {self.init}"
+
+
+def expected_pixels(source: str) -> Any:
+    """The `Pixels` of a run's config, or what a file of weights expects; None when neither tells. Raises: UserError."""
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        from big_vision_lite.weights import pixels_of
+
+        return pixels_of(source)
+    try:
+        saved = json.loads((path / "config.json").read_text())["backbone"]["pixels"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # whatever is wrong with the run, reading its arrays tells
+    return from_json(saved)
 
 
 def read_arrays(source: str, step: int | None, like: dict[str, Any]) -> dict[str, np.ndarray]:
