@@ -179,7 +179,7 @@ def test_room_for_checkpoints_and_batches(monkeypatch, tmp_path):
 ], ids=["enough", "threads", "cores", "lock", "lock but workers", "threads of workers"])
 def test_advice_on_speed(options, need, have, held, status, advice):
     inputs = Input(scenes("train", 8), Squash(16), **options)
-    measured = held and {"alone": 1.5e-3, "held": held, "held_alone": held / 2}
+    measured = held and {"alone": 1.5e-3, "held": held, "held_alone": held / 2, "busy": 0.0}
     finding = pipeline_finding(inputs, float(need), float(have), measured, cores=8)
     assert finding.status == status and advice in finding.advice
     assert ("threads of one process" in finding.advice) == ("threads of one process" in advice)
@@ -219,6 +219,7 @@ def test_the_time_an_image_holds_the_lock():
     assert computing["alone"] > 4e-3 and waiting["alone"] > 4e-3
     assert computing["held"] > 4 * waiting["held"]
     assert waiting["held_alone"] <= waiting["held"]
+    assert waiting["busy"] > 0.7  # it slept
     assert threading.active_count() == threads
 
 

@@ -36,6 +36,7 @@ CONTENDERS = {
     "torch": "DataLoader, a worker process a core; Pillow decodes, crops, resizes (antialiased), flips",
     "libjpeg-turbo": "decoding alone, a thread a core, at the scale that the crop needs: no crop, resize or batch",
 }
+TOO_BUSY = " (Other programs took the cores: the times are too high, and speeds too low.)"
 OURS = "threads"
 """What the others are compared with."""
 
@@ -231,7 +232,7 @@ def _show(found: dict[str, Any], names: Sequence[str], counts: Sequence[int]) ->
         console.print(f"An image takes {gil['alone'] * 1e6:.0f} us and holds Python's interpreter lock for some "
                       f"{gil['held_alone'] * 1e6:.0f} of them; with handing it over, {gil['held'] * 1e6:.0f}. Threads "
                       f"of one process reach about {1 / gil['held']:,.0f} images/s, on any number of cores. Worker "
-                      "processes add up beyond that.", markup=False)
+                      "processes add up beyond that." + TOO_BUSY * (gil["busy"] > 0.15), markup=False)
 
 
 def _machine(cores: int) -> dict[str, Any]:

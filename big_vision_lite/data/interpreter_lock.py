@@ -21,6 +21,8 @@ def lock_held(make: BatchMaker, seconds: float = 2.0) -> dict[str, float] | None
     was ready to run; in the rest of the time it waited for the lock. That includes handing the lock over, which
     threads of a pipeline do less often: ``held`` is an upper bound. ``held_alone`` is without it, by the cost of
     handing over in a thread that does nothing else. ``alone`` is the time with nothing beside it; seconds an image.
+    ``busy`` is the part of that time in which the thread did not run: where other programs take the cores, it is not
+    near 0, and the other figures are too high.
     """
     if usable_cores() < 2:
         return None
@@ -33,10 +35,10 @@ def lock_held(make: BatchMaker, seconds: float = 2.0) -> dict[str, float] | None
 
     gc.collect()  # an abandoned stream's threads end now
     images()
-    start = time.perf_counter()
-    while time.perf_counter() - start < seconds / 3 or step == 1:
+    start, used = time.perf_counter(), time.thread_time()
+    while (alone := time.perf_counter() - start) < seconds / 3 or step == 1:
         images()
-    alone = (time.perf_counter() - start) / ((step - 1) * count)
+    busy, alone = max(1 - (time.thread_time() - used) / alone, 0.0), alone / ((step - 1) * count)
     old = sys.getswitchinterval()
     try:
         sys.setswitchinterval(0.0005)  # many handings over a second, so that few seconds suffice
@@ -45,7 +47,8 @@ def lock_held(make: BatchMaker, seconds: float = 2.0) -> dict[str, float] | None
     finally:
         sys.setswitchinterval(old)
     handing = lost_handing * switches / max(switches_handing, 1e-9)
-    return {"alone": alone, "held": max(lost, 1e-9) / count, "held_alone": max(lost - handing, 0.0) / count}
+    return {"alone": alone, "held": max(lost, 1e-9) / count, "held_alone": max(lost - handing, 0.0) / count,
+            "busy": busy}
 
 
 def lost_beside(work: Callable[[], object], seconds: float) -> tuple[float, float]:

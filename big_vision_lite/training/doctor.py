@@ -249,7 +249,7 @@ def pipeline_finding(inputs: Input, need: float, have: float, held: dict[str, fl
         figures |= {**held, "ceiling": ceiling}
         found += (f"; an image takes {held['alone'] * 1e6:,.0f} us and holds Python's lock for up to "
                   f"{held['held'] * 1e6:,.0f} of them: threads of one process reach about {ceiling:,.0f} images/s "
-                  "on any number of cores")
+                  "on any number of cores" + (" (more: other programs took the cores)" if held["busy"] > 0.15 else ""))
     if have >= ENOUGH * need:
         return Finding("pipeline", "ok", found, "", figures)
     busy = min(_threads(inputs) * max(inputs.workers, 1), cores)
