@@ -12,13 +12,11 @@ from big_vision_lite.data.label_index import LabelIndex, label_index
 from big_vision_lite.data.label_rules import LabelRule
 from big_vision_lite.data.permutation import Permutation
 from big_vision_lite.data.ragged import Ragged, key
-from big_vision_lite.data.source import Example, Records
+from big_vision_lite.data.source import OBJECTS, Example, Records
 from big_vision_lite.errors import BadImageError
 
 PIECE = 1 << 20
 """Examples whose labels are changed at a time when all of them are looked at."""
-
-OBJECTS = ("boxes", "box_labels", "visible", "crowd", "difficult", "area", "instance_mask", "class_mask")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

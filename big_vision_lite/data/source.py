@@ -24,8 +24,16 @@ Where the source knows objects:
 ``box_labels``    int32 ``[n]``
 ``visible``       float32 ``[n]``, the share of each object's pixels that nothing covers
 ``instance_mask`` bytes (PNG) or uint8 ``[height, width]``; 0 background, k the k-th box
-``class_mask``    bytes (PNG) or uint16 ``[height, width]``; 0 background, c + 1 for class c
+``class_mask``    bytes (PNG) or uint16 ``[height, width]``; 0 background, c + 1 for class c, 255 undecided (VOC's void)
+``crowd``         bool ``[n]``, boxes around many objects (COCO)
+``difficult``     bool ``[n]``, objects that do not count in a score (VOC)
+``area``          float32 ``[n]``, in square pixels as annotated (COCO)
+``image_id``      int, COCO's number of the image
 """
+
+
+OBJECTS = ("boxes", "box_labels", "visible", "crowd", "difficult", "area", "instance_mask", "class_mask")
+"""What of an `Example` speaks of objects at their places."""
 
 
 class Described:

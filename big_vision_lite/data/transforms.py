@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from big_vision_lite.data.decode import DecodeError, Header, decode_crop_resize, read_header
-from big_vision_lite.data.source import Example
+from big_vision_lite.data.source import OBJECTS, Example
 from big_vision_lite.errors import BadImageError, UserError
 
 Size = int | tuple[int, int]
@@ -22,7 +22,7 @@ Size = int | tuple[int, int]
 Window = tuple[float, float, float, float]
 """(top, left, height, width) in pixels of the upright image at full resolution."""
 
-_PIXELS_AND_OBJECTS = frozenset(("image", "boxes", "box_labels", "visible", "instance_mask", "class_mask"))
+_PIXELS_AND_OBJECTS = frozenset(("image", *OBJECTS))
 
 
 class Transform(abc.ABC):
