@@ -24,7 +24,7 @@ ARGUMENTS = {
     "transfer/tfds.py": ":name=cifar10,subset=5000",
 }
 """What a recipe needs to be told."""
-SAME_AS_ANOTHER = ("pretrain/open_images.py", "pretrain/imagenet21k.py", "transfer/tfds.py")
+SAME_AS_ANOTHER = ("pretrain/open_images.py", "pretrain/imagenet21k.py", "transfer/tfds.py", "tfds.py")
 """Differ from another in the source alone, which is replaced here: compiling them again would tell nothing."""
 
 
