@@ -43,7 +43,7 @@ OURS = "threads"
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is measured, and for how long."""
+    """Measure images a second of this pipeline and of others, side by side."""
 
     images: Path | None = None
     """Folder with JPEG files, also in folders below; None: 500 x 375 pixels and 110 kB each, generated."""
