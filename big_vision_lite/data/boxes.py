@@ -6,6 +6,10 @@ import dataclasses
 
 import numpy as np
 
+from big_vision_lite.data.files import Strings, read_file
+from big_vision_lite.data.ragged import Ragged
+from big_vision_lite.data.source import Example, Records
+
 
 @dataclasses.dataclass
 class BoxCount:
@@ -36,3 +40,37 @@ def fitted(boxes: np.ndarray, height: int, width: int, count: BoxCount) -> tuple
     count.dropped += len(boxes) - len(kept)
     count.clipped += int((inside[kept] != boxes[kept]).any(1).sum())
     return (inside[kept] / size).astype(np.float32), kept
+
+
+@dataclasses.dataclass(eq=False)
+class BoxRecords(Records):
+    """Images in files and the boxes of their objects, compact. An image's labels are the classes of its boxes.
+
+    Attributes:
+      count: what became of the boxes.
+      sizes: int32 ``[images, 2]``: (height, width) as annotated.
+    """
+
+    classes: tuple[str, ...]
+    multi_label: bool
+    fingerprint: str
+    count: BoxCount
+    root: str
+    names: Strings
+    sizes: np.ndarray
+    objects: Ragged  # the class of each object, in the file's order
+    boxes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def labels(self, index: int) -> tuple[str, np.ndarray]:
+        index = range(len(self))[index]
+        return self.names.at(index), np.unique(self.objects.row(index))
+
+    def _example(self, index: int) -> tuple[Example, slice]:
+        """The image with its boxes, and where its objects are among all."""
+        id_, labels = self.labels(index)
+        here = slice(int(self.objects.ends[index - 1]) if index else 0, int(self.objects.ends[index]))
+        return {"id": id_, "image": read_file(f"{self.root}/{id_}", id_), "labels": labels, "boxes": self.boxes[here],
+                "box_labels": self.objects.row(index)}, here

@@ -6,17 +6,16 @@ import dataclasses
 import hashlib
 import json
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from big_vision_lite.data.boxes import BoxCount, fitted
+from big_vision_lite.data.boxes import BoxCount, BoxRecords, fitted
 from big_vision_lite.data.decode import DecodeError
-from big_vision_lite.data.files import Strings, check_classes, check_files, check_inside, read_file
+from big_vision_lite.data.files import Strings, check_classes, check_files, check_inside
 from big_vision_lite.data.ragged import Ragged
-from big_vision_lite.data.source import Example, Records, Source
+from big_vision_lite.data.source import Example, Source
 from big_vision_lite.errors import BadImageError, UserError
 
 MOST_OBJECTS = 255
@@ -137,7 +136,7 @@ class CocoJson(Source):
 
     def _outlines(self, kept: list[tuple[dict, list[dict], np.ndarray]]) -> Strings:
         """Of each image, packed: as Python's lists the outlines of COCO take 2.5 GB, packed 0.4 GB."""
-        return Strings.of(pickle.dumps([a.get("segmentation") for a in found]) for _, found, _ in kept)
+        return Strings.of(json.dumps([a.get("segmentation") for a in found]) for _, found, _ in kept)
 
 
 def _check_entries(where: str, kind: str, entries: list, **fields: type | tuple[type, ...]) -> None:
@@ -173,50 +172,29 @@ def _area(annotation: dict) -> float:
 
 
 @dataclasses.dataclass(eq=False)
-class CocoRecords(Records):
+class CocoRecords(BoxRecords):
     """The annotations, compact.
 
     Attributes:
       category_ids: the file's own id of each class, for results in COCO's format.
-      count: what became of the boxes.
-      sizes: int32 ``[images, 2]``: (height, width) as annotated.
     """
 
-    classes: tuple[str, ...]
-    multi_label: bool
-    fingerprint: str
     category_ids: tuple[int, ...]
-    count: BoxCount
-    root: str
-    names: Strings
     image_ids: np.ndarray
-    sizes: np.ndarray
-    objects: Ragged  # the class of each object, in the file's order
-    boxes: np.ndarray
     crowd: np.ndarray
     area: np.ndarray
-    outlines: Strings | None  # of each image: its objects' segmentations, pickled
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    def labels(self, index: int) -> tuple[str, np.ndarray]:
-        index = range(len(self))[index]
-        return self.names.at(index), np.unique(self.objects.row(index))
+    outlines: Strings | None  # of each image: its objects' segmentations, as json
 
     def __getitem__(self, index: int) -> Example:
         index = range(len(self))[index]
-        id_, labels = self.labels(index)
-        here = slice(int(self.objects.ends[index - 1]) if index else 0, int(self.objects.ends[index]))
-        example = {"id": id_, "image": read_file(f"{self.root}/{id_}", id_), "labels": labels,
-                   "image_id": int(self.image_ids[index]), "boxes": self.boxes[here],
-                   "box_labels": self.objects.row(index), "crowd": self.crowd[here], "area": self.area[here]}
+        example, here = self._example(index)
+        example |= {"image_id": int(self.image_ids[index]), "crowd": self.crowd[here], "area": self.area[here]}
         if self.outlines is not None:
             height, width = (int(side) for side in self.sizes[index])
             try:
-                example["instance_mask"] = instance_mask(pickle.loads(self.outlines.raw(index)), height, width)
+                example["instance_mask"] = instance_mask(json.loads(self.outlines.raw(index)), height, width)
             except DecodeError as error:
-                raise BadImageError(id_, str(error)) from error
+                raise BadImageError(example["id"], str(error)) from error
         return example
 
 

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from big_vision_lite.data.files import Strings, read_file
 from big_vision_lite.data.source import Example, Records, Source
-from big_vision_lite.errors import BadImageError, UserError, nearest
+from big_vision_lite.errors import UserError, nearest
 
 EXTENSIONS = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "heic"))
 
@@ -106,8 +107,7 @@ class ImageFolderRecords(Records):
     fingerprint: str
     root: str
     prefix: str  # of every id, before the class: "train/" or ""
-    paths: bytes  # below the classes' folders, one after the other
-    ends: np.ndarray  # int64 [n]: where each path ends in ``paths``
+    paths: Strings  # below the classes' folders
     label_of: np.ndarray  # int32 [n]
 
     def __len__(self) -> int:
@@ -116,17 +116,11 @@ class ImageFolderRecords(Records):
     def labels(self, index: int) -> tuple[str, np.ndarray]:
         index = range(len(self))[index]
         label = self.label_of[index]
-        path = os.fsdecode(self.paths[self.ends[index - 1] if index else 0 : self.ends[index]])
-        return f"{self.prefix}{self.classes[label]}/{path}", np.array([label], np.int32)
+        return f"{self.prefix}{self.classes[label]}/{self.paths.at(index)}", np.array([label], np.int32)
 
     def __getitem__(self, index: int) -> Example:
         id_, labels = self.labels(index)
-        try:
-            with open(f"{self.root}/{id_}", "rb", buffering=0) as file:
-                image = file.read()
-        except OSError as error:
-            raise BadImageError(id_, error.strerror or str(error)) from error
-        return {"id": id_, "image": image, "labels": labels}
+        return {"id": id_, "image": read_file(f"{self.root}/{id_}", id_), "labels": labels}
 
 
 def _scan(root, prefix, folders, classes, keep=lambda id_: True) -> ImageFolderRecords:
@@ -154,8 +148,7 @@ def _scan(root, prefix, folders, classes, keep=lambda id_: True) -> ImageFolderR
         fingerprint=digest.hexdigest(),
         root=root,
         prefix=prefix,
-        paths=b"".join(paths),
-        ends=np.concatenate(ends),
+        paths=Strings(np.concatenate(ends), b"".join(paths)),
         label_of=np.concatenate(labels),
     )
 

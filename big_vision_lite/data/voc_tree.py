@@ -15,12 +15,12 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from big_vision_lite.data.boxes import BoxCount, fitted
+from big_vision_lite.data.boxes import BoxCount, BoxRecords, fitted
 from big_vision_lite.data.decode import DecodeError, image_size
 from big_vision_lite.data.files import Strings, check_classes, read_file
 from big_vision_lite.data.image_folder import EXTENSIONS
 from big_vision_lite.data.ragged import Ragged
-from big_vision_lite.data.source import Example, Records, Source
+from big_vision_lite.data.source import Example, Source
 from big_vision_lite.errors import BadImageError, UserError, nearest
 
 VOC_CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
@@ -202,40 +202,17 @@ def _classes(root: Path, here: set[str], read: set[str]) -> tuple[str, ...]:
 
 
 @dataclasses.dataclass(eq=False)
-class VocRecords(Records):
-    """The annotations of a split.
+class VocRecords(BoxRecords):
+    """The annotations of a split."""
 
-    Attributes:
-      count: what became of the boxes.
-      sizes: int32 ``[images, 2]``: (height, width).
-    """
-
-    classes: tuple[str, ...]
-    multi_label: bool
-    fingerprint: str
-    count: BoxCount
-    root: str
     mask_folder: str | None
-    names: Strings
-    sizes: np.ndarray
-    objects: Ragged  # the class of each object, in the file's order
-    boxes: np.ndarray
     difficult: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    def labels(self, index: int) -> tuple[str, np.ndarray]:
-        index = range(len(self))[index]
-        return self.names.at(index), np.unique(self.objects.row(index))
-
     def __getitem__(self, index: int) -> Example:
-        index = range(len(self))[index]
-        id_, labels = self.labels(index)
-        here = slice(int(self.objects.ends[index - 1]) if index else 0, int(self.objects.ends[index]))
-        example = {"id": id_, "image": read_file(f"{self.root}/{id_}", id_), "labels": labels,
-                   "boxes": self.boxes[here], "box_labels": self.objects.row(index), "difficult": self.difficult[here]}
+        example, here = self._example(range(len(self))[index])
+        example["difficult"] = self.difficult[here]
         if self.mask_folder is not None:
+            id_ = example["id"]
             example["class_mask"] = _class_mask(f"{self.mask_folder}/{id_.rpartition('.')[0]}.png", id_)
         return example
 
