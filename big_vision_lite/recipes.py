@@ -7,7 +7,15 @@ import math
 from big_vision_lite.backbones.backbone import Backbone, Pixels
 from big_vision_lite.backbones.norm import BatchNorm
 from big_vision_lite.backbones.resnet import ResNet
-from big_vision_lite.data.curation import AncestorLabels, Curation
+from big_vision_lite.data.curation import (
+    AncestorLabels,
+    Curation,
+    Exclude,
+    LabelNoise,
+    NestedSubset,
+    Vocabulary,
+    curation,
+)
 from big_vision_lite.data.pipeline import Input
 from big_vision_lite.data.source import Source
 from big_vision_lite.data.transforms import ResizeCrop, Squash
@@ -19,6 +27,18 @@ from big_vision_lite.training.transfer import Transfer
 
 WORKER_BATCH = 32
 """Images that each of the paper's 50 asynchronous workers took at a time (reported, unverified)."""
+
+
+def curated_by(*, exclude: str | None = None, hierarchy: str | None = None, vocabulary: int | None = None,
+               subset: int | None = None, stratified: bool = False, precision: float = 1.0) -> tuple[Curation, ...]:
+    """The curation that a config's arguments ask for, in the usual order; None (or 1) asks for nothing."""
+    return curation(
+        exclude=Exclude(exclude) if exclude else None,
+        ancestors=AncestorLabels(hierarchy, "skip") if hierarchy else None,
+        vocabulary=Vocabulary(vocabulary) if vocabulary else None,
+        subset=NestedSubset(subset, stratified=stratified) if subset else None,
+        noise=LabelNoise(precision) if precision < 1 else None,
+    )
 
 
 def jft_pretraining(train: Source, evals: dict[str, Source], images: int, *, curate: tuple[Curation, ...] = (),

@@ -7,10 +7,9 @@ The paper reports top-1 77.5 for ResNet-101 from scratch (unverified). Add ``v2=
 Not run here.
 """
 
-from big_vision_lite.data.curation import Exclude, LabelNoise, NestedSubset, curation
 from big_vision_lite.data.tfds_source import Tfds
 from big_vision_lite.experiment import Experiment
-from big_vision_lite.recipes import imagenet_pretraining
+from big_vision_lite.recipes import curated_by, imagenet_pretraining
 
 
 def get_config(subset: int | None = None, precision: float = 1.0, exclude: str | None = None, v2: bool = False,
@@ -25,10 +24,6 @@ def get_config(subset: int | None = None, precision: float = 1.0, exclude: str |
     evals = {"validation": Tfds("imagenet2012", "validation", data_dir)}
     if v2:
         evals["imagenet_v2"] = Tfds("imagenet_v2/matched-frequency", "test", data_dir)
-    steps = curation(
-        exclude=Exclude(exclude) if exclude else None,
-        subset=NestedSubset(subset, stratified=True) if subset else None,
-        noise=LabelNoise(precision) if precision < 1 else None,
-    )
+    steps = curated_by(exclude=exclude, subset=subset, stratified=True, precision=precision)
     return imagenet_pretraining(Tfds("imagenet2012", "train", data_dir), evals, subset or 1_281_167, curate=steps,
                                 depth=depth, epochs=epochs, batch_size=batch_size, seed=seed)

@@ -6,10 +6,9 @@
 images for 90 epochs (Kolesnikov et al., 2020); under 30 a large network learns less than from ImageNet. Not run here.
 """
 
-from big_vision_lite.data.curation import AncestorLabels, Exclude, LabelNoise, NestedSubset, Vocabulary, curation
 from big_vision_lite.data.tar_images import TarImages
 from big_vision_lite.experiment import Experiment
-from big_vision_lite.recipes import jft_pretraining
+from big_vision_lite.recipes import curated_by, jft_pretraining
 
 
 def get_config(path: str, images: int = 14_000_000, subset: int | None = None, precision: float = 1.0,
@@ -24,13 +23,8 @@ def get_config(path: str, images: int = 14_000_000, subset: int | None = None, p
       hierarchy: file of child,parent by WordNet ids: each label then counts as its ancestors too.
       exclude: file of ids, as `bvl data duplicates` writes it.
     """
-    steps = curation(
-        exclude=Exclude(exclude) if exclude else None,
-        ancestors=AncestorLabels(hierarchy, "skip") if hierarchy else None,
-        vocabulary=Vocabulary(vocabulary) if vocabulary else None,
-        subset=NestedSubset(subset) if subset else None,
-        noise=LabelNoise(precision) if precision < 1 else None,
-    )
+    steps = curated_by(exclude=exclude, hierarchy=hierarchy, vocabulary=vocabulary, subset=subset,
+                       precision=precision)
     return jft_pretraining(TarImages(path, "train", held_out=0.005),
                            {"validation": TarImages(path, "validation", held_out=0.005)}, subset or images,
                            curate=steps, depth=depth, epochs=epochs, batch_size=batch_size, seed=seed)

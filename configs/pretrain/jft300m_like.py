@@ -7,10 +7,9 @@ that is prepared as ArrayRecord or TFRecord; `bvl data prepare` makes one of fol
 paper's length is 36 million steps of 32 images, on 50 K80 GPUs for two months. Not run at that size here.
 """
 
-from big_vision_lite.data.curation import AncestorLabels, Exclude, LabelNoise, NestedSubset, Vocabulary, curation
 from big_vision_lite.data.tfds_source import Tfds
 from big_vision_lite.experiment import Experiment
-from big_vision_lite.recipes import jft_pretraining
+from big_vision_lite.recipes import curated_by, jft_pretraining
 
 
 def get_config(name: str, images: int = 300_000_000, subset: int | None = None, precision: float = 1.0,
@@ -26,13 +25,8 @@ def get_config(name: str, images: int = 300_000_000, subset: int | None = None, 
       hierarchy: file of child,parent: each label then counts as its ancestors too.
       exclude: file of ids, as `bvl data duplicates` writes it.
     """
-    steps = curation(
-        exclude=Exclude(exclude) if exclude else None,
-        ancestors=AncestorLabels(hierarchy, "skip") if hierarchy else None,
-        vocabulary=Vocabulary(vocabulary) if vocabulary else None,
-        subset=NestedSubset(subset) if subset else None,
-        noise=LabelNoise(precision) if precision < 1 else None,
-    )
+    steps = curated_by(exclude=exclude, hierarchy=hierarchy, vocabulary=vocabulary, subset=subset,
+                       precision=precision)
     return jft_pretraining(
         Tfds(name, "train[:99%]", data_dir), {"held_out": Tfds(name, "train[99%:]", data_dir)}, subset or images,
         curate=steps, depth=depth, epochs=epochs, batch_size=batch_size, seed=seed)

@@ -8,10 +8,9 @@ What is above ``confidence`` counts as given; evaluation asks for labels that pe
 here.
 """
 
-from big_vision_lite.data.curation import Exclude, LabelNoise, NestedSubset, Vocabulary, curation
 from big_vision_lite.data.tfds_source import Tfds
 from big_vision_lite.experiment import Experiment
-from big_vision_lite.recipes import jft_pretraining
+from big_vision_lite.recipes import curated_by, jft_pretraining
 
 
 def get_config(confidence: float = 5, images: int = 9_011_219, subset: int | None = None, precision: float = 1.0,
@@ -29,11 +28,6 @@ def get_config(confidence: float = 5, images: int = 9_011_219, subset: int | Non
     def source(split: str, least: float) -> Tfds:
         return Tfds("open_images_v4", split, data_dir, label_key="objects_trainable", min_confidence=least)
 
-    steps = curation(
-        exclude=Exclude(exclude) if exclude else None,
-        vocabulary=Vocabulary(vocabulary) if vocabulary else None,
-        subset=NestedSubset(subset) if subset else None,
-        noise=LabelNoise(precision) if precision < 1 else None,
-    )
+    steps = curated_by(exclude=exclude, vocabulary=vocabulary, subset=subset, precision=precision)
     return jft_pretraining(source("train", confidence), {"validation": source("validation", 10)}, subset or images,
                            curate=steps, depth=depth, epochs=epochs, batch_size=batch_size, seed=seed)

@@ -9,10 +9,9 @@ Knows the sizes of imagenet2012, cifar10, cifar100, oxford_iiit_pet and oxford_f
 
 from big_vision_lite.backbones.resnet import ResNet
 from big_vision_lite.config import backbone_of
-from big_vision_lite.data.curation import NestedSubset
 from big_vision_lite.data.tfds_source import Tfds
 from big_vision_lite.experiment import Experiment
-from big_vision_lite.recipes import bit_finetuning
+from big_vision_lite.recipes import bit_finetuning, curated_by
 
 KNOWN = {
     "imagenet2012": (1_281_167, 500 * 375, "train", "validation"),
@@ -35,7 +34,7 @@ def get_config(name: str, init: str | None = None, images: int | None = None, tr
       depth: of the backbone, where ``init`` is not a run.
     """
     count, pixels, *splits = KNOWN.get(name.partition(":")[0], (images or 10_000, 500 * 375, "train", "validation"))
-    curate = (NestedSubset(subset, stratified=True),) if subset else ()
+    curate = curated_by(subset=subset, stratified=True)
     return bit_finetuning(
         Tfds(name, train or splits[0], data_dir), {"evaluation": Tfds(name, evaluate or splits[1], data_dir)},
         subset or images or count, init=init, pixels=pixels, backbone=backbone_of(init) or ResNet(depth),
