@@ -94,6 +94,7 @@ def test_what_is_refused(probe, message):
 
 def test_a_run_is_probed_as_it_trains_and_afterwards(tmp_path, capsys):
     import json
+    import pickle
 
     from big_vision_lite.backbones.resnet import ResNet
     from big_vision_lite.cli import main
@@ -102,9 +103,11 @@ def test_a_run_is_probed_as_it_trains_and_afterwards(tmp_path, capsys):
     from big_vision_lite.data.transforms import Squash
     from big_vision_lite.experiment import Experiment
     from big_vision_lite.heads.classification import Classification
+    from big_vision_lite.training.embed import Embedder
+    from big_vision_lite.training.evaluate import open_run
     from big_vision_lite.training.loop import train
     from big_vision_lite.training.optimizers import SGD
-    from big_vision_lite.training.probe import Probe
+    from big_vision_lite.training.probe import Probe, features
 
     def inputs(split, images, objects=(1, 1)):
         return Input(EmojiScenes(split, images, size=32, classes=4, objects=objects, zipf=0), Squash(32), 8)
@@ -126,5 +129,12 @@ def test_a_run_is_probed_as_it_trains_and_afterwards(tmp_path, capsys):
     assert main([*command, "--random"]) == 0
     random = json.loads((run / "probes" / "random.json").read_text())
     assert any(random[name] != again[name] for name in names)
+    job, state, _ = open_run(run)
+    records = asked.test.open()
+    images = np.stack([batch["image"] for batch in job.batches(asked.test, records, None)][:1])[0]
+    expected = features(job, state.best_params, state.stats, asked.test, records).values[: len(images)]
+    embedder = pickle.loads(pickle.dumps(Embedder(run)))
+    assert embedder.size == 32
+    np.testing.assert_allclose(embedder(images), expected, atol=1e-5)
     with pytest.raises(UserError, match=r"train images have any number of labels"):
         Probe(inputs("train", 60, (1, 2)), inputs("test", 20)).run(None, {}, {})

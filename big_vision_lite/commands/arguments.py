@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -32,6 +34,25 @@ def parse(kind: type[Arguments], arguments: list[str], program: str, default: Ar
     """Arguments as ``kind``; on a wrong one prints the nearest valid ones and exits with code 2."""
     given = {} if default is None else {"default": default}
     return tyro.cli(kind, args=arguments, prog=program, config=(tyro.conf.AvoidSubcommands,), **given)
+
+
+def set_up_for(run: Path, imports: Sequence[str] = ()) -> Experiment:
+    """Make JAX ready for a run of which the folder is there, and return its experiment.
+
+    Args:
+      imports: modules beside this package that the classes in the run's config may come from.
+
+    Raises:
+      UserError: no such module, or the folder holds no run.
+    """
+    for module in imports:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise UserError(f"--import {module}: {error}") from None
+    experiment = configs.read(run / "config.json", imports)
+    set_up_jax(experiment)
+    return experiment
 
 
 def set_up_jax(experiment: Experiment) -> None:

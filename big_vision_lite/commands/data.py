@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from big_vision_lite.commands.arguments import parse
+from big_vision_lite.commands.arguments import parse, set_up_for
 from big_vision_lite.commands.sources import input_of, source_of
 from big_vision_lite.data.duplicates import MIN_CORRELATION, THRESHOLD
 from big_vision_lite.data.label_index import label_index
@@ -124,6 +124,7 @@ def duplicates(arguments: list[str]) -> int:
     if asked.embed is not None:
         from big_vision_lite.training.embed import Embedder
 
+        set_up_for(asked.embed)
         embedder = Embedder(asked.embed)
         embed = {"embed": embedder, "embed_size": embedder.size, "max_embedding_distance": asked.max_embedding_distance}
     against = {spec: input_of(spec) or source_of(spec) for spec in asked.against}

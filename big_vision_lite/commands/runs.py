@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from big_vision_lite import config as configs
-from big_vision_lite.commands.arguments import Flat, load, parse, set_up_jax
+from big_vision_lite.commands.arguments import Flat, load, parse, set_up_for, set_up_jax
 from big_vision_lite.errors import UserError
 
 
@@ -62,12 +61,7 @@ def train(arguments: list[str]) -> int:
 
 def evaluate(arguments: list[str]) -> int:
     asked = parse(Evaluate, arguments, "bvl evaluate")
-    for module in asked.imports:
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            raise UserError(f"--import {module}: {error}") from None
-    set_up_jax(configs.read(asked.run / "config.json", asked.imports))
+    set_up_for(asked.run, asked.imports)
     from big_vision_lite.training.evaluate import evaluate
 
     print(json.dumps(evaluate(asked.run, asked.split, asked.step, asked.imports), indent=2))
@@ -101,8 +95,7 @@ def probe(arguments: list[str]) -> int:
     asked = parse(ProbeRun, arguments, "bvl probe")
     from big_vision_lite.commands.sources import source_of
 
-    experiment = configs.read(asked.run / "config.json", asked.imports)
-    set_up_jax(experiment)
+    experiment = set_up_for(asked.run, asked.imports)
     from big_vision_lite.training.probe import Probe, probe_run, tabulate
 
     view = next(iter(experiment.evals.values()), experiment.train)  # its transform is that of evaluation

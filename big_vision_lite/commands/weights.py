@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from big_vision_lite import config as configs
-from big_vision_lite.commands.arguments import parse, set_up_jax
+from big_vision_lite.commands.arguments import parse, set_up_for
 from big_vision_lite.errors import UserError, nearest
 
 
@@ -65,7 +64,7 @@ class Export:
 
 def export(arguments: list[str]) -> int:
     asked = parse(Export, arguments, "bvl weights export")
-    set_up_jax(configs.read(asked.run / "config.json", asked.imports))
+    set_up_for(asked.run, asked.imports)
     from big_vision_lite.training.exchange import export_weights
 
     print(f"{asked.out}: {export_weights(asked.run, asked.out, asked.to, asked.step, asked.imports)}")

@@ -6,11 +6,11 @@ import functools
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from big_vision_lite.training.evaluate import open_run
 from big_vision_lite.training.mesh import replicated
+from big_vision_lite.training.probe import feature_step
 
 
 class Embedder:
@@ -32,14 +32,9 @@ class Embedder:
     @functools.cached_property
     def _opened(self):
         job, state, _ = open_run(self.run)
-        backbone = job.model(state).backbone
-
-        @jax.jit
-        def features(images: jax.Array) -> jax.Array:
-            return backbone(images, train=False)[-1].astype(jnp.float32).mean((1, 2))
-
+        step = functools.partial(feature_step(job), state.best_params, state.stats)
         inputs = next(iter(job.experiment.evals.values()), job.experiment.train)
-        return features, inputs.transform.shape, replicated(job.mesh)
+        return step, inputs.transform.shape, replicated(job.mesh)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         features, _, sharding = self._opened

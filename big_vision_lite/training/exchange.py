@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import jax
 import numpy as np
 
 from big_vision_lite.backbones.backbone import Backbone, Pixels
@@ -25,6 +24,7 @@ from big_vision_lite.training.checkpoints import Checkpoints, flatten
 from big_vision_lite.training.evaluate import open_run
 from big_vision_lite.training.job import Job
 from big_vision_lite.training.optimizers import SGD
+from big_vision_lite.training.transfer import replaced
 from big_vision_lite.training.workdir import claim, write_description
 from big_vision_lite.weights import (
     depth_of,
@@ -84,10 +84,8 @@ def import_weights(source: str, out: Path, classes: Sequence[str] | None = None)
     known = flatten({"params": job.description.params, "stats": job.description.stats})
     found = load(source, {name.partition(".")[2]: leaf for name, leaf in known.items()})
     state = job.fresh()  # compiled only when the weights fit
-    here = flatten({"params": state.params, "stats": state.stats})
-    leaves = [jax.device_put(found.get(name.partition(".")[2], np.asarray(leaf)), leaf.sharding)
-              for name, leaf in here.items()]
-    both = jax.tree.unflatten(jax.tree.structure({"params": state.params, "stats": state.stats}), leaves)
+    values = {name: found[name.partition(".")[2]] for name in known if name.partition(".")[2] in found}
+    both = replaced({"params": state.params, "stats": state.stats}, values)
     resolved = claim(out, experiment)
     write_description(out, {"multi_label": False, "fingerprint": "elsewhere", "images": 1, "sha256": "",
                             "classes": list(names)})

@@ -72,7 +72,7 @@ class Probe:
 def features(job: Any, params: Tree, stats: Tree, inputs: Input, records: Records) -> Features:
     """The mean of the backbone's last stage over places, for each image that can be read, in order."""
     values, labels = [], []
-    step = _feature_step(job)
+    step = feature_step(job)
     for batch in job.batches(inputs, records, seed=None, targets=_first_label):
         found = np.asarray(step(params, stats, job.to_devices({"image": batch["image"]})["image"]))
         values.append(found[batch["mask"]])
@@ -84,7 +84,7 @@ def _first_label(example: dict) -> dict[str, np.ndarray]:
     return {"label": np.array(example["labels"][0] if len(example["labels"]) else -1, np.int32)}
 
 
-def _feature_step(job: Any):
+def feature_step(job: Any):
     """``(params, stats, images) -> float32 [b, d]``, one program for all probes of a network."""
     return _jitted(job.learner.graphdef, meshes.replicated(job.mesh))
 

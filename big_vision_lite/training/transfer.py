@@ -117,10 +117,15 @@ class Transfer:
         if more:
             raise UserError(f"{self.init!r} holds {more[0]!r} ({len(more)} such), which this network does not have; it "
                             "is of another architecture")
-        leaves = [jax.device_put(np.asarray(taken[name], leaf.dtype), leaf.sharding) if name in taken else leaf
-                  for name, leaf in here.items()]
-        both = jax.tree.unflatten(jax.tree.structure({"params": params, "stats": stats}), leaves)
+        both = replaced({"params": params, "stats": stats}, taken)
         return both["params"], both["stats"], f"{len(taken)} of {len(here)} arrays from {self.init}"
+
+
+def replaced(tree: Tree, values: dict[str, Any]) -> Tree:
+    """The tree with some arrays, by their dotted names, in the places and dtypes of those that were there."""
+    leaves = [jax.device_put(np.asarray(values[name], leaf.dtype), leaf.sharding) if name in values else leaf
+              for name, leaf in flatten(tree).items()]
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
 def expected_pixels(source: str) -> Any:
