@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_sources import coco, jpeg, table, tars, voc
+from made_files import jpeg, tars
+from test_sources import coco, table, voc
 
 from big_vision_lite.cli import main
 from big_vision_lite.data.curation import NestedSubset, curated
