@@ -135,7 +135,7 @@ class CocoJson(Source):
         return list(entries.values())
 
     def _outlines(self, kept: list[tuple[dict, list[dict], np.ndarray]]) -> Strings:
-        """Of each image, packed: as Python's lists the outlines of COCO take 2.5 GB, packed 0.4 GB."""
+        """Of each image, as text: as Python's lists the outlines of COCO take 2.5 GB."""
         return Strings.of(json.dumps([a.get("segmentation") for a in found]) for _, found, _ in kept)
 
 
