@@ -61,6 +61,14 @@ def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
     raise AssertionError(process.communicate()[1])
 
 
+def wait_for_checkpoint(process: subprocess.Popen, workdir: Path) -> None:
+    while process.poll() is None:
+        if any(entry.name.isdigit() for entry in (workdir / "checkpoints").glob("*")):
+            return
+        time.sleep(0.001)
+    raise AssertionError(process.communicate()[1])
+
+
 def finish(process: subprocess.Popen) -> str:
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
@@ -79,6 +87,7 @@ def test_a_killed_run_ends_as_one_never_killed(runs):
     process, broken = runs("broken")
     first = int(rng.integers(25, 90))
     wait_for_step(process, broken, first)
+    wait_for_checkpoint(process, broken)  # on a slow disk the first save may take longer than these steps
     process.kill()
     process.communicate()
     assert read_metrics(broken / "metrics.jsonl")[-1]["step"] < STEPS
@@ -88,7 +97,8 @@ def test_a_killed_run_ends_as_one_never_killed(runs):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
-    assert "going on from step" in out and "stopped by SIGTERM after step" in err
+    assert "going on from step" in out, out
+    assert "stopped by SIGTERM after step" in err, err
     stopped_at = int(err.split("after step ")[1].split(",")[0])
 
     process, _ = runs("broken")

@@ -28,13 +28,14 @@ AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 """Share and aspect of the random windows (Szegedy et al., 2015), for all contenders."""
 
 
-def photo_input(folder: str, **options: Any) -> Input:
+def photo_input(folder: str, antialias: bool = True, **options: Any) -> Input:
     """The benchmark's files through this pipeline."""
     from big_vision_lite.data.image_folder import ImageFolder
     from big_vision_lite.data.pipeline import Input
     from big_vision_lite.data.transforms import InceptionCrop
 
-    return Input(ImageFolder(folder, held_out=0.0), InceptionCrop(SIZE, AREA, ASPECT), BATCH, **options)
+    return Input(ImageFolder(folder, held_out=0.0), InceptionCrop(SIZE, AREA, ASPECT, antialias=antialias), BATCH,
+                 **options)
 
 
 def targets(example: dict[str, Any]) -> dict[str, Any]:
@@ -177,8 +178,8 @@ def contend(name: str, folder: str, cores: int, seconds: float, warm_up: float) 
 
         inputs = photo_input(photos)
         return lock_held(BatchMaker(inputs.open(), inputs, targets, seed=0), seconds) or {}
-    if name == "threads":
-        return rate(input_batches(photo_input(photos, threads=cores)), seconds, warm_up)
+    if name in ("threads", "bilinear"):
+        return rate(input_batches(photo_input(photos, name == "threads", threads=cores)), seconds, warm_up)
     if name == "workers":
         return rate(input_batches(photo_input(photos, threads=1, workers=cores)), seconds, warm_up)
     files = sorted(str(path) for path in Path(photos).rglob("*.jpg"))

@@ -31,6 +31,7 @@ PHOTOS, NAMES = 128, 8192
 longer for each image of a small one (230 us with 128 images, 7 us with 8,192)."""
 CONTENDERS = {
     "threads": "this pipeline, a thread a core",
+    "bilinear": "the same, with the plain bilinear interpolation of tf.data",
     "workers": "this pipeline, a worker process a core",
     "tf.data": "decode_and_crop_jpeg, resize (bilinear, not antialiased), flip",
     "torch": "DataLoader, a worker process a core; Pillow decodes, crops, resizes (antialiased), flips",
