@@ -102,6 +102,8 @@ def test_parts_of_splits(data_dir):
     part = Tfds("toy", "train[50%:]", data_dir=str(data_dir)).open()
     whole = Tfds("toy", "train", data_dir=str(data_dir)).open()
     assert len(part) == 15 and part[0]["image"] == png(15) and part.fingerprint != whole.fingerprint
+    both = Tfds("toy", "train[:2]+test[:1]", data_dir=str(data_dir)).open()
+    assert len(both) == 3 and both[1]["image"] == png(1)
     assert whole.fingerprint == Tfds("toy:1.2.0", "train", data_dir=str(data_dir)).open().fingerprint
 
 
@@ -127,6 +129,7 @@ def test_the_import_is_light():
         ({"name": "toy_voc"}, "'toy_voc' is not prepared: .*'toy_voc/one'"),
         ({"name": "toy:9.0.0"}, "no version '9.0.0' .*1.2.0"),
         ({"split": "trian"}, "no split 'trian'; did you mean 'train'"),
+        ({"split": "train+trian[:3]"}, r"no split 'trian\[:3\]'; did you mean 'train'"),
         ({"split": "train[:x%]"}, r"cannot read split 'train\[:x%\]'"),
         ({"split": "train[:0%]"}, r"'train\[:0%\]' of .* has no records"),
         ({"label_key": "lable"}, "label_key='lable'; did you mean 'label'"),

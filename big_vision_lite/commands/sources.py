@@ -19,7 +19,8 @@ FORMS = "a folder, a .json, .csv or .py file, 'emoji_scenes', or the name of a T
 def source_of(spec: str) -> Source:
     """The source that ``PATH_OR_NAME`` or ``PATH_OR_NAME:field=value,field=value`` stands for.
 
-    A folder is a VOC tree when it has Annotations/, prepared TFDS data when it has dataset_info.json, tar files when
+    A folder is a VOC tree when it has Annotations/, images with masks when it has
+    images/ and masks/, prepared TFDS data when it has dataset_info.json, tar files when
     it has some, else images in folders. A config file, with its arguments, stands for what it trains on.
 
     Raises:
@@ -60,6 +61,7 @@ def _recognised(place: str) -> tuple[type[Source], dict[str, object]]:
     from big_vision_lite.data.csv_labels import CsvLabels
     from big_vision_lite.data.emoji_scenes import EmojiScenes
     from big_vision_lite.data.image_folder import ImageFolder
+    from big_vision_lite.data.mask_folder import MaskFolder
     from big_vision_lite.data.tar_images import TarImages
     from big_vision_lite.data.tfds_source import Tfds
     from big_vision_lite.data.voc_tree import VocTree
@@ -70,6 +72,8 @@ def _recognised(place: str) -> tuple[type[Source], dict[str, object]]:
             return Tfds, {"name": f"{path.parent.name}:{path.name}", "data_dir": str(path.parent.parent)}
         if (path / "Annotations").is_dir():
             return VocTree, {"root": place}
+        if (path / "images").is_dir() and (path / "masks").is_dir():
+            return MaskFolder, {"root": place}
         if any(path.glob("*.tar")):
             return TarImages, {"path": place}
         return ImageFolder, {"root": place}

@@ -68,6 +68,9 @@ class BoxRecords(Records):
         index = range(len(self))[index]
         return self.names.at(index), np.unique(self.objects.row(index))
 
+    def image_sizes(self) -> np.ndarray:
+        return self.sizes
+
     def _example(self, index: int) -> tuple[Example, slice]:
         """The image with its boxes, and where its objects are among all."""
         id_, labels = self.labels(index)

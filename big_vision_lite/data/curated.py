@@ -121,6 +121,9 @@ class Curated(Records):
         id_, labels = self.source.labels(self._source_index(index))
         return id_, self._changed([{"id": id_, "labels": labels}])[0]["labels"] if self.rules else labels
 
+    def image_sizes(self) -> np.ndarray:
+        return self.source.image_sizes()[self.order(np.arange(len(self)))]
+
     def _changed(self, examples: list[Example]) -> list[Example]:
         keys = np.array([key(example["id"]) for example in examples], np.uint64)
         labels = Ragged.of(example["labels"] for example in examples)

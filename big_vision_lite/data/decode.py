@@ -214,10 +214,10 @@ _blocks, _stored = _Scratch(), _Scratch()
 def resize(source: np.ndarray, out: np.ndarray, antialias: bool = True) -> None:
     """Resize uint8 ``[h, w, 3]`` into ``out``, uint8 ``[H, W, 3]`` and contiguous.
 
-    With antialiasing it is bilinear as far as it does not alias; a stronger reduction goes to a multiple of the wanted
-    size first and ends with the mean of whole blocks. That is as faithful as INTER_AREA in one step (within 1 dB of it at
-    most factors, 2 dB at worst, against Lanczos) and twice as fast between 1.5 and 3, where random crops are,
-    because OpenCV has vector code only for the mean of 2 x 2. Without, it is bilinear at every reduction.
+    With antialiasing it is bilinear as far as it does not alias; a stronger reduction goes to a multiple of the
+    wanted size first and ends with the mean of whole blocks. That is as faithful as INTER_AREA in one step (within
+    1 dB of it at most factors, 2 dB at worst, against Lanczos) and twice as fast between 1.5 and 3, where random
+    crops are, because OpenCV has vector code only for the mean of 2 x 2. Without, it is bilinear at every reduction.
     """
     height, width, _ = source.shape
     out_height, out_width, _ = out.shape

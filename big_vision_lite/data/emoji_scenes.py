@@ -283,6 +283,9 @@ class ComposedScenes(Records):
     def __len__(self) -> int:
         return self.source.length
 
+    def image_sizes(self) -> np.ndarray:
+        return np.full((len(self), 2), self.source.size, np.int32)
+
     def __getitem__(self, index: int) -> Example:
         s = self.source
         index = range(s.length)[index]

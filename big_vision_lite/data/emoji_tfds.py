@@ -125,6 +125,10 @@ class PreparedScenes(TfdsRecords):
         super().__init__(folder, scenes.split, label_key="labels")
         self.multi_label = scenes.objects != (1, 1)
         self.fingerprint = scenes.fingerprint
+        self._size = scenes.size
+
+    def image_sizes(self) -> np.ndarray:
+        return np.full((len(self), 2), self._size, np.int32)
 
 
 def _features(size: int, names: tuple[str, ...]) -> tfds.features.FeaturesDict:

@@ -3,6 +3,7 @@
 Training: the stream is the source's indices, shuffled anew each epoch. Global batch k is positions kB to (k+1)B-1 of
 the stream, and process p of P makes rows pB/P to (p+1)B/P-1 of it. Any number of processes sees the same batches.
 Evaluation: indices in order, each exactly once; the last batch is filled up with masked slots.
+A transform of several shapes gives each batch one of them, and each shape a stream of its own: see `data.buckets`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from big_vision_lite.data.buckets import Buckets, of_batch, seed_of
 from big_vision_lite.data.curation import Curation, curated
 from big_vision_lite.data.source import Example, Records, Source
 from big_vision_lite.data.transforms import Transform
@@ -74,10 +76,16 @@ class BatchMaker:
         self.records, self.inputs, self.targets, self.seed = records, inputs, targets, seed
         self.rows = inputs.batch_size // processes
         self.first = process * self.rows
-        self._order = None
+        self._order = self._orders = None
+        shapes, self._buckets = inputs.transform.shapes, None
+        if len(shapes) > 1:
+            which = inputs.transform.bucket(records.image_sizes())
+            self._buckets = Buckets.of(which, len(shapes), inputs.batch_size, seed)
 
     def __len__(self) -> int:
         """Batches in one pass over the source."""
+        if self._buckets and self.seed is None:
+            return len(self._buckets.bucket)
         return -(-len(self.records) // self.inputs.batch_size)
 
     def index(self, position: int) -> int:
@@ -91,17 +99,36 @@ class BatchMaker:
         return int(self._order[position])
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_order": None}  # cheap to make anew in a worker process
+        return {**self.__dict__, "_order": None, "_orders": None}  # cheap to make anew in a worker process
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
         """Raises: BadImageError, unless bad images are masked."""
         start = int(step) * self.inputs.batch_size + self.first
         positions = range(start, start + self.rows)
+        if self._buckets:
+            bucket, batch = self._buckets.at(int(step))
+            first = batch * self.inputs.batch_size + self.first
+            indices = self._of_bucket(bucket, range(first, first + self.rows))
+            return self.gather(indices, positions, self.inputs.transform.shapes[bucket])
         return self.gather([self.index(p) for p in positions], positions)
 
-    def gather(self, indices: Sequence[int], positions: Sequence[int]) -> dict[str, np.ndarray]:
-        """A batch of the examples ``indices`` (-1: an empty slot); ``positions`` key their random choices."""
-        images = np.zeros((len(indices), *self.inputs.transform.shape), np.uint8)
+    def _of_bucket(self, bucket: int, positions: Sequence[int]) -> list[int]:
+        """The source's indices at positions of a bucket's stream; -1 past the end of an evaluation."""
+        members = self._buckets.members
+        if self.seed is None:
+            return of_batch(members[bucket], positions)
+        if self._orders is None:
+            import grain
+
+            self._orders = [grain.MapDataset.range(len(m)).seed(seed_of(self.seed, b)).shuffle().repeat()
+                            if len(m) else None for b, m in enumerate(members)]
+        return [int(members[bucket][self._orders[bucket][p]]) for p in positions]
+
+    def gather(self, indices: Sequence[int], positions: Sequence[int],
+               shape: tuple[int, int, int] | None = None) -> dict[str, np.ndarray]:
+        """A batch of the examples ``indices`` (-1: an empty slot); ``positions`` key their random choices. ``shape`` is
+        one of the transform's; None for the largest."""
+        images = np.zeros((len(indices), *(shape or self.inputs.transform.shape)), np.uint8)
         mask = np.zeros(len(indices), np.bool_)
         targets = []
         random = np.random.Philox(key=(self.seed or 0, 0))  # moved to each position: a new one takes longer
@@ -115,8 +142,9 @@ class BatchMaker:
                 try:
                     if isinstance(found := next(read), BadImageError):
                         raise found
-                    example = self.inputs.transform(found, rng, images[row])
-                    mask[row] = True
+                    transformed = self.inputs.transform(found, rng, images[row])
+                    _check_class_mask(transformed, len(self.records.classes))
+                    example, mask[row] = transformed, True
                 except BadImageError:
                     if self.inputs.on_bad_image == "raise":
                         raise
@@ -124,6 +152,19 @@ class BatchMaker:
             targets.append(self.targets(example))
         stacked = {key: np.stack([t[key] for t in targets]) for key in targets[0]}
         return {"image": images, "mask": mask, "index": np.asarray(indices, np.int64), **stacked}
+
+
+def _check_class_mask(example: Example, classes: int) -> None:
+    """Raises: BadImageError when a class mask speaks of a class that there is not; UserError when it could not."""
+    if "class_mask" not in example:
+        return
+    if classes > 254:
+        raise UserError(f"the data has {classes:,} classes, and class masks tell at most 254 apart; choose fewer, or "
+                        "give the transform masks=False where they are not needed")
+    found = example["class_mask"]
+    if unknown := np.unique(found[(found > classes) & (found < 255)]).tolist():
+        raise BadImageError(example["id"], f"its mask has the values {', '.join(map(str, unknown[:10]))}; expected 0 "
+                            f"(background), 1 to {classes} (the classes) and 255 (undecided)")
 
 
 def batches(make: BatchMaker, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import abc
+import concurrent.futures
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from big_vision_lite.data.cache import cache_dir, kept
+from big_vision_lite.data.decode import DecodeError, image_size
 from big_vision_lite.errors import BadImageError
 
 Example = dict[str, Any]
@@ -87,6 +90,29 @@ class Records(Described, abc.ABC):
         where the source can."""
         example = self[index]
         return example["id"], example["labels"]
+
+    def image_sizes(self) -> np.ndarray:
+        """int32 ``[n, 2]``: (height, width) of every image, as far as it is known without decoding; (0, 0) where a
+        header cannot be read. A source that does not know them reads every image once, and keeps what it found by
+        the source's fingerprint."""
+        place = cache_dir() / "image_sizes" / f"{self.fingerprint.replace('/', '_')}-{len(self)}.npy"
+        if place.is_file():
+            return np.load(place, allow_pickle=False)
+
+        def piece(start: int) -> list[tuple[int, int]]:
+            return [self._image_size(index) for index in range(start, min(start + 256, len(self)))]
+
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            sizes = np.concatenate([np.array(found, np.int32) for found in pool.map(piece, range(0, len(self), 256))])
+        with kept(place) as temporary:
+            np.save(temporary, sizes)
+        return sizes
+
+    def _image_size(self, index: int) -> tuple[int, int]:
+        try:
+            return image_size(self[index]["image"])
+        except (BadImageError, DecodeError):
+            return 0, 0
 
 
 @dataclasses.dataclass(frozen=True)

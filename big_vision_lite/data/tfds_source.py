@@ -254,9 +254,10 @@ def _builder(folder: str):
 
 def _split(info, split: str, folder: str):
     """The ``SplitInfo``, all of whose files are there."""
-    base = split.split("[")[0]
-    if base not in info.splits:
-        raise UserError(f"{info.full_name} has no split {split!r}{nearest(base, info.splits)}")
+    for part in split.split("+"):
+        base = part.split("[")[0].strip()
+        if base not in info.splits:
+            raise UserError(f"{info.full_name} has no split {part.strip()!r}{nearest(base, info.splits)}")
     name = info.full_name.rpartition("/")[0]
     again = f"prepare it again with `tfds build {name} --file_format=array_record`"
     if info.file_format is None or info.file_format.value not in ("array_record", "tfrecord"):

@@ -52,7 +52,8 @@ class Transform(abc.ABC):
           out: uint8 ``[height, width, 3]`` of one of ``shapes``, contiguous, for example one image of a batch.
 
         Returns:
-          The example without ``image``, and without all that names places in it, unless moved along.
+          The example without ``image``, and without all that names places in it, unless moved along; with ``key``,
+          uint32 ``[2]`` of ``rng``, from which a head may draw what is random about this image.
 
         Raises:
           BadImageError: the image cannot be decoded; ``out`` is then undefined.
@@ -70,7 +71,8 @@ class ImageTransform(Transform):
             self.write(image, read_header(image), rng, out)
         except DecodeError as error:
             raise BadImageError(example["id"], str(error)) from error
-        return {key: value for key, value in example.items() if key not in _PIXELS_AND_OBJECTS}
+        kept = {key: value for key, value in example.items() if key not in _PIXELS_AND_OBJECTS}
+        return {**kept, "key": rng.integers(0, 2**32, 2, np.uint32)}
 
     @abc.abstractmethod
     def write(
