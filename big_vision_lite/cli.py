@@ -12,9 +12,17 @@ USAGE = """bvl: how much better does vision get with more data?
 
   bvl train CONFIG [--workdir DIR] [overrides]   train, score and draw; the same command resumes
   bvl evaluate RUN [--split S] [--step N]        score a checkpoint again
-  bvl probe RUN --train SOURCE --test SOURCE     what a run's frozen features are worth
+  bvl probe RUN [--train SOURCE --test SOURCE]   what a run's frozen features are worth
+  bvl predict RUN IMAGE ...                      labels, boxes or masks of your own images, drawn and as JSON
   bvl config show CONFIG [overrides]             print the resolved experiment
   bvl doctor CONFIG [overrides]                  check before step 0 that all is there and fast enough
+
+  bvl study STUDY --workdir DIR                  many runs, what is missing of them, in order
+  bvl report DIR                                 figures, tables and fitted laws of a study, in one page
+  bvl laws FILE.csv                              fit and compare scaling laws: how many images for which error?
+
+  bvl preflight CONFIG --topology v5e:4x4        memory, speed and hours on devices that are not there
+  bvl launch CONFIG --on CLUSTER.toml            what starts it on a cluster, printed or run
 
   bvl data inspect SOURCE                        features, sizes and classes of a source, and a contact sheet
   bvl data prepare SOURCE --name NAME            any source as a TFDS data set of ArrayRecord files
@@ -24,13 +32,14 @@ USAGE = """bvl: how much better does vision get with more data?
   bvl weights export RUN --to FORM --out FILE    a run's network for torchvision, timm or BiT
   bvl bench input                                images a second of this pipeline and of others, side by side
 
-SOURCE is a folder of images, a VOC tree, a folder of tar files, a COCO json, a csv, the name of a TFDS data set, or a
-config file, which stands for what it trains on; fields follow as in /photos:split=val.
+SOURCE is a folder of images, of images/ and masks/, a VOC tree, a folder of tar files, a COCO json, a csv, the name of
+a TFDS data set, or a config file, which stands for what it trains on; fields follow as in /photos:split=val.
 CONFIG is a Python file with get_config(...), with arguments as configs/x.py:depth=50,root=/photos.
 Every field can be overridden: bvl train CONFIG --help lists them with their defaults.
 """
 COMMANDS = {"train": "runs", "evaluate": "runs", "probe": "runs", "config": "runs", "doctor": "checks", "data": "data",
-            "weights": "weights", "bench": "checks"}
+            "weights": "weights", "bench": "checks", "predict": "predict", "study": "study", "laws": "laws",
+            "report": "laws", "preflight": "launch", "launch": "launch"}
 """Each command and the module of `commands` that has it."""
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ class Job:
 
     Args:
       described: what the run's data was, when it is to be evaluated where that is not. None: open it.
+      devices: that the run is to be on; None: all that are here.
 
     Attributes:
       data: what is learnt from (or its description); its classes are the model's.
@@ -37,15 +39,16 @@ class Job:
       UserError: anything that is not as the experiment needs it. No step has been taken then.
     """
 
-    def __init__(self, experiment: Experiment, described: Described | None = None):
+    def __init__(self, experiment: Experiment, described: Described | None = None,
+                 devices: Sequence[Any] | None = None):
         self.experiment = experiment
-        self.mesh = experiment.mesh.build()
+        self.mesh = experiment.mesh.build(devices)
         meshes.check_batch("train", experiment.train.batch_size, self.mesh, experiment.accumulate)
         for name, inputs in experiment.evals.items():
             meshes.check_batch(f"evals.{name}", inputs.batch_size, self.mesh)
         transfer = experiment.transfer
         optimizer = transfer.optimizer(experiment.optimizer.build(experiment.steps))
-        self.data = described or experiment.train.open()
+        self.data = experiment.train.open() if described is None else described
         self._evals: dict[str, Records] = {}
         self.taken_over: str | None = None
         graphdef, params, _ = split(nnx.eval_shape(self._build))

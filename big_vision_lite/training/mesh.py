@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,14 +26,20 @@ class Mesh:
     fsdp: int = 1
     """Devices over which parameters and optimiser state are spread; the batch is split over them as well."""
 
-    def build(self) -> jax.sharding.Mesh:
-        """Raises: UserError when the devices do not divide so."""
-        devices = jax.device_count()
-        data = devices // self.fsdp if self.data is None else self.data
-        if data < 1 or self.fsdp < 1 or data * self.fsdp != devices:
-            raise UserError(f"Mesh: data={self.data}, fsdp={self.fsdp} with {devices} devices; their product must be "
+    def build(self, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+        """
+        Args:
+          devices: to split over, such as those of a slice that is described alone; None: all that are here.
+
+        Raises:
+          UserError: the devices do not divide so.
+        """
+        count = jax.device_count() if devices is None else len(devices)
+        data = count // self.fsdp if self.data is None else self.data
+        if data < 1 or self.fsdp < 1 or data * self.fsdp != count:
+            raise UserError(f"Mesh: data={self.data}, fsdp={self.fsdp} with {count} devices; their product must be "
                             "the number of devices (data=None takes what fsdp leaves)")
-        return jax.make_mesh((data, self.fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
+        return jax.make_mesh((data, self.fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:

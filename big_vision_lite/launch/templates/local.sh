@@ -1,0 +1,33 @@
+#!/bin/bash
+# Processes on this machine. When one fails, the others are told to save and leave.
+set -euo pipefail
+@{environment}
+pids=()
+stop() { if ((${#pids[@]})); then kill "$1" "${pids[@]}" 2>/dev/null || true; fi; }
+trap 'stop -TERM' TERM INT
+
+@{starts}
+
+status=0
+deadline=
+while ((${#pids[@]})); do
+  left=()
+  for pid in "${pids[@]}"; do
+    if kill -0 "${pid}" 2>/dev/null; then
+      left+=("${pid}")
+      continue
+    fi
+    code=0
+    wait "${pid}" || code=$?
+    if ((code != 0 && status == 0)); then
+      status=${code}
+      stop -TERM
+      deadline=$((SECONDS + @{grace_seconds}))
+    fi
+  done
+  if ((${#left[@]} == 0)); then break; fi
+  pids=("${left[@]}")
+  if [[ -n "${deadline}" ]] && ((SECONDS > deadline)); then stop -KILL; fi
+  sleep 0.2
+done
+exit "${status}"

@@ -1,0 +1,68 @@
+#!/bin/bash
+# Asks for the slice, looks at it, and asks again when it was taken away, until the run says that it is done; then gives
+# it back. This script may be stopped and started again at any time: the slice works on meanwhile.
+set -euo pipefail
+
+name=gcloud-run
+workdir=gs://my-bucket/runs/gcloud-run
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+slice() { gcloud compute tpus queued-resources "$@" --project=my-project --zone=us-west4-a; }
+
+create() {
+  slice create "${name}" --node-id="${name}" \
+    --accelerator-type=v5litepod-16 \
+    --runtime-version=v2-alpha-tpuv5-lite \
+    --metadata-from-file=startup-script="${here}/startup.sh" \
+    --spot
+}
+
+state() {
+  local said
+  if said=$(slice describe "${name}" --format='value(state.state)' 2>&1); then
+    echo "${said}"
+  elif [[ "${said}" == *NOT_FOUND* || "${said}" == *'not found'* ]]; then
+    echo NONE
+  else
+    echo "unknown: ${said}"
+  fi
+}
+
+give_back() { slice delete "${name}" --force --quiet || true; }
+marked() { gcloud storage ls "${workdir}/launch/$1" >/dev/null 2>&1; }
+
+if marked failed; then gcloud storage rm "${workdir}/launch/failed"; fi
+before=
+refused=0
+while true; do
+  if marked finished; then
+    echo "the run is done: ${workdir}"
+    if [[ "$(state)" != NONE ]]; then give_back; fi
+    exit 0
+  fi
+  if marked failed; then
+    gcloud storage cat "${workdir}/launch/failed"
+    give_back
+    exit 1
+  fi
+  now=$(state)
+  if [[ "${now}" != "${before}" ]]; then echo "$(date -u +%FT%TZ) ${name}: ${now}"; fi
+  before=${now}
+  case "${now}" in
+    NONE)
+      if create; then
+        refused=0
+      else
+        refused=$((refused + 1))
+        if ((refused == 5)); then exit 1; fi
+      fi
+      ;;
+    SUSPENDED) give_back ;; # preempted; asked for again at the next look
+    FAILED)
+      slice describe "${name}"
+      give_back
+      exit 1
+      ;;
+  esac
+  sleep 60
+done

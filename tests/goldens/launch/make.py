@@ -1,0 +1,31 @@
+"""Write the golden renderings anew: python tests/goldens/launch/make.py; then read what changed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from big_vision_lite.launch.clusters import Local, read
+from big_vision_lite.launch.render import render
+
+HERE = Path(__file__).parent
+CLUSTERS = HERE.parents[2] / "configs" / "clusters"
+CONFIG = "configs/pretrain/imagenet1k.py:depth=50,data_dir=/data"
+HARD = ["--train.source.name", "it's $(a) `b` \"c\"; d", "--steps", "7"]
+
+
+def renderings() -> dict[str, str]:
+    """Each golden file's name and what it must hold."""
+    found = {}
+    for path in (*sorted(CLUSTERS.glob("*.toml")), HERE / "hard.toml"):
+        cluster = read(path)
+        if isinstance(cluster, Local):
+            cluster = dataclasses.replace(cluster, python="python")
+        rendered = render(cluster, f"{path.stem}-run", CONFIG, HARD if path.stem in ("hard", "skypilot") else [])
+        found |= {f"{path.stem}.{name}": text for name, text in rendered.files.items()}
+    return found
+
+
+if __name__ == "__main__":
+    for name, text in renderings().items():
+        (HERE / name).write_text(text)
