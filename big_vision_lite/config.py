@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import os
 import re
 import sys
 import types
@@ -23,14 +24,17 @@ from typing import Any
 from big_vision_lite.errors import UserError, nearest
 
 _CLASS = "class"
+KINDS = {"config": "train", "study": "study"}
+"""What files describe by a function get_KIND, and the command that takes them."""
 
 
-def load(spec: str) -> Any:
-    """The experiment that a config file describes.
+def load(spec: str, kind: str = "config") -> Any:
+    """The experiment that a config file describes, or the study that a study's does.
 
     Args:
       spec: ``FILE.py`` or ``FILE.py:argument=value,argument=value``; values are read by the types that the
         arguments of ``get_config`` are annotated with.
+      kind: one of `KINDS`.
 
     Raises:
       UserError: no such file, argument or value; the message names the nearest valid ones.
@@ -40,21 +44,23 @@ def load(spec: str) -> Any:
     if not path.is_file():
         folder = path.parent
         beside = [str(p) for p in sorted(folder.rglob("*.py"))] if folder.is_dir() else []
-        raise UserError(f"no config file {str(path)!r}" + nearest(str(path), beside))
-    name = "bvl_config_" + re.sub(r"\W", "_", str(path.with_suffix("")))
+        raise UserError(f"no {kind} file {str(path)!r}" + nearest(str(path), beside))
+    name = f"bvl_{kind}_" + re.sub(r"\W", "_", str(path.with_suffix("")))
     module_spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module  # dataclasses defined in a config look themselves up here
     module_spec.loader.exec_module(module)
-    get_config = getattr(module, "get_config", None)
-    if get_config is None:
-        raise UserError(f"{path} has no function get_config; a config is a file with get_config(...) -> Experiment")
-    return get_config(**_arguments(get_config, arguments, path))
+    make = getattr(module, f"get_{kind}", None)
+    if make is None:
+        raise UserError(f"{path} has no function get_{kind}; a {kind} is a file with get_{kind}(...)"
+                        + "".join(f"; bvl {command} takes one with get_{other}" for other, command in KINDS.items()
+                                  if hasattr(module, f"get_{other}")))
+    return make(**_arguments(make, arguments, path))
 
 
-def _arguments(get_config: Any, text: str, path: Path) -> dict[str, Any]:
-    parameters = inspect.signature(get_config).parameters
-    hints = typing.get_type_hints(get_config)
+def _arguments(make: Any, text: str, path: Path) -> dict[str, Any]:
+    parameters = inspect.signature(make).parameters
+    hints = typing.get_type_hints(make)
     values = {}
     for piece in filter(None, re.split(r",(?=\s*[A-Za-z_]\w*=)", text)):  # a comma inside a value stays
         key, equals, value = piece.strip().partition("=")
@@ -162,7 +168,14 @@ def _find_class(name: str, allowed: Sequence[str]) -> type:
 
 
 def save(value: Any, path: Path) -> None:
-    path.write_text(json.dumps(to_json(value), indent=2) + "\n")
+    write(path, json.dumps(to_json(value), indent=2) + "\n")
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file that is whole or not there, whenever the process ends."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def read(path: Path, allowed: Sequence[str] = ()) -> Any:

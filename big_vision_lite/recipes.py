@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from big_vision_lite.backbones.backbone import Backbone, Pixels
 from big_vision_lite.backbones.norm import BatchNorm
 from big_vision_lite.backbones.resnet import ResNet
+from big_vision_lite.config import backbone_of
 from big_vision_lite.data.curation import (
     AncestorLabels,
     Curation,
@@ -18,6 +20,7 @@ from big_vision_lite.data.curation import (
 )
 from big_vision_lite.data.pipeline import Input
 from big_vision_lite.data.source import Source
+from big_vision_lite.data.tfds_source import Tfds
 from big_vision_lite.data.transforms import ResizeCrop, Squash
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.heads.classification import Classification
@@ -103,47 +106,97 @@ def _evals(evals: dict[str, Source], batch_size: int, curate: tuple[Curation, ..
     return {name: Input(source, crop, batch_size, on_bad_image="mask", curate=grown) for name, source in evals.items()}
 
 
-def hyper_rule(images: int, pixels: int) -> tuple[int, int, int, tuple[float, ...], int]:
+class HyperRule(NamedTuple):
+    """What BiT's rule says of a data set."""
+
+    resize: int
+    crop: int
+    steps: int
+    decays: tuple[float, ...]
+    """When the rate falls to a tenth, as fractions of the run."""
+    warmup: int
+    mixup: float
+
+
+def hyper_rule(images: int, pixels: int) -> HyperRule:
     """BiT's HyperRule: how to fine-tune, from the size of the data set and of its images alone (Kolesnikov et al.,
     2020, section 3.3; warm-up as in their code).
 
     Args:
       images: to learn from.
       pixels: height times width of a typical image.
-
-    Returns:
-      (resize, crop, steps, decays as fractions of the run, warm-up steps).
     """
-    resize, crop = (160, 128) if pixels < 96 * 96 else (448, 384)
+    sides = (160, 128) if pixels < 96 * 96 else (448, 384)
     if images < 20_000:
-        steps, decays, warmup = 500, (200 / 500, 300 / 500, 400 / 500), 100
-    elif images < 500_000:
-        steps, decays, warmup = 10_000, (0.3, 0.6, 0.9), 500
-    else:
-        steps, decays, warmup = 20_000, (0.3, 0.6, 0.9), 500
-    return resize, crop, steps, decays, warmup
+        return HyperRule(*sides, 500, (200 / 500, 300 / 500, 400 / 500), 100, 0.0)
+    return HyperRule(*sides, 10_000 if images < 500_000 else 20_000, (0.3, 0.6, 0.9), 500, 0.1)
 
 
 def bit_finetuning(train: Source, evals: dict[str, Source], images: int, *, init: str | None, pixels: int,
                    backbone: Backbone, batch_size: int = 512, multi_label: bool = False, seed: int = 0,
-                   freeze: bool = False, curate: tuple[Curation, ...] = ()) -> Experiment:
+                   freeze: bool = False, curate: tuple[Curation, ...] = (),
+                   sides: tuple[int, int] | None = None) -> Experiment:
     """Fine-tune a pretrained network to a data set by the HyperRule: SGD, rate 0.003 for 512 images, momentum 0.9, no
-    weight decay, all layers. Without BiT's mixup for larger sets.
+    weight decay, all layers, and for larger sets mixup.
 
     Args:
       images, pixels: as `hyper_rule`.
       init: what to start from; see `Transfer`.
       freeze: learn the head alone.
+      sides: (resize, crop) in place of the rule's.
     """
-    resize, crop, steps, decays, warmup = hyper_rule(images, pixels)
+    rule = hyper_rule(images, pixels)
+    resize, crop = sides or rule[:2]
     return Experiment(
         train=Input(train, ResizeCrop(resize=resize, size=crop), batch_size, on_bad_image="mask", curate=curate),
         evals={name: Input(source, Squash(crop), batch_size, on_bad_image="mask") for name, source in evals.items()},
         backbone=backbone,
-        head=Classification("sigmoid" if multi_label else "softmax"),
-        optimizer=SGD(0.003 * batch_size / 512, schedule=Step(warmup=warmup, at=decays), weight_decay=0.0),
+        head=Classification("sigmoid" if multi_label else "softmax", mixup=rule.mixup),
+        optimizer=SGD(0.003 * batch_size / 512, schedule=Step(warmup=rule.warmup, at=rule.decays), weight_decay=0.0),
         transfer=Transfer(init, freeze=("backbone",) if freeze else ()),
-        steps=steps,
+        steps=rule.steps,
         seed=seed,
-        eval_every=max(1, steps // 5),
+        eval_every=max(1, rule.steps // 5),
     )
+
+
+class Known(NamedTuple):
+    """A data set of TFDS's catalogue."""
+
+    images: int
+    """To learn from."""
+    pixels: int
+    """Height times width of a typical image."""
+    train: str
+    evaluate: str
+    name: str | None = None
+    """In the catalogue, where it is not the key."""
+    label: str | None = None
+    """The feature that is the label, where there are several."""
+
+
+CATALOGUE = {
+    "imagenet2012": Known(1_281_167, 500 * 375, "train", "validation"),
+    "cifar10": Known(50_000, 32 * 32, "train", "test"),
+    "cifar100": Known(50_000, 32 * 32, "train", "test"),
+    "oxford_iiit_pet": Known(3_680, 500 * 375, "train", "test"),
+    "oxford_flowers102": Known(2_040, 500 * 500, "train+validation", "test"),
+}
+"""The data sets of the paper's successors, with the splits that they use (BiT's flowers: training and validation)."""
+
+
+def tfds_finetuning(name: str, known: Known, *, init: str | None, depth: int = 50, batch_size: int = 512,
+                    freeze: bool = False, data_dir: str | None = None, subset: int | None = None, seed: int = 0,
+                    sides: tuple[int, int] | None = None) -> Experiment:
+    """`bit_finetuning` on a data set of TFDS, with the backbone of the run that ``init`` names, else a ResNet.
+
+    Args:
+      subset: learn from so many images, with the classes in their proportions.
+      depth: of the backbone, where ``init`` is not a run.
+    """
+    train, evaluate = (Tfds(known.name or name, split, data_dir, label_key=known.label)
+                       for split in (known.train, known.evaluate))
+    return bit_finetuning(
+        train, {"evaluation": evaluate}, subset or known.images, init=init, pixels=known.pixels,
+        backbone=backbone_of(init) or ResNet(depth), batch_size=batch_size, freeze=freeze, seed=seed, sides=sides,
+        curate=curated_by(subset=subset, stratified=True))

@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from big_vision_lite import config as configs
+from big_vision_lite.data.cache import cache_dir
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
 
@@ -55,12 +56,19 @@ def set_up_for(run: Path, imports: Sequence[str] = ()) -> Experiment:
     return experiment
 
 
+COMPILED = 10 * 2**30
+"""Most bytes of compiled programs that are kept for later runs; the ones used longest ago go first."""
+
+
 def set_up_jax(experiment: Experiment) -> None:
     """Settings that must be made before JAX looks for devices. Raises: UserError when it finds none."""
     if experiment.deterministic:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
     import jax
 
+    if jax.config.jax_compilation_cache_dir is None:  # neither $JAX_COMPILATION_CACHE_DIR nor an earlier command chose
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
+        jax.config.update("jax_compilation_cache_max_size", COMPILED)
     if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", "") and "JAX_NUM_CPU_DEVICES" not in os.environ:
         with contextlib.suppress(RuntimeError):  # a second command in a process keeps the first one's devices
             jax.config.update("jax_num_cpu_devices", _cpu_devices(experiment))

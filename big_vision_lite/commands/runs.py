@@ -70,13 +70,15 @@ def evaluate(arguments: list[str]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class ProbeRun:
-    """Ask frozen features: few-shot ridge regression, nearest neighbours, linear probe. Kept in RUN/probes."""
+    """Ask frozen features: few-shot ridge regression, nearest neighbours, linear probe. Kept in RUN/probes.
+
+    Without ``--train`` and ``--test``: the probes of the run's config."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of a run."""
-    train: str
+    train: str | None = None
     """Source of the images to learn from, one label each; see `bvl --help`."""
-    test: str
+    test: str | None = None
     """Source of the images to score."""
     kinds: tuple[Literal["few_shot", "neighbours", "linear"], ...] = ("few_shot", "neighbours", "linear")
     shots: tuple[int, ...] = (1, 5, 10, 25)
@@ -98,11 +100,18 @@ def probe(arguments: list[str]) -> int:
     experiment = set_up_for(asked.run, asked.imports)
     from big_vision_lite.training.probe import Probe, probe_run, tabulate
 
-    view = next(iter(experiment.evals.values()), experiment.train)  # its transform is that of evaluation
-    train, test = (dataclasses.replace(view, source=source_of(spec), curate=()) for spec in (asked.train, asked.test))
-    results = probe_run(asked.run, Probe(train, test, asked.kinds, asked.shots, asked.seeds), asked.step, asked.random,
-                        asked.imports)
-    print(tabulate(results))
+    if (asked.train is None) != (asked.test is None):
+        raise UserError("--train and --test come together: where to learn from, and what to score")
+    if asked.train is None:
+        probes = experiment.probes
+        if not probes:
+            raise UserError(f"the config of {str(asked.run)!r} has no probes; give --train SOURCE and --test SOURCE")
+    else:
+        view = next(iter(experiment.evals.values()), experiment.train)  # its transform is that of evaluation
+        train, test = (dataclasses.replace(view, source=source_of(spec), curate=())
+                       for spec in (asked.train, asked.test))
+        probes = {"": Probe(train, test, asked.kinds, asked.shots, asked.seeds)}
+    print(tabulate(probe_run(asked.run, probes, asked.step, asked.random, asked.imports)))
     return 0
 
 

@@ -43,7 +43,8 @@ class Head(abc.ABC):
     @abc.abstractmethod
     def targets(self, example: Example) -> dict[str, np.ndarray]:
         """What the loss needs of one transformed example, in shapes that are the same for every example. For an
-        empty slot it is called with an example without labels."""
+        empty slot it is called with an example without labels. An image of which nothing is known but its pixels,
+        because its predictions alone are wanted, has ``unlabelled``: True."""
 
     @abc.abstractmethod
     def loss(self, model: Any, batch: Batch) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
@@ -60,6 +61,11 @@ class Head(abc.ABC):
     @abc.abstractmethod
     def main_metric(self, data: Described) -> str:
         """The name in ``Scores.result`` by which runs are compared; larger is better."""
+
+    @abc.abstractmethod
+    def answers(self, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
+                classes: tuple[str, ...]) -> list[dict[str, Any]]:
+        """The predictions for each image of a batch, all on the host, as values that JSON knows."""
 
     @abc.abstractmethod
     def draw(self, path: Path, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jax
 
+from big_vision_lite import config
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.training.checkpoints import Checkpoints
@@ -185,7 +186,7 @@ def last_results(workdir: Path) -> dict[str, float]:
 
 def _write_run(workdir: Path, run: dict) -> None:
     if jax.process_index() == 0:
-        (workdir / "run.json").write_text(json.dumps(run, indent=2) + "\n")
+        config.write(workdir / "run.json", json.dumps(run, indent=2) + "\n")
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,12 +99,13 @@ def _jitted(graphdef: Any, replicated: Any):
     return step
 
 
-def probe_run(run: Path, probe: Probe, step: int | None = None, random: bool = False,
+def probe_run(run: Path, probes: Mapping[str, Probe], step: int | None = None, random: bool = False,
               allowed: Sequence[str] = ()) -> dict[str, float]:
     """Probe a run's checkpoint, or an untrained network of the same config, and keep the figures beside it.
 
     Returns:
-      As `Probe.run`; also written to ``probes/STEP.json``, or ``probes/random.json``, in the run's folder.
+      As `Probe.run`, each name after that of its probe (none for a probe called ""); also written to
+      ``probes/STEP.json``, or ``probes/random.json``, in the run's folder.
 
     Raises:
       UserError: as `Probe.run` and `open_run`.
@@ -114,7 +115,8 @@ def probe_run(run: Path, probe: Probe, step: int | None = None, random: bool = F
     job, state, at = open_run(run, step, allowed)
     if random:
         state = dataclasses.replace(job.fresh(), average=None)
-    results = probe.run(job, state.best_params, state.stats)
+    results = {" ".join(filter(None, (name, key))): value for name, probe in probes.items()
+               for key, value in probe.run(job, state.best_params, state.stats).items()}
     folder = run / "probes"
     folder.mkdir(exist_ok=True)
     name = "random" if random else str(at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def claim(workdir: Path, experiment: Experiment) -> Any:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if path.exists() and _has_checkpoint(workdir):
-            different = config.differences(json.loads(path.read_text()), resolved, WITHOUT_EFFECT)
+            different = config.differences(_with_defaults(json.loads(path.read_text())), resolved, WITHOUT_EFFECT)
             if different:
                 raise UserError(f"{str(workdir)!r} holds a run of another experiment: {'; '.join(different[:4])}"
                                 + (f"; and {len(different) - 4} more" if len(different) > 4 else "")
@@ -38,6 +39,13 @@ def claim(workdir: Path, experiment: Experiment) -> Any:
     except json.JSONDecodeError:
         raise UserError(f"{path} is not valid JSON; remove the folder or choose another --workdir") from None
     return resolved
+
+
+def _with_defaults(old: Any) -> Any:
+    """A kept config with the fields that came into being since, which by default change nothing."""
+    with contextlib.suppress(UserError):  # of classes that a config file defines, or that are no more
+        return config.to_json(config.from_json(old))
+    return old
 
 
 def _has_checkpoint(workdir: Path) -> bool:
@@ -66,7 +74,7 @@ def keep_description(workdir: Path, data: Records) -> dict:
 
 def write_description(workdir: Path, values: dict[str, Any]) -> None:
     """data.json, as `read_description` reads it."""
-    (workdir / "data.json").write_text(json.dumps(values, indent=1) + "\n")
+    config.write(workdir / "data.json", json.dumps(values, indent=1) + "\n")
 
 
 def read_description(workdir: Path) -> Description:
