@@ -77,3 +77,15 @@ class Staircase(Schedule):
 
     def shape(self, step: ArrayLike, steps: int) -> ArrayLike:
         return self.factor ** jnp.floor(step / self.every)
+
+
+@dataclasses.dataclass(frozen=True)
+class Poly(Schedule):
+    """``(1 - progress) ** power``, down to ``final``: DeepLab's (Chen et al. 2016, section 4.1.1)."""
+
+    power: float = 0.9
+    final: float = 0.0
+
+    def shape(self, step: ArrayLike, steps: int) -> ArrayLike:
+        progress = jnp.clip((step - self.warmup) / max(steps - self.warmup, 1), 0.0, 1.0)
+        return self.final + (1.0 - self.final) * (1.0 - progress) ** self.power

@@ -1,0 +1,241 @@
+"""The segmentation head: model, loss, scores and pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Float, UInt8, UInt32
+
+from big_vision_lite.backbones.backbone import Backbone, Features
+from big_vision_lite.backbones.norm import BatchNorm
+from big_vision_lite.data.joint_transforms import VOID
+from big_vision_lite.data.source import Described, Example, Records
+from big_vision_lite.errors import UserError
+from big_vision_lite.evaluation.segmentation import (
+    BACKGROUND,
+    ConfusionMatrix,
+    confusion,
+    mask_at_original_size,
+    true_mask,
+)
+from big_vision_lite.heads.head import Batch, Head, Scores
+from big_vision_lite.heads.segmentation.decoders import ASPPL, FCN, DeepLabV3, DeepLabV3Plus, upsample
+from big_vision_lite.heads.segmentation.losses import pixel_accuracy, pixel_loss
+from big_vision_lite.heads.segmentation.pictures import draw_masks
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation(Head):
+    """A class, or background, for every pixel. Works at the output stride of its backbone: 16 or 8 are usual
+    (``ResNet(output_stride=16)``). Its transforms are those that move masks along (`data.joint_transforms`)."""
+
+    decoder: ASPPL | DeepLabV3 | DeepLabV3Plus = DeepLabV3()
+    size: int | tuple[int, int] = 513
+    """Pixels of both sides, or (height, width), that a mask has room for: at least the transforms' largest."""
+    auxiliary: float = 0.0
+    """Weight of the loss of an FCN on the stage before the last, for training alone; 0: none. 0.4 is usual."""
+    scales: tuple[float, ...] = (1.0,)
+    """Evaluate the image at each of these sizes and average the probabilities; (0.5, 0.75, 1.0, 1.25, 1.5, 1.75) is
+    what tables call multi-scale."""
+    flip: bool = False
+    """Evaluate the mirror image, too."""
+    score_at: Literal["original", "input"] = "original"
+    """``original``: count pixels of the image as stored, the figure that tables give. ``input``: of the network's
+    input, where the counting is done on the device and no mask is read a second time: quicker, for watching a run."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the decoder's convolutions compute in; class scores and losses are float32."""
+
+    def __post_init__(self) -> None:
+        if self.auxiliary < 0:
+            raise UserError(f"Segmentation: auxiliary={self.auxiliary}; expected a weight of at least 0")
+        if not self.scales or min(self.scales) <= 0:
+            raise UserError(f"Segmentation: scales={self.scales}; expected at least one, each above 0")
+        if min(_sides(self.size)) < 1:
+            raise UserError(f"Segmentation: size={self.size}; expected pixels, at least 1")
+
+    def build(self, backbone: Features, data: Described, rngs: nnx.Rngs) -> Segmenter:
+        if len(data.classes) >= VOID:
+            raise UserError(f"segmentation of {len(data.classes)} classes; masks of bytes hold {VOID - 1} beside "
+                            "background and void: choose fewer, for example by curate=(Vocabulary(...),)")
+        return Segmenter(self, backbone, len(data.classes) + 1, rngs)
+
+    def targets(self, example: Example) -> dict[str, np.ndarray]:
+        room, name = _sides(self.size), example["id"]
+        mask = np.full(room, VOID, np.uint8)
+        found = example.get("class_mask")
+        if name and "size" not in example:
+            raise UserError(f"image {name!r} comes without its size; segmentation needs a joint transform: ScaleJitter "
+                            "or Fit")
+        if found is not None:
+            height, width = found.shape
+            if height > room[0] or width > room[1]:
+                raise UserError(f"the mask of {name!r} has {height} x {width} pixels; the head has room for size="
+                                f"{self.size}; raise it to the transforms' size")
+            mask[:height, :width] = found
+        elif name and not example.get("unlabelled"):
+            raise UserError(f"image {name!r} has no class mask; segmentation learns from a source that gives one for "
+                            "every image, such as MaskFolder or VocTree(masks='class')")
+        kinds = {"size": np.int32, "original_size": np.int32, "scale": np.float32, "key": np.uint32}
+        return {"class_mask": mask, **{key: np.asarray(example.get(key, (0, 0)), kind) for key, kind in kinds.items()}}
+
+    def loss(self, model: Segmenter, batch: Batch) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
+        scores, auxiliary = model(batch["image"], train=True, keys=batch["key"])
+        mask, pixels = self._mask(batch), batch["image"].shape[1:3]
+        scores = upsample(scores, pixels)
+        loss = pixel_loss(scores, mask)
+        figures = {"pixel_accuracy": pixel_accuracy(scores, mask)}
+        if auxiliary is not None:
+            figures["auxiliary_loss"] = pixel_loss(upsample(auxiliary, pixels), mask)
+            loss = loss + self.auxiliary * figures["auxiliary_loss"]
+        return loss, figures
+
+    def outputs(self, model: Segmenter, batch: Batch) -> dict[str, Array]:
+        """"scores" float32 ``[b, gh, gw, k]`` on the decoder's grid, or log-probabilities where several views of the
+        image are averaged; "loss"; "confusion" int32 ``[b, k, k]`` where pixels of the input count."""
+        scores = self._scores(model, batch["image"])
+        mask, pixels = self._mask(batch), batch["image"].shape[1:3]
+        full = upsample(scores, pixels)
+        found = {"scores": scores, "loss": pixel_loss(full, mask)}
+        if self.score_at == "input":
+            found["confusion"] = confusion(mask, jnp.argmax(full, -1), scores.shape[-1])
+        return found
+
+    def _scores(self, model: Segmenter, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b gh gw k"]:
+        if self.scales == (1.0,) and not self.flip:
+            return model(images, train=False)[0]
+        views = []
+        for scale in sorted(self.scales, reverse=True):  # the largest first: its grid is the finest
+            view = images
+            if scale != 1.0:
+                pixels = tuple(max(1, round(side * scale)) for side in images.shape[1:3])
+                view = jax.image.resize(images.astype(jnp.float32), (len(images), *pixels, 3), "bilinear")
+                view = jnp.clip(jnp.round(view), 0, 255).astype(jnp.uint8)
+            views.append(model(view, train=False)[0])
+            if self.flip:
+                views.append(model(view[:, :, ::-1], train=False)[0][:, :, ::-1])
+        grid = views[0].shape[1:3]
+        mean = sum(upsample(jax.nn.softmax(view, -1), grid) for view in views) / len(views)
+        return jnp.log(jnp.maximum(mean, 1e-30))
+
+    def _mask(self, batch: Batch) -> UInt8[Array, "b h w"]:
+        """The masks of a batch in the shape of its images."""
+        (height, width), mask = batch["image"].shape[1:3], batch["class_mask"]
+        if height > mask.shape[1] or width > mask.shape[2]:
+            raise UserError(f"images have {height} x {width} pixels, and the head has room for masks of size="
+                            f"{self.size}; raise it")
+        return mask[:, :height, :width]
+
+    def scores(self, records: Records) -> Scores:
+        return SegmentationScores(records)
+
+    def main_metric(self, data: Described) -> str:
+        return "mIoU"
+
+    def answers(self, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
+                classes: tuple[str, ...]) -> list[dict[str, Any]]:
+        """"size": (height, width) of the image as stored; "classes": the share of its pixels that each class has, the
+        largest first."""
+        names, found = (BACKGROUND, *classes), []
+        for row, scores in enumerate(outputs["scores"]):
+            mask = _predicted(scores, batch, row)
+            counts = np.bincount(mask.ravel(), minlength=len(names))
+            order = [kind for kind in np.argsort(-counts, kind="stable") if counts[kind]]
+            found.append({"size": list(mask.shape),
+                          "classes": {names[kind]: round(float(counts[kind] / mask.size), 6) for kind in order}})
+        return found
+
+    def draw(self, path: Path, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
+             classes: tuple[str, ...]) -> None:
+        rows = []
+        for row, scores in enumerate(outputs["scores"]):
+            height, width = size = tuple(batch["size"][row].tolist())
+            rows.append((batch["image"][row, :height, :width], batch["class_mask"][row, :height, :width],
+                         mask_at_original_size(scores, batch["image"].shape[1:3], size, size)))
+        draw_masks(path, rows, (BACKGROUND, *classes))
+
+
+class Segmenter(nnx.Module):
+    """uint8 images to class scores on a grid, and those of the auxiliary head in training."""
+
+    def __init__(self, head: Segmentation, backbone: Features, kinds: int, rngs: nnx.Rngs):
+        dtype = jnp.dtype(head.dtype)
+        self.backbone = backbone
+        self.decoder = head.decoder.build(backbone, kinds, dtype, rngs)
+        self.has_auxiliary = head.auxiliary > 0
+        if self.has_auxiliary:
+            norm, dropout = getattr(head.decoder, "norm", BatchNorm()), getattr(head.decoder, "dropout", 0.0)
+            self.auxiliary = FCN(backbone.channels[-2], kinds, norm, dropout, dtype, rngs)
+
+    def __call__(self, images: UInt8[Array, "b h w 3"], train: bool,
+                 keys: UInt32[Array, "b 2"] | None = None
+                 ) -> tuple[Float[Array, "b gh gw k"], Float[Array, "b ah aw k"] | None]:
+        """``keys``: of each image's dropout; None: no dropout."""
+        stages = self.backbone(images, train)
+        scores = self.decoder(stages, train, keys)
+        auxiliary = self.auxiliary(stages[-2], train, keys) if train and self.has_auxiliary else None
+        return scores, auxiliary
+
+
+class SegmentationScores(Scores):
+    """mIoU and its kin from one confusion matrix over the set; and the mean loss."""
+
+    def __init__(self, records: Records):
+        self.records = records
+        self.matrix = ConfusionMatrix(records.classes)
+        self.loss, self.images = 0.0, 0
+
+    def add(self, outputs: dict[str, np.ndarray], batch: dict[str, np.ndarray]) -> None:
+        rows = np.flatnonzero(batch["mask"])
+        if not np.isfinite(outputs["scores"][rows]).all():
+            raise UserError("a class score is not finite; has training diverged?")
+        self.loss += float(outputs["loss"][rows].sum(dtype=np.float64))
+        self.images += len(rows)
+        if "confusion" in outputs:
+            self.matrix.add(outputs["confusion"][rows].sum(0, dtype=np.int64))
+            return
+
+        def masks(row: int) -> tuple[np.ndarray, np.ndarray]:
+            size = tuple(batch["original_size"][row].tolist())
+            truth = true_mask(self.records[int(batch["index"][row])], len(self.records.classes), size)
+            return truth, _predicted(outputs["scores"][row], batch, row)
+
+        with ThreadPoolExecutor() as pool:
+            for truth, predicted in pool.map(masks, rows.tolist()):
+                self.matrix.add_masks(truth, predicted)
+
+    def result(self) -> dict[str, float]:
+        """As `ConfusionMatrix.result`, with "loss" (at the network's input) and "images"."""
+        return {**self.matrix.result(), "loss": self.loss / max(self.images, 1), "images": self.images}
+
+
+def dilated(backbone: Backbone, output_stride: int) -> Backbone:
+    """A backbone, such as that of a run to start from, at another output stride; its parameters stay as they are.
+
+    Raises:
+      UserError: it is of a kind that cannot dilate.
+    """
+    if "output_stride" not in [field.name for field in dataclasses.fields(backbone)]:
+        raise UserError(f"{type(backbone).__name__} has no output_stride to set to {output_stride}; segmentation needs "
+                        "a backbone that dilates, such as ResNet")
+    return dataclasses.replace(backbone, output_stride=output_stride)
+
+
+def _predicted(scores: np.ndarray, batch: dict[str, np.ndarray], row: int) -> UInt8[np.ndarray, "h w"]:
+    """The predicted mask of one image of a batch, at its original size. Raises: UserError when it saw only a part."""
+    size, original = (tuple(batch[name][row].tolist()) for name in ("size", "original_size"))
+    if np.any(np.abs(batch["original_size"][row] * batch["scale"][row] - batch["size"][row]) > 1):
+        raise UserError(f"evaluation sees a window of {size[0]} x {size[1]} pixels in an image of {original[0]} x "
+                        f"{original[1]}; give it a transform that shows whole images, such as Fit")
+    return mask_at_original_size(scores, batch["image"].shape[1:3], size, original)
+
+
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size

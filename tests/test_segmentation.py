@@ -1,0 +1,321 @@
+"""Segmentation: loss, interpolation, mIoU at the original size, pictures, and a head that learns."""
+
+import dataclasses
+import io
+import runpy
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from big_vision_lite import config
+from big_vision_lite.backbones.backbone import Features
+from big_vision_lite.backbones.resnet_v2 import ResNetV2
+from big_vision_lite.data.emoji_scenes import compose
+from big_vision_lite.data.joint_transforms import VOID
+from big_vision_lite.data.source import Description, Records
+from big_vision_lite.errors import UserError
+from big_vision_lite.evaluation.segmentation import (
+    ConfusionMatrix,
+    confusion,
+    mask_at_original_size,
+    true_mask,
+)
+from big_vision_lite.heads.segmentation import ASPPL, DeepLabV3, DeepLabV3Plus, Segmentation, dilated
+from big_vision_lite.heads.segmentation.decoders import drop_channels, upsample
+from big_vision_lite.heads.segmentation.losses import pixel_loss
+from big_vision_lite.heads.segmentation.pictures import palette
+from big_vision_lite.training.optimizers import SGD
+from big_vision_lite.training.schedules import Poly
+from big_vision_lite.training.step import Learner, split
+
+pytestmark = pytest.mark.usefixtures("compile_once")
+CLASSES = ("disc", "square")
+DATA = Description(CLASSES, True, "made", 4, "")
+SMALL = DeepLabV3(rates=(1, 2), channels=16)
+
+
+def example(seed, shape=(24, 28), canvas=(32, 32), original=(48, 56)):
+    """An image and its truth as a joint transform leaves them, and as they are stored."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[: original[0], : original[1]]
+    stored = np.zeros(original, np.uint8)
+    y, x = rng.integers(12, 36), rng.integers(12, 44)
+    stored[(rows - y) ** 2 + (columns - x) ** 2 < 90] = 1
+    stored[2:16, 4:20] = 2
+    picked = (np.arange(shape[0]) * 2 + 1)[:, None], (np.arange(shape[1]) * 2 + 1)[None]
+    image = np.full((*canvas, 3), 127, np.uint8)
+    image[: shape[0], : shape[1]] = np.array([[60, 60, 60], [220, 40, 40], [40, 40, 220]])[stored[picked]]
+    mask = np.full(canvas, VOID, np.uint8)
+    mask[: shape[0], : shape[1]] = stored[picked]
+    transformed = {"id": f"{seed}", "labels": np.array([0, 1], np.int32), "class_mask": mask,
+                   "size": np.array(shape, np.int32), "original_size": np.array(original, np.int32),
+                   "scale": np.array([0.5, 0.5], np.float32),
+                   "key": np.array([0, seed], np.uint32)}
+    return image, transformed, {"id": f"{seed}", "class_mask": stored}
+
+
+def batch_of(head, count=4, padded=0):
+    made = [example(seed) for seed in range(count)]
+    targets = [head.targets(e) for _, e, _ in made] + [head.targets({"id": "", "labels": []})] * padded
+    return {"image": np.stack([image for image, _, _ in made] + [np.zeros((32, 32, 3), np.uint8)] * padded),
+            "mask": np.arange(count + padded) < count,
+            "index": np.where(np.arange(count + padded) < count, np.arange(count + padded), -1),
+            **{key: np.stack([t[key] for t in targets]) for key in targets[0]}}
+
+
+class Stored(Records):
+    classes, multi_label, fingerprint = CLASSES, True, "made"
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return example(index)[2]
+
+
+class Tiny(Features):
+    """Four stages that compile in no time."""
+
+    channels, strides = (4, 8, 8, 8), (2, 4, 8, 8)
+
+    def __init__(self):
+        rngs, steps = nnx.Rngs(0), (2, 2, 2, 1)
+        inputs = (3, *self.channels)
+        self.stages = nnx.List([nnx.Conv(inputs[i], self.channels[i], (3, 3), strides=step, padding=1, rngs=rngs)
+                                for i, step in enumerate(steps)])
+
+    def __call__(self, images, train):
+        x, found = images.astype(jnp.float32) / 127.5 - 1.0, []
+        for stage in self.stages:
+            x = nnx.relu(stage(x))
+            found.append(x)
+        return tuple(found)
+
+
+def on_device(batch):
+    return {key: jnp.asarray(value) for key, value in batch.items() if key != "index"}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_miou_is_that_of_sets_of_pixels(seed):
+    rng = np.random.default_rng(seed)
+    truth = rng.choice([0, 1, 2, 4, VOID], (3, 17, 23)).astype(np.uint8)
+    wrong = rng.choice([0, 1, 2, 5], truth.shape)
+    predicted = np.where(rng.random(truth.shape) < 0.6, truth % 6, wrong).astype(np.uint8)
+    names = ("background", "a", "b", "never", "missed", "invented")
+
+    pixels = [(int(t), int(p)) for t, p in zip(truth.ravel(), predicted.ravel(), strict=True) if t != VOID]
+    expected = {}
+    for value, name in enumerate(names):
+        union = sum(value in pair for pair in pixels)
+        if union:
+            expected[f"IoU/{name}"] = sum(pair == (value, value) for pair in pixels) / union
+
+    matrix = ConfusionMatrix(names[1:])
+    for t, p in zip(truth, predicted, strict=True):
+        matrix.add_masks(t, p)
+    result = matrix.result()
+    assert {key: value for key, value in result.items() if key.startswith("IoU/")} == pytest.approx(expected)
+    assert "IoU/never" not in result and result["IoU/invented"] == 0.0
+    assert result["mIoU"] == pytest.approx(np.mean(list(expected.values())))
+    del expected["IoU/invented"]
+    assert result["mIoU_true"] == pytest.approx(np.mean(list(expected.values())))
+    assert result["pixel_accuracy"] == pytest.approx(np.mean([t == p for t, p in pixels]))
+
+    counts = np.asarray(confusion(jnp.asarray(truth), jnp.asarray(predicted, jnp.int32), len(names)))
+    np.testing.assert_array_equal(counts.sum(0), matrix.counts)  # the device counts the same
+    assert ConfusionMatrix(names[1:]).result() == {"mIoU": 0.0, "mIoU_true": 0.0, "pixel_accuracy": 0.0}
+
+
+def test_scores_are_interpolated_to_the_original_size_in_one_go():
+    scores = np.random.default_rng(0).standard_normal((5, 6, 4)).astype(np.float32)
+    # The image fills its canvas and keeps its size: the same as the loss sees, for odd sizes too.
+    seen = np.asarray(upsample(jnp.asarray(scores[None]), (33, 41)))[0].argmax(-1)
+    np.testing.assert_array_equal(mask_at_original_size(scores, (33, 41), (33, 41), (33, 41)), seen)
+    # It fills a part of it: that part.
+    np.testing.assert_array_equal(mask_at_original_size(scores, (33, 41), (20, 30), (20, 30)), seen[:20, :30])
+    # Cells that are constant stay where they are at any scale.
+    halves = np.full((4, 4, 2), 0.5, np.float32)
+    halves[:, :, 1] = [1.0, 1.0, 0.0, 0.0]
+    np.testing.assert_array_equal(mask_at_original_size(halves, (32, 32), (32, 16), (90, 50))[:, :49], 1)
+    found = mask_at_original_size(halves, (32, 32), (32, 32), (64, 100))
+    assert found[:, :49].all() and not found[:, 51:].any()
+    assert mask_at_original_size(scores[:1, :1], (8, 8), (8, 8), (3, 2)).shape == (3, 2)
+
+
+def test_loss_leaves_void_out(strict):
+    scores = jnp.asarray(np.random.default_rng(0).standard_normal((3, 4, 5, 3)), jnp.float32)
+    mask = np.random.default_rng(1).integers(0, 3, (3, 4, 5)).astype(np.uint8)
+    mask[0, :2], mask[2] = VOID, VOID
+    each = -np.take_along_axis(np.asarray(jax.nn.log_softmax(scores)), np.minimum(mask, 2)[..., None].astype(int), -1)
+    expected = [each[0, 2:].mean(), each[1].mean(), 0.0]
+    loss, gradient = jax.value_and_grad(lambda s: pixel_loss(s, jnp.asarray(mask)).sum())(scores)
+    np.testing.assert_allclose(pixel_loss(scores, jnp.asarray(mask)), expected, rtol=1e-6, atol=1e-7)
+    assert np.isfinite(loss) and not np.asarray(gradient)[mask == VOID].any()
+
+
+@pytest.mark.parametrize("decoder", [ASPPL((1, 2)), SMALL, DeepLabV3Plus((1, 2), 16, 4)],
+                         ids=lambda decoder: type(decoder).__name__)
+def test_every_decoder_learns_and_is_scored(decoder, tmp_path):
+    head = Segmentation(decoder, size=(40, 32), auxiliary=0.4)
+    rngs = nnx.Rngs(0)
+    graphdef, *arrays = split(head.build(Tiny(), DATA, rngs))
+    learner = Learner(graphdef, head, SGD(0.3, schedule=Poly(), weight_decay=0.0).build(40))
+    batch, step = batch_of(head, padded=1), jax.jit(learner.train_step)
+    state, losses = learner.init(*arrays), []
+    for _ in range(40):
+        state, figures = step(state, on_device(batch))
+        losses.append(float(figures["loss"]))
+    assert losses[0] == pytest.approx(1.4 * np.log(3), rel=0.1) and losses[-1] < 0.5 * losses[0]
+    assert figures["pixel_accuracy"] > 0.8
+
+    outputs = jax.tree.map(np.asarray, jax.jit(learner.eval_step)(state.params, state.stats, on_device(batch)))
+    stride = Tiny.strides[0 if isinstance(decoder, DeepLabV3Plus) else -1]
+    assert outputs["scores"].shape == (5, 32 // stride, 32 // stride, 3)
+    scores = head.scores(Stored())
+    scores.add(outputs, batch)
+    result = scores.result()
+    assert result["images"] == 4 and 0.4 < result["mIoU"] <= 1 and result["pixel_accuracy"] > 0.75
+    assert scores.matrix.counts.sum() == 4 * 48 * 56  # the padded slot counts for nothing
+
+    answers = head.answers({k: v[:4] for k, v in batch.items()}, {k: v[:4] for k, v in outputs.items()}, CLASSES)
+    assert answers[0]["size"] == [48, 56] and sum(answers[0]["classes"].values()) == pytest.approx(1, abs=1e-5)
+    assert next(iter(answers[0]["classes"])) == "background"
+    head.draw(tmp_path / "masks.png", {k: v[:4] for k, v in batch.items()}, {k: v[:4] for k, v in outputs.items()},
+              CLASSES)
+    with Image.open(tmp_path / "masks.png") as picture:
+        assert picture.size[0] > 400
+
+
+def test_flipped_and_scaled_views_are_averaged():
+    head = Segmentation(SMALL, size=32, scales=(1.0, 1.5), flip=True, score_at="input")
+    rngs = nnx.Rngs(0)
+    model = head.build(Tiny(), DATA, rngs)
+    batch = on_device(batch_of(head))
+    outputs = jax.jit(lambda batch: head.outputs(model, batch))(batch)
+    mirrored = {**batch, "image": batch["image"][:, :, ::-1], "class_mask": batch["class_mask"][:, :, ::-1]}
+    other = jax.jit(lambda batch: head.outputs(model, batch))(mirrored)
+    assert outputs["scores"].shape == (4, 6, 6, 3)  # of the largest view
+    np.testing.assert_allclose(np.exp(outputs["scores"]).sum(-1), 1, atol=1e-5)
+    np.testing.assert_allclose(outputs["scores"], other["scores"][:, :, ::-1], atol=1e-4)
+    scores = head.scores(Stored())
+    scores.add(jax.tree.map(np.asarray, outputs), batch_of(head))
+    assert scores.matrix.counts.sum() == 4 * 24 * 28  # pixels of the input
+
+
+def test_dropout_depends_on_the_images_own_key():
+    x = jnp.ones((4, 2, 2, 64))
+    keys = jnp.asarray([[0, 1], [0, 2], [0, 1], [5, 1]], jnp.uint32)
+    dropped = np.asarray(drop_channels(x, 0.25, keys))
+    np.testing.assert_array_equal(dropped[0], dropped[2])
+    np.testing.assert_array_equal(drop_channels(x[1:2], 0.25, keys[1:2])[0], dropped[1])
+    assert (dropped[0] != dropped[1]).any() and (dropped[0] != dropped[3]).any()
+    assert set(np.unique(dropped)) == {np.float32(0), np.float32(4 / 3)}
+    assert (dropped == dropped[:, :1, :1]).all()
+
+
+def test_voc_palette():
+    known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 8: (64, 0, 0), 15: (192, 128, 128),
+             20: (0, 64, 128), 255: (224, 224, 192)}  # of VOC's own masks
+    assert {value: tuple(palette()[value].tolist()) for value in known} == known
+
+
+def test_poly_schedule():
+    factor = Poly(warmup=2, final=0.01).build(102)
+    assert float(factor(0)) == pytest.approx(1 / 3)
+    assert float(factor(52)) == pytest.approx(0.01 + 0.99 * 0.5**0.9)
+    assert float(factor(102)) == pytest.approx(0.01)
+
+
+def test_bad_input_is_named():
+    head = Segmentation(SMALL, size=32)
+    _, good, _ = example(0)
+    assert (head.targets({"id": "", "labels": []})["class_mask"] == VOID).all()
+    without = {key: value for key, value in good.items() if key != "class_mask"}
+    with pytest.raises(UserError, match="'0' has no class mask"):
+        head.targets(without)
+    assert (head.targets({**without, "unlabelled": True})["class_mask"] == VOID).all()
+    with pytest.raises(UserError, match="joint transform"):
+        head.targets({"id": "a", "labels": []})
+    with pytest.raises(UserError, match="32 x 32 pixels; the head has room for size=24"):
+        dataclasses.replace(head, size=24).targets(good)
+    with pytest.raises(UserError, match="300 classes"):
+        head.build(Tiny(), Description(tuple(map(str, range(300))), True, "", 1, ""), nnx.Rngs(0))
+    for fields, words in (({"scales": ()}, "scales"), ({"auxiliary": -1.0}, "auxiliary"), ({"size": 0}, "size")):
+        with pytest.raises(UserError, match=words):
+            Segmentation(**fields)
+    with pytest.raises(UserError, match="rates"):
+        ASPPL(())
+
+
+def png(mask):
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_bad_masks_are_named():
+    mask = np.array([[0, 1, 2], [VOID, 2, 1]], np.uint8)
+    for form in (mask, mask.astype(np.uint16), png(mask)):
+        np.testing.assert_array_equal(true_mask({"id": "a", "class_mask": form}, 2, (2, 3)), mask)
+    coloured = Image.fromarray(mask)
+    coloured.putpalette(palette().tobytes())
+    buffer = io.BytesIO()
+    coloured.save(buffer, "PNG")
+    np.testing.assert_array_equal(true_mask({"id": "a", "class_mask": buffer.getvalue()}, 2, (2, 3)), mask)
+    for example, classes, size, words in (
+            ({}, 2, (2, 3), "no class mask"),
+            ({"class_mask": mask}, 2, (3, 3), "of 3 x 2 pixels and the image of 3 x 3"),
+            ({"class_mask": mask}, 1, (2, 3), r"values 2; expected 0 \(background\), 1 to 1"),
+            ({"class_mask": png(palette()[mask])}, 2, (2, 3), "image of colours"),
+            ({"class_mask": png(mask)[:40]}, 2, (2, 3), "cannot be decoded")):
+        with pytest.raises(UserError, match=words):
+            true_mask({"id": "a", **example}, classes, size)
+
+
+def test_a_diverged_network_is_no_score():
+    head = Segmentation(SMALL, size=32)
+    batch = batch_of(head)
+    with pytest.raises(UserError, match="diverged"):
+        head.scores(Stored()).add({"scores": np.full((4, 2, 2, 3), np.nan, np.float32), "loss": np.zeros(4)}, batch)
+
+
+def test_deeplab_v3_is_torchvisions():
+    make = runpy.run_path(str(Path(__file__).parent / "goldens" / "segmentation" / "make.py"))
+    found, expected = make["ours"](50, make["RATES"])(make["images"]()), np.load(make["EXPECTED"])
+    for name in ("out", "aux"):
+        np.testing.assert_allclose(found[name][:, ::12, ::8], expected[name], atol=2e-4, err_msg=name)
+        assert np.ptp(expected[name]) > 0.5  # or the comparison would say little
+
+
+@pytest.mark.parametrize("arguments", ["voc12:root=/voc", "voc12:root=/voc,recipe=mmseg,several_views=true",
+                                       "folder:root=/photos,size=96", "emoji:images=20"])
+def test_a_recipes_parts_fit_together(arguments):
+    name, _, rest = arguments.partition(":")
+    folder = Path(__file__).parent.parent / "configs" / "transfer"
+    experiment = config.load(f"{folder / name}_segmentation.py:{rest}")
+    assert config.from_json(config.to_json(experiment)) == experiment
+    scene, shapes = {**compose(0, 0, size=96, classes=6), "id": "scene"}, set()
+    for inputs in (experiment.train, *experiment.evals.values()):
+        for shape in inputs.transform.shapes:
+            out = np.zeros(shape, np.uint8)
+            targets = experiment.head.targets(inputs.transform(scene, np.random.default_rng(0), out))
+            assert (targets["class_mask"] != VOID).any()
+            shapes |= {(key, value.shape) for key, value in targets.items()}
+            batch = {"image": jnp.asarray(out[None]), "class_mask": jnp.asarray(targets["class_mask"][None])}
+            assert experiment.head._mask(batch).shape[1:] == shape[:2]
+    assert len(shapes) == len(targets)  # the same in training and evaluation
+    model = nnx.eval_shape(lambda: experiment.head.build(experiment.backbone.build(nnx.Rngs(0)), DATA, nnx.Rngs(0)))
+    assert model.backbone.strides[-1] == experiment.backbone.output_stride < 32
+    experiment.transfer.check(split(model)[1])
+    experiment.optimizer.build(experiment.steps)
+
+
+def test_a_backbone_that_cannot_dilate_is_refused():
+    with pytest.raises(UserError, match="ResNetV2 has no output_stride"):
+        dilated(ResNetV2(50), 8)
