@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from big_vision_lite.backbones.backbone import Backbone, Pixels
 from big_vision_lite.backbones.norm import BatchNorm
@@ -18,12 +18,15 @@ from big_vision_lite.data.curation import (
     Vocabulary,
     curation,
 )
+from big_vision_lite.data.joint_transforms import Fit
 from big_vision_lite.data.pipeline import Input
 from big_vision_lite.data.source import Source
 from big_vision_lite.data.tfds_source import Tfds
 from big_vision_lite.data.transforms import ResizeCrop, Squash
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.heads.classification import Classification
+from big_vision_lite.heads.detection.faster_rcnn import FasterRCNN
+from big_vision_lite.heads.detection.variants import C4, FPN
 from big_vision_lite.training.optimizers import SGD, RMSProp
 from big_vision_lite.training.schedules import Staircase, Step
 from big_vision_lite.training.transfer import Transfer
@@ -200,3 +203,47 @@ def tfds_finetuning(name: str, known: Known, *, init: str | None, depth: int = 5
         train, {"evaluation": evaluate}, subset or known.images, init=init, pixels=known.pixels,
         backbone=backbone_of(init) or ResNet(depth), batch_size=batch_size, freeze=freeze, seed=seed, sides=sides,
         curate=curated_by(subset=subset, stratified=True))
+
+
+def faster_rcnn(train: Source, evals: dict[str, Source], *, recipe: Literal["paper", "c4", "fpn"], steps: int,
+                drops: tuple[float, ...], init: str | None, depth: int = 50, batch_size: int = 16, warmup: int = 1000,
+                freeze: bool = False, tune_statistics: bool = False, metric: str = "AP", seed: int = 0,
+                dtype: str = "bfloat16") -> Experiment:
+    """Transfer to detection, by the paper's recipe or by detectron2's (Wu et al. 2019, Base-RCNN-C4 and -FPN).
+
+    paper: C4, short side 600 and long at most 1024, 300 proposals, 64 boxes an image, NMS at 0.6, momentum 0.9, all
+    layers but BatchNorm learn (Sun et al., 2017, section 4, after Huang et al., 2017; in parts unverified).
+    c4, fpn: short side 640 to 800, long at most 1333; stem and first stage fixed, 512 boxes an image; rate 0.02 for 16
+    images and linear in the batch, the number of steps inversely.
+
+    Args:
+      steps: for 16 images (paper: for 9).
+      drops: when the rate falls to a tenth, as fractions of the run.
+      warmup: steps for 16 images.
+      freeze: the whole backbone stays as it is.
+      tune_statistics: BatchNorm learns and normalises by the batch, and nothing is fixed: for networks of one's own,
+        whose statistics and rates are not those of the published ones.
+    """
+    usual, rate = (9, 9 * 4e-4) if recipe == "paper" else (16, 0.02)
+    share = batch_size / usual
+    if recipe == "paper":
+        head, sides, long = FasterRCNN(C4(), nms=0.6, metric=metric), 600, 1024
+    else:
+        c4 = C4(rpn_channels=1024, candidates=(6000, 6000), proposals=(2000, 1000), rois=512)
+        head = FasterRCNN(c4 if recipe == "c4" else FPN(dtype=dtype), metric=metric)
+        sides, long = (640, 672, 704, 736, 768, 800), 1333
+    fixed = () if recipe == "paper" or tune_statistics else ("backbone.stem", "backbone.stem_norm", "backbone.stages.0")
+    steps = max(1, round(steps / share))
+    return Experiment(
+        train=Input(train, Fit(sides, long, masks=False), batch_size, on_bad_image="mask"),
+        evals={name: Input(source, Fit(sides, long, random=False, masks=False), batch_size, on_bad_image="mask")
+               for name, source in evals.items()},
+        backbone=backbone_of(init) or ResNet(depth, dtype=dtype),
+        head=head,
+        optimizer=SGD(rate * share, schedule=Step(warmup=round(warmup / share), at=drops), weight_decay=1e-4),
+        transfer=Transfer(init, freeze=("backbone",) if freeze else fixed, freeze_statistics=not tune_statistics),
+        steps=steps,
+        seed=seed,
+        log_every=50,
+        eval_every=max(1, steps // 6),
+    )

@@ -26,7 +26,7 @@ from big_vision_lite.heads.segmentation import ASPPL, Segmentation
 from big_vision_lite.scaling import recipes as mini
 from big_vision_lite.scaling.study import OF_A_RUN, Factor, Run
 from big_vision_lite.training.optimizers import SGD
-from big_vision_lite.training.schedules import Cosine, Poly, Step
+from big_vision_lite.training.schedules import Cosine, Poly
 from big_vision_lite.training.transfer import Transfer
 
 Scale = Literal["full", "mini"]
@@ -99,20 +99,13 @@ def detection(scale: Scale, init: str | None, data: Literal["coco", "voc07"], *,
     if scale == "mini":
         return _mini(FasterRCNN(C4(rpn_channels=64, candidates=(500, 500), proposals=(64, 64), rois=32, pool=6),
                                 max_boxes=16, metric=head.metric), init, Fit(64, 64), depth, freeze, seed, steps=300)
-    steps, rate = (3_000_000, 4e-4) if data == "coco" else (590_000, 3e-4)
-    train, test = ((Tfds("coco/2017", "train", data_dir), Tfds("coco/2017", "validation", data_dir)) if data == "coco"
-                   else (VocTree(root, "trainval0712"), VocTree(root, "test2007")))
-    return Experiment(
-        train=Input(train, Fit(600, 1024), 9, on_bad_image="mask"),
-        evals={"test": Input(test, Fit(600, 1024, random=False), 8, on_bad_image="mask")},
-        backbone=ResNet(depth or 101, dtype="bfloat16"),
-        head=head,
-        optimizer=SGD(9 * rate, schedule=Step(warmup=500, at=(5 / 6,)), weight_decay=1e-4),
-        transfer=Transfer(init, freeze=_frozen(freeze), freeze_statistics=True),
-        steps=steps // 9,
-        seed=seed,
-        log_every=100,
-    )
+    if data == "coco":
+        train, test = (Tfds("coco/2017", split, data_dir) for split in ("train", "validation"))
+    else:
+        train, test = VocTree(root, "trainval0712"), VocTree(root, "test2007")
+    return recipes.faster_rcnn(train, {"test": test}, recipe="paper", batch_size=9, init=init, depth=depth or 101,
+                               steps=(3_000_000 if data == "coco" else 590_000) // 9, drops=(5 / 6,), warmup=500,
+                               freeze=freeze, metric=head.metric, seed=seed)
 
 
 def segmentation(scale: Scale, init: str | None, *, root: str = "VOC2012", depth: int | None = None, seed: int = 0,
