@@ -10,6 +10,8 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, UInt8
 
+from big_vision_lite.errors import UserError
+
 
 class Features(nnx.Module):
     """A built backbone: a module from images to the outputs of its four stages (res2 to res5)."""
@@ -22,6 +24,14 @@ class Features(nnx.Module):
     @abc.abstractmethod
     def __call__(self, images: UInt8[Array, "b h w 3"], train: bool) -> tuple[Float[Array, "b _ _ _"], ...]:
         """Stage outputs, finest first. ``train`` picks batch statistics (and updates the running ones)."""
+
+    def begin(self, images: UInt8[Array, "b h w 3"], train: bool) -> Float[Array, "b h2 w2 c"]:
+        """What comes before the first stage, for heads that run a backbone in pieces. Raises: UserError."""
+        raise UserError(f"{type(self).__name__} runs only as a whole; take a ResNet for this head")
+
+    def stage(self, index: int, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 c2"]:
+        """One stage (0 to 3), on any input of the right number of channels. Raises: UserError."""
+        raise UserError(f"{type(self).__name__} runs only as a whole; take a ResNet for this head")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -138,14 +138,24 @@ class ResNetModule(Features):
         self.channels = tuple(w * expansion for w in base)
         self.strides = tuple(strides)
 
-    def __call__(self, images: UInt8[Array, "b h w 3"], train: bool) -> tuple[Float[Array, "b _ _ _"], ...]:
+    def __call__(self, images: UInt8[Array, "b h w 3"], train: bool,
+                 stages: int = 4) -> tuple[Float[Array, "b _ _ _"], ...]:
+        """Outputs of the first ``stages`` stages."""
+        x = self.begin(images, train)
+        features = []
+        for index in range(stages):
+            x = self.stage(index, x, train)
+            features.append(x)
+        return tuple(features)
+
+    def begin(self, images: UInt8[Array, "b h w 3"], train: bool) -> Float[Array, "b h2 w2 c"]:
         x = self.config.pixels.normalize(images)
         x = nnx.relu(self.stem_norm(self.stem(x), train))
         if self.config.stem == "imagenet":
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        features = []
-        for stage in self.stages:
-            for block in stage:
-                x = block(x, train)
-            features.append(x)
-        return tuple(features)
+        return x
+
+    def stage(self, index: int, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 c2"]:
+        for block in self.stages[index]:
+            x = block(x, train)
+        return x

@@ -1,0 +1,1 @@
+"""Detection: Faster R-CNN on any backbone."""

@@ -1,0 +1,89 @@
+"""What becomes of detections on the host: original pixels, scores, answers and pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from big_vision_lite.data.source import Records
+from big_vision_lite.evaluation.detection import DetectionScores
+from big_vision_lite.heads.detection.matching import OBJECT, PADDING
+from big_vision_lite.heads.head import Scores
+from big_vision_lite.heads.pictures import TRUTH
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Okabe and Ito's, which stay apart for colour-blind readers; a class's name says the same."""
+
+
+def to_original(boxes: np.ndarray, batch: dict[str, np.ndarray]) -> np.ndarray:
+    """Boxes ``[b, d, 4]`` of a batch's images as (x1, y1, x2, y2) in pixels of the original ones, within them."""
+    across = np.asarray(batch["scale"], np.float64)[:, None, [1, 0, 1, 0]]
+    size = np.asarray(batch["original_size"], np.float64)[:, None, [1, 0, 1, 0]]
+    return np.clip(boxes / across, 0.0, size)
+
+
+class FasterRCNNScores(Scores):
+    """COCO's and VOC's figures, and the mean loss."""
+
+    def __init__(self, records: Records):
+        self.scores = DetectionScores(records)
+        self.loss, self.images = 0.0, 0
+
+    def add(self, outputs: dict[str, np.ndarray], batch: dict[str, np.ndarray]) -> None:
+        self.scores.add(to_original(outputs["boxes"], batch), outputs["scores"], outputs["labels"], outputs["valid"],
+                        batch["index"], batch["mask"])
+        self.loss += float(outputs["loss"][batch["mask"]].sum(dtype=np.float64))
+        self.images += int(batch["mask"].sum())
+
+    def result(self) -> dict[str, float]:
+        """As `DetectionScores.result`, with "loss" and "images"."""
+        return {**self.scores.result(), "loss": self.loss / max(self.images, 1), "images": self.images}
+
+
+def detections_of(batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
+                  classes: tuple[str, ...]) -> list[dict[str, Any]]:
+    """For each image its detections by falling score, in pixels of the original image."""
+    boxes = to_original(outputs["boxes"], batch)
+    return [{"detections": [{"box": [round(float(v), 2) for v in box], "score": round(float(score), 6),
+                             "label": classes[label]}
+                            for box, score, label, valid in zip(*rows, strict=True) if valid]}
+            for rows in zip(boxes, outputs["scores"], outputs["labels"], outputs["valid"], strict=True)]
+
+
+def draw_boxes(path: Path, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray], classes: tuple[str, ...],
+               columns: int = 4, least: float = 0.3) -> None:
+    """A grid of images with their detections of at least the score ``least``, and dashed what is really there."""
+    from matplotlib.figure import Figure  # without pyplot: no global state, no display
+
+    images = batch["image"]
+    columns = min(columns, max(len(images), 1))
+    rows = max(-(-len(images) // columns), 1)
+    figure = Figure(figsize=(3.4 * columns, 3.4 * rows), dpi=110, layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for axis in axes:
+        axis.axis("off")
+    for i, (axis, image) in enumerate(zip(axes, images, strict=False)):
+        height, width = batch["size"][i]
+        axis.imshow(image[:height, :width], interpolation="antialiased")
+        for box, kind in zip(batch["boxes"][i], batch["kind"][i], strict=True):
+            if kind != PADDING:
+                _outline(axis, box, TRUTH if kind == OBJECT else "#999999", linestyle="--", linewidth=0.9)
+        shown = outputs["valid"][i] & (outputs["scores"][i] >= least)
+        for k in np.flatnonzero(shown)[::-1]:  # the best on top
+            label, colour = outputs["labels"][i][k], COLOURS[outputs["labels"][i][k] % len(COLOURS)]
+            box = outputs["boxes"][i][k]
+            _outline(axis, box, colour, linestyle="-", linewidth=1.3)
+            axis.text(box[0], box[1], f"{classes[label]} {outputs['scores'][i][k]:.0%}", fontsize=6, color="white",
+                      va="bottom", parse_math=False, clip_on=True,
+                      bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.6})
+    figure.savefig(path)
+
+
+def _outline(axis: Any, box: np.ndarray, colour: str, **line: Any) -> None:
+    from matplotlib.patches import Rectangle
+
+    # Boxes are of edges; a picture's pixels are drawn around whole numbers.
+    axis.add_patch(Rectangle((box[0] - 0.5, box[1] - 0.5), box[2] - box[0], box[3] - box[1], fill=False,
+                             edgecolor=colour, **line))
