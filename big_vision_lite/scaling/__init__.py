@@ -1,0 +1,1 @@
+"""From many runs to a law, a figure and a report."""

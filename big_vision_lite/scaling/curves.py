@@ -1,0 +1,150 @@
+"""Learning curves, and the csv files they are read from."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from big_vision_lite.errors import UserError, nearest
+
+SIZES = ("x", "images", "seen_examples")
+"""Columns that sizes are looked for in."""
+TRAIN, EXTRAPOLATE = "train", "extrapolate"
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Errors at sizes, sorted by size; a row a run.
+
+    Raises:
+      UserError: sizes or errors that are not positive, finite numbers; rows to extrapolate to that are not larger than
+        all others.
+    """
+
+    name: str
+    x: Float[np.ndarray, " n"]
+    error: Float[np.ndarray, " n"]
+    seed: Int[np.ndarray, " n"]
+    held: Bool[np.ndarray, " n"]
+    """Rows that no fit and no choice may see."""
+
+    def __post_init__(self):
+        where = f"curve {self.name!r}: " if self.name else ""
+        for what, values in (("size", self.x), ("error", self.error)):
+            wrong = ~(np.isfinite(values) & (values > 0))
+            if wrong.any():
+                raise UserError(f"{where}{what} {values[wrong][0]:g} in point {int(wrong.argmax()) + 1}, expected "
+                                "numbers above 0; leave such points out")
+        order = np.lexsort((self.seed, self.x))
+        for field in ("x", "error", "seed", "held"):
+            object.__setattr__(self, field, getattr(self, field)[order])
+        train = ~self.held
+        if not train.any():
+            raise UserError(f"{where}no rows to fit: all are marked {EXTRAPOLATE}")
+        if self.held.any() and self.x[self.held].min() <= self.x[train].max():
+            raise UserError(f"{where}sizes out of order: {EXTRAPOLATE} at {self.x[self.held].min():g}, {TRAIN} at "
+                            f"{self.x[train].max():g}; the former must be larger than all of the latter")
+
+    @property
+    def sizes(self) -> int:
+        return np.unique(self.x).size
+
+    def take(self, rows: Bool[np.ndarray, " n"]) -> Curve:
+        """Some of the rows, none of them held."""
+        return Curve(self.name, self.x[rows], self.error[rows], self.seed[rows], np.zeros(int(rows.sum()), bool))
+
+    @property
+    def train(self) -> Curve:
+        return self.take(~self.held)
+
+
+def from_points(x, error, seed=None, name: str = "") -> Curve:
+    """A curve without held rows, from sequences of equal length."""
+    x = np.asarray(x, float)
+    seed = np.zeros(x.size, int) if seed is None else np.unique(np.asarray(seed), return_inverse=True)[1].astype(int)
+    return Curve(name, x, np.asarray(error, float), seed, np.zeros(x.size, bool))
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a csv with a header. Raises: UserError when it cannot be read as one."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file, strict=True)
+            rows = list(table)
+            header = table.fieldnames
+    except OSError as error:
+        raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a csv file: {error}") from None
+    if not header or not rows:
+        raise UserError(f"{path}: no rows; expected a header line and a row a point")
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        raise UserError(f"{path}: column {repeated[0]!r} is there twice")
+    for number, row in enumerate(rows, 2):
+        if None in row or None in row.values():
+            raise UserError(f"{path}: line {number} does not have {len(header)} fields as the header does")
+    return rows
+
+
+def read_curves(path: Path, x: str | None = None, error: str = "error", split: str = "split", seed: str = "seed",
+                curve: str = "curve") -> list[Curve]:
+    """The curves in a csv: one, or one for each name in column ``curve``.
+
+    Args:
+      x: column of the size; by default the first of `SIZES` that is there.
+      error: column of the error, above 0; lower is better.
+      split: column that says ``train`` or ``extrapolate``; without it all rows are fitted.
+      seed: column that tells runs at one size apart.
+
+    Raises:
+      UserError: the file, a column or a value is not as expected; sizes of one seed do not grow from row to row.
+    """
+    rows = read_rows(path)
+    x = x or next((name for name in SIZES if name in rows[0]), "x")
+    for name in (x, error):
+        if name not in rows[0]:
+            raise UserError(f"{path}: no column {name!r}" + nearest(name, rows[0]))
+    names: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        names.setdefault(row.get(curve, ""), []).append(i)
+        if row.get(split, TRAIN) not in (TRAIN, EXTRAPOLATE):
+            raise UserError(f"{path}: line {i + 2}: {split} is {row[split]!r}, expected {TRAIN!r} or {EXTRAPOLATE!r}")
+    return [_curve(path, name, [(i + 2, rows[i]) for i in at], x, error, split, seed) for name, at in names.items()]
+
+
+def _curve(path: Path, name: str, rows: list[tuple[int, dict[str, str]]], x: str, error: str, split: str,
+           seed: str) -> Curve:
+    last: dict[tuple[str, str], float] = {}
+    sizes, errors, seeds = [], [], []
+    for line, row in rows:
+        size = read_number(path, line, x, row)
+        of = (row.get(seed, ""), row.get(split, ""))
+        if size < last.get(of, -math.inf):
+            raise UserError(f"{path}: line {line}: sizes out of order: {size:g} after {last[of]:g}; sort rows by {x}, "
+                            "or name curves or seeds in a column of their own")
+        last[of] = size
+        sizes.append(size)
+        errors.append(read_number(path, line, error, row))
+        seeds.append(row.get(seed, ""))
+    held = np.array([row.get(split) == EXTRAPOLATE for _, row in rows])
+    return Curve(name, np.array(sizes), np.array(errors), np.unique(seeds, return_inverse=True)[1].astype(int), held)
+
+
+def read_number(path: Path, line: int, column: str, row: dict[str, str]) -> float:
+    """A number above 0 from a row. Raises: UserError when there is none."""
+    if column not in row:
+        raise UserError(f"{path}: no column {column!r}" + nearest(column, row))
+    text = row[column]
+    try:
+        value = float(text)
+    except ValueError:
+        raise UserError(f"{path}: line {line}: {column} is {text!r}, expected a number") from None
+    if not math.isfinite(value) or value <= 0:
+        raise UserError(f"{path}: line {line}: {column} is {text}, expected a number above 0; leave the row out")
+    return value
