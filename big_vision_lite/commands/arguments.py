@@ -15,6 +15,7 @@ from big_vision_lite import config as configs
 from big_vision_lite.data.cache import cache_dir
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
+from big_vision_lite.training.distributed import Processes, join
 
 Flat = Annotated[Experiment, tyro.conf.arg(name="")]
 """An experiment whose fields stand at the top of the command line: --steps, not --experiment.steps."""
@@ -60,8 +61,15 @@ COMPILED = 10 * 2**30
 """Most bytes of compiled programs that are kept for later runs; the ones used longest ago go first."""
 
 
-def set_up_jax(experiment: Experiment) -> None:
-    """Settings that must be made before JAX looks for devices. Raises: UserError when it finds none."""
+def set_up_jax(experiment: Experiment, together: Processes | None = None) -> None:
+    """Settings that must be made before JAX looks for devices.
+
+    Args:
+      together: which of several processes this is; None: the only one.
+
+    Raises:
+      UserError: there is no device, or the other processes are not found.
+    """
     if experiment.deterministic:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
     import jax
@@ -71,20 +79,24 @@ def set_up_jax(experiment: Experiment) -> None:
         jax.config.update("jax_compilation_cache_max_size", COMPILED)
     if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", "") and "JAX_NUM_CPU_DEVICES" not in os.environ:
         with contextlib.suppress(RuntimeError):  # a second command in a process keeps the first one's devices
-            jax.config.update("jax_num_cpu_devices", _cpu_devices(experiment))
+            jax.config.update("jax_num_cpu_devices", _cpu_devices(experiment, together or Processes()))
+    if together is not None:
+        join(together)
     try:
         jax.devices()
     except RuntimeError as error:
         raise UserError(f"JAX finds no device: {error}") from None
 
 
-def _cpu_devices(experiment: Experiment, most: int = 8) -> int:
+def _cpu_devices(experiment: Experiment, together: Processes, most: int = 8) -> int:
     """CPU devices for a run: XLA computes much of a convolution's step on one core, so that splitting the batch
     over devices is what keeps all cores busy (docs/performance.md). At most one a core, and as batches divide."""
+    processes = together.processes or 1
+    here = processes if together.on_this_machine else 1
     batches = [experiment.train.batch_size // experiment.accumulate]
     batches += [inputs.batch_size for inputs in experiment.evals.values()]
-    count = min(os.cpu_count() or 1, most)
-    while any(size % count for size in batches) or count % experiment.mesh.fsdp:
+    count = min(max((os.cpu_count() or 1) // here, 1), most)
+    while any(size % (count * processes) for size in batches) or count * processes % experiment.mesh.fsdp:
         if count == 1:
             break
         count -= 1

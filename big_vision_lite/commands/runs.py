@@ -13,6 +13,7 @@ import tyro
 from big_vision_lite import config as configs
 from big_vision_lite.commands.arguments import Flat, load, parse, set_up_for, set_up_jax
 from big_vision_lite.errors import UserError
+from big_vision_lite.training.distributed import Processes, leaving_on_error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,12 @@ class Train:
 
     experiment: Flat
     workdir: Path
-    """Folder for the run's files."""
+    """Folder for the run's files; of several machines, on a disk that all of them see."""
+    profile: str | None = None
+    """Steps to profile, as FIRST:LAST, into profile/ of the workdir."""
+    watchdog: float = 1800
+    """Seconds without a step, a batch or a save after which the run says where it hangs and ends; 0: never."""
+    together: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +54,15 @@ class Evaluate:
 def train(arguments: list[str]) -> int:
     name, experiment = load(arguments, "train")
     asked = parse(Train, arguments[1:], f"bvl train {arguments[0]}", Train(experiment, Path("runs") / name))
-    set_up_jax(asked.experiment)
+    set_up_jax(asked.experiment, asked.together)
     from big_vision_lite.training.loop import Stopped, train
 
-    try:
-        train(asked.experiment, asked.workdir)
-    except Stopped as stop:
-        print(f"bvl: {stop}", file=sys.stderr)
-        return stop.code
+    with leaving_on_error():
+        try:
+            train(asked.experiment, asked.workdir, asked.profile, asked.watchdog)
+        except Stopped as stop:
+            print(f"bvl: {stop}", file=sys.stderr)
+            return stop.code
     return 0
 
 

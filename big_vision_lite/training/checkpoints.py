@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from big_vision_lite.errors import UserError
+from big_vision_lite.training.distributed import agreed, is_first, meet
 
 STATE, CONFIG, DATA = "state", "config", "data"
 
@@ -17,6 +20,18 @@ def flatten(tree: Any) -> dict[str, Any]:
     """Leaves by their dotted path: the names in a checkpoint and in every message about one."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+class Damaged(UserError):
+    """A checkpoint that cannot be read."""
+
+
+class NotSaved(UserError):
+    """A checkpoint that could not be written. ``full``: for want of space."""
+
+    def __init__(self, message: str, full: bool):
+        super().__init__(message)
+        self.full = full
 
 
 class Checkpoints:
@@ -30,18 +45,21 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every step it takes
-        self._ocp, self.folder = ocp, folder
-        reading = keep is None
-        if reading and not folder.is_dir():
+        self._ocp, self.folder, self._keep = ocp, folder, keep
+        if keep is None and not folder.is_dir():
             raise UserError(f"no checkpoints in {str(folder.parent)!r}; expected a run folder with checkpoints/")
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=not reading, read_only=reading,
+        self._open()
+
+    def _open(self) -> None:
+        ocp, reading = self._ocp, self._keep is None
+        options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=not reading, read_only=reading,
                                                enable_async_checkpointing=not reading)
         handlers = {STATE: ocp.StandardCheckpointHandler(), CONFIG: ocp.JsonCheckpointHandler(),
                     DATA: ocp.JsonCheckpointHandler()}  # without them a manager that has not saved knows no shapes
         try:
-            self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
+            self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options, item_handlers=handlers)
         except OSError as error:
-            raise UserError(f"cannot write checkpoints to {str(folder)!r}: {error.strerror or error}") from error
+            raise UserError(f"cannot write checkpoints to {str(self.folder)!r}: {error.strerror or error}") from error
 
     def latest(self) -> int | None:
         """The newest complete step, or None."""
@@ -54,7 +72,7 @@ class Checkpoints:
         """Start saving; returns once the state is copied off the devices. ``data``: where the input stands.
 
         Raises:
-          UserError: this save or the one before it failed. Earlier checkpoints are untouched.
+          NotSaved: this save or the one before it failed. Earlier checkpoints are untouched.
         """
         args = self._ocp.args
         items = args.Composite(**{STATE: args.StandardSave(flatten(state)), CONFIG: args.JsonSave(config),
@@ -62,24 +80,78 @@ class Checkpoints:
         self._guard(lambda: self._manager.save(step, args=items, force=True))
 
     def wait(self) -> None:
-        """Return when all is written. Raises: UserError as ``save``."""
+        """Return when all is written. Raises: NotSaved as ``save``."""
         self._guard(self._manager.wait_until_finished)
 
+    def settle(self, say: Callable[[str], None]) -> None:
+        """Return when what was being written is, or is given up: a disk may be away for a moment, and the next save
+        makes up for it. ``say`` is told of it.
+
+        Raises:
+          NotSaved: the disk is full; or there are several processes, of which some may have written their part.
+        """
+        try:
+            self.wait()
+        except NotSaved as error:
+            if error.full or jax.process_count() > 1:
+                raise
+            say(str(error))
+            with contextlib.suppress(Exception):  # it tells of the same failure again
+                self._manager.close()
+            self._open()
+
     def close(self) -> None:
-        self._manager.close()
+        with contextlib.suppress(NotSaved):  # `wait` tells of it; here it would hide why the run ends
+            self._guard(self._manager.close)
 
     def _guard(self, action: Any) -> None:
         try:
             action()
         except Exception as error:  # the writer's own errors come from C++, without a common type
             text = str(error)
-            if not isinstance(error, OSError) and not any(
-                    sign in text for sign in ("RESOURCE_EXHAUSTED", "No space", "File too large", "OS error", "Errno")):
+            full = any(sign in text for sign in ("RESOURCE_EXHAUSTED", "No space", "File too large"))
+            # One that names a file of ours is the disk's, whatever else it says.
+            signs = ("OS error", "Errno", "Error writing", "Error reading", str(self.folder.absolute()))
+            if not full and not isinstance(error, OSError) and not any(sign in text for sign in signs):
                 raise
             newest = self.latest()
             kept = f"the checkpoint of step {newest} is kept" if newest is not None else "there is no earlier one"
-            raise UserError(f"cannot save a checkpoint in {str(self.folder)!r}: {_first_line(text)}; {kept}; free "
-                            "some space and start the same command again") from error
+            advice = "free some space and start the same command again" if full else "see that the disk is there"
+            raise NotSaved(f"cannot save a checkpoint in {str(self.folder)!r}: {_first_line(text)}; {kept}; {advice}",
+                           full) from error
+
+    def restore_newest(self, like: Any, say: Callable[[str], None]) -> tuple[int, Any, dict[str, int]]:
+        """The newest checkpoint that can be read: its step and what `restore` gives; step 0 where there is none at all.
+        Newer ones that cannot be read are moved to ``damaged/`` beside the folder, and ``say`` is told of it.
+
+        Raises:
+          UserError: there are some, and none can be read; or as `restore`, of another network.
+        """
+        newest, broken = agreed(self.latest() or 0), []
+        for step in sorted((s for s in self.steps() if s <= newest), reverse=True):
+            try:
+                state, data = self.restore(step, like)
+            except Damaged as error:
+                broken.append((step, error))
+                continue
+            for damaged, error in broken:
+                say(f"{error}; moved to {self._set_aside(damaged)}, going on from step {step}")
+            return step, state, data
+        if broken:
+            raise UserError(f"{broken[0][1]}; nor can any other in {str(self.folder)!r}; bring one back, or remove the "
+                            "folder to start anew")
+        return 0, None, {}
+
+    def _set_aside(self, step: int) -> Path:
+        target = self.folder.parent / "damaged" / str(step)
+        while is_first() and target.exists():
+            target = target.with_name(target.name + "_")
+        if is_first():
+            target.parent.mkdir(exist_ok=True)
+            (self.folder / str(step)).rename(target)
+        meet(f"checkpoint {step} is set aside")
+        self._manager.reload()
+        return target
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, int]]:
         """The state of ``step``, in the structure, dtypes and shardings of ``like`` (arrays or their descriptions),
@@ -87,9 +159,10 @@ class Checkpoints:
 
         Raises:
           UserError: the checkpoint is of another network: names the first leaf that differs.
+          Damaged: it cannot be read.
         """
         target = flatten(like)
-        saved = self._shapes(step)
+        saved = self._read(step, lambda: self._shapes(step))
         for name, leaf in target.items():
             if name not in saved:
                 raise UserError(f"checkpoint {self.folder / str(step)} has no {name!r}, which this experiment "
@@ -102,8 +175,8 @@ class Checkpoints:
             raise UserError(f"checkpoint {self.folder / str(step)} holds {extra[0]!r} ({len(extra)} such), which "
                             "this experiment does not have; it was made by another architecture or optimiser")
         args = self._ocp.args
-        items = self._manager.restore(step, args=args.Composite(**{STATE: args.StandardRestore(target),
-                                                                    DATA: args.JsonRestore()}))
+        wanted = args.Composite(**{STATE: args.StandardRestore(target), DATA: args.JsonRestore()})
+        items = self._read(step, lambda: self._manager.restore(step, args=wanted))
         structure = jax.tree.structure(like)
         return jax.tree.unflatten(structure, [items[STATE][name] for name in target]), dict(items[DATA])
 
@@ -111,7 +184,7 @@ class Checkpoints:
         """All arrays of a checkpoint by their names, on the host. ``step``: None for the newest.
 
         Raises:
-          UserError: there is no such checkpoint.
+          UserError: there is no such checkpoint, or it cannot be read.
         """
         steps = self.steps()
         if not steps or (step is not None and step not in steps):
@@ -120,10 +193,22 @@ class Checkpoints:
         chosen = steps[-1] if step is None else step
         import numpy as np
 
-        shapes = self._manager.item_metadata(chosen)[STATE]
-        like = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
         args = self._ocp.args
-        return dict(self._manager.restore(chosen, args=args.Composite(**{STATE: args.StandardRestore(like)}))[STATE])
+
+        def read() -> dict[str, Any]:
+            shapes = self._manager.item_metadata(chosen)[STATE]
+            like = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
+            wanted = args.Composite(**{STATE: args.StandardRestore(like)})
+            return dict(self._manager.restore(chosen, args=wanted)[STATE])
+
+        return self._read(chosen, read)
+
+    def _read(self, step: int, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except Exception as error:  # what the reader raises depends on the file that was cut
+            raise Damaged(f"checkpoint {self.folder / str(step)} cannot be read, it may have been cut: "
+                          f"{_first_line(str(error))}") from error
 
     def _shapes(self, step: int) -> dict[str, tuple[int, ...]]:
         metadata = self._manager.item_metadata(step)[STATE]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 from big_vision_lite.data.curation import Vocabulary, curated
@@ -34,6 +36,7 @@ class Job:
       data: what is learnt from (or its description); its classes are the model's.
       learner: the static part of the step.
       taken_over: what a fresh state took from elsewhere, in words.
+      beat: called whenever a batch was made, for whom it is to know that the run is alive.
 
     Raises:
       UserError: anything that is not as the experiment needs it. No step has been taken then.
@@ -51,8 +54,11 @@ class Job:
         self.data = experiment.train.open() if described is None else described
         self._evals: dict[str, Records] = {}
         self.taken_over: str | None = None
+        self.beat: Callable[[], None] = lambda: None
         graphdef, params, _ = split(nnx.eval_shape(self._build))
         transfer.check(params)
+        if self.mesh.shape["fsdp"] > 1:
+            optimizer = _sharded(optimizer, meshes.state_shardings(params, self.mesh))
         self.learner = Learner(graphdef, experiment.head, optimizer, experiment.accumulate, experiment.ema,
                                transfer.frozen if transfer.freeze else None)
 
@@ -129,9 +135,34 @@ class Job:
     def batches(self, inputs: Input, records: Records, seed: int | None, start: int = 0, stop: int | None = None,
                 targets: Targets | None = None) -> Iterator[dict[str, np.ndarray]]:
         """This process's share of batches ``start`` to ``stop``; by default, those of one pass, with the head's
-        targets."""
+        targets.
+
+        A batch depends on its number alone, so that when a worker process dies, others make what it had not.
+
+        Raises:
+          UserError: worker processes die before they have made a batch.
+        """
         make = self._maker(inputs, records, seed, targets)
-        return batches(make, start, len(make) if stop is None else stop)
+        return self._steadily(make, start, len(make) if stop is None else stop)
+
+    def _steadily(self, make: BatchMaker, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+        begun = None
+        while start < stop:
+            try:
+                for batch in batches(make, start, stop):
+                    self.beat()
+                    start += 1
+                    yield batch
+            except RuntimeError as error:
+                if not make.inputs.workers or "terminated unexpectedly" not in str(error):
+                    raise
+                if begun == start:
+                    raise UserError(f"worker processes die before they have made batch {start}: "
+                                    f"{str(error).partition('. ')[0]}; is there memory for workers="
+                                    f"{make.inputs.workers}?") from error
+                print(f"bvl: {str(error).partition('. ')[0]}; others make batch {start} and what follows",
+                      file=sys.stderr)
+                begun = start
 
     def _maker(self, inputs: Input, records: Records, seed: int | None, targets: Targets | None = None) -> BatchMaker:
         return BatchMaker(records, inputs, targets or self.experiment.head.targets, seed, jax.process_index(),
@@ -158,7 +189,9 @@ class Job:
             from jax.experimental import multihost_utils
 
             small = {k: v for k, v in batch.items() if k != "image"}
-            batch = {**multihost_utils.process_allgather(small, tiled=True), "image": batch["image"]}
+            gathered = multihost_utils.process_allgather(small, tiled=True)
+            order = np.argsort(meshes.rows_of_processes(self.mesh, len(gathered["mask"])))
+            batch = {**{k: v[order] for k, v in gathered.items()}, "image": batch["image"]}
         return batch, jax.tree.map(np.asarray, outputs)
 
     def score(self, state: TrainState, name: str) -> dict[str, float]:
@@ -180,9 +213,18 @@ class Job:
         outputs = self.eval_step(state.best_params, state.stats, self.to_devices(batch))
         show = np.flatnonzero(batch["mask"])
         if jax.process_index() == 0:
+            rows = meshes.rows_of_processes(self.mesh, inputs.batch_size)[show]
             self.experiment.head.draw(path, {k: v[show] for k, v in batch.items()},
-                                      {k: np.asarray(v)[show] for k, v in outputs.items()}, self.data.classes)
+                                      {k: np.asarray(v)[rows] for k, v in outputs.items()}, self.data.classes)
 
     def model(self, state: TrainState) -> nnx.Module:
         """The module with a state's parameters, for use by hand."""
         return merge(self.learner.graphdef, state.best_params, state.stats)
+
+
+def _sharded(optimizer: optax.GradientTransformation, shardings: Tree) -> optax.GradientTransformation:
+    """The optimiser over gradients that are spread as the parameters are: no device ever sums up whole ones."""
+    def update(grads: Tree, state: Any, params: Tree = None):
+        return optimizer.update(jax.lax.with_sharding_constraint(grads, shardings), state, params)
+
+    return optax.GradientTransformation(optimizer.init, update)

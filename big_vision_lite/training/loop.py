@@ -18,10 +18,13 @@ from big_vision_lite import config
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.training.checkpoints import Checkpoints
+from big_vision_lite.training.distributed import all_agree_to_stop, is_first
 from big_vision_lite.training.job import Job
-from big_vision_lite.training.progress import Clock, Display
+from big_vision_lite.training.profiling import Profiler
+from big_vision_lite.training.progress import Clock, Display, device_memory
 from big_vision_lite.training.records import MetricWriter, describe_run, read_metrics, read_run
-from big_vision_lite.training.workdir import claim, keep_description
+from big_vision_lite.training.watchdog import Watchdog
+from big_vision_lite.training.workdir import claim, keep_description, wait_until_there
 
 IN_FLIGHT = 2
 """Steps handed to the devices before the host looks at the oldest one's loss."""
@@ -36,10 +39,15 @@ class Stopped(Exception):
         self.code = 128 + signum
 
 
-def train(experiment: Experiment, workdir: Path) -> dict[str, float]:
+def train(experiment: Experiment, workdir: Path, profile: str | None = None, watchdog: float = 0) -> dict[str, float]:
     """Run an experiment, or what is left of it, and return the figures of its last evaluation.
 
-    Leaves config.json, data.json, run.json, metrics.jsonl, tensorboard/, checkpoints/ and predictions.png.
+    Leaves config.json, data.json, run.json, metrics.jsonl, tensorboard/, checkpoints/ and predictions.png. Of several
+    processes the first one writes them, and each its part of the checkpoints.
+
+    Args:
+      profile: steps to profile, as FIRST:LAST; process 0 leaves them in profile/.
+      watchdog: seconds after which a run that stands still ends itself; 0: never.
 
     Raises:
       UserError: bad input, a loss that is not finite, or a disk that is full. What was saved stays.
@@ -47,6 +55,7 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, float]:
     """
     began = time.perf_counter()
     steps, batch_size = experiment.steps, experiment.train.batch_size
+    profiler = Profiler(profile, workdir / "profile")
     job = Job(experiment)
     for name in experiment.evals:
         job.open_eval(name)  # a split that is missing is an error now, not after hours
@@ -54,36 +63,44 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, float]:
     data_found = keep_description(workdir, job.data)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir / "checkpoints", experiment.keep)))
-        start = checkpoints.latest() or 0
-        state, data = checkpoints.restore(start, job.description) if start else (job.init(), {})
-        metrics = stack.enter_context(contextlib.closing(MetricWriter(workdir, start)))
-        display = stack.enter_context(Display(steps, start, quiet=jax.process_index() > 0))
+        found: list[str] = []
+        start, state, data = checkpoints.restore_newest(job.description, found.append)
+        state = state if start else job.init()
+        step = saved = logged = start
+        metrics = stack.enter_context(contextlib.closing(MetricWriter(workdir, start, quiet=not is_first())))
+        display = stack.enter_context(Display(steps, start, quiet=not is_first()))
         received = stack.enter_context(_signals())
+        watch = stack.enter_context(Watchdog(watchdog, lambda: _kept(saved)))
+        job.beat = watch.beat
+        stack.enter_context(profiler)
 
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         display.say(f"{workdir}: {len(job.data):,} images of {len(job.data.classes)} classes, {parameters / 1e6:.2f} M "
                     f"parameters, {jax.device_count()} {jax.devices()[0].platform} device(s)"
                     + (f", going on from step {start}" if start else ""))
-        if job.taken_over:
-            display.say(job.taken_over)
+        for line in (*found, *filter(None, [job.taken_over])):
+            display.say(line)
         for noise in data_found["noise"]:
             display.say(f"label noise: of {noise['labels']:,} labels {noise['precision']:.2%} are right; "
                         f"{noise['recall']:.2%} of the true ones are given")
         run = describe_run(seed=experiment.seed, data=job.data.fingerprint, images=len(job.data),
                            noise=data_found["noise"])
-        before = read_run(workdir).get("wall_seconds", 0.0) if start else 0.0
+        earlier = read_run(workdir) if start else {}
+        before, blocked = earlier.get("wall_seconds", 0.0), earlier.get("checkpoint_seconds", 0.0)
         rate = experiment.optimizer.schedule.build(steps)
         results: dict[str, float] = {}
         clock, pending = Clock(), collections.deque()
-        step = saved = logged = start
         bad_images = data.get("bad_images", 0)
         stream = job.batches(experiment.train, job.data, experiment.seed, start, steps)
 
         while step < steps:
             with clock.waiting():
                 batch = next(stream)
+            profiler.before(step + 1)
             state, figures = job.train_step(state, job.to_devices(batch))
             step += 1
+            profiler.after(step, figures)
+            watch.beat(step)
             bad_images += int((~batch["mask"]).sum())
             pending.append((step, figures))
             while len(pending) > IN_FLIGHT:
@@ -99,7 +116,7 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, float]:
             last = step == steps
             log = last or step % experiment.log_every == 0
             evaluate = last or (experiment.eval_every and step % experiment.eval_every == 0)
-            stop = received[0] if received and not last else None  # asked once: a signal may come at any line below
+            stop = None if last else _asked_to_stop(received, step)  # once: a signal may come at any line below
             save = last or step % experiment.save_interval == 0 or stop is not None
             if log or save:
                 while pending:
@@ -110,7 +127,8 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, float]:
                 logged = step
                 line = {**{key: float(value) for key, value in figures.items()},
                         "learning_rate": experiment.optimizer.learning_rate * float(rate(step - 1)),
-                        "images_seen": step * batch_size, "images_per_second": speed, "data_wait": waited}
+                        "images_seen": step * batch_size, "images_per_second": speed, "data_wait": waited,
+                        **device_memory()}
                 if bad_images:
                     line["bad_images"] = bad_images
                 metrics.write(step, line)
@@ -120,11 +138,16 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, float]:
                     results = _evaluate(job, state, step, saved, display)
                     metrics.write(step, results)
                 if save:
+                    wait_until_there(workdir, display.say)
                     metrics.sync()
+                    save_began = time.perf_counter()
+                    checkpoints.settle(display.say)
                     checkpoints.save(step, state, resolved, {"step": step, "bad_images": bad_images})
+                    blocked += time.perf_counter() - save_began
+                    metrics.chart(step, {"checkpoint_seconds": blocked})
                     saved = step
                     run |= {"step": step, "images_seen": step * batch_size, "epochs": step * batch_size / len(job.data),
-                            "bad_images": bad_images,
+                            "bad_images": bad_images, "checkpoint_seconds": round(blocked, 3),
                             "wall_seconds": round(before + time.perf_counter() - began, 1)}
                     _write_run(workdir, run)
             if stop is not None:
@@ -185,13 +208,24 @@ def last_results(workdir: Path) -> dict[str, float]:
 
 
 def _write_run(workdir: Path, run: dict) -> None:
-    if jax.process_index() == 0:
+    if is_first():
         config.write(workdir / "run.json", json.dumps(run, indent=2) + "\n")
+
+
+def _asked_to_stop(received: list[int], step: int) -> int | None:
+    """The signal that asks this run to end after this step; of several processes it may have come to any."""
+    if jax.process_count() == 1:
+        return received[0] if received else None
+    return signal.SIGTERM if all_agree_to_stop(step) else None
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT instead of dying of them; a second one is obeyed at once."""
+    """Collects SIGTERM and SIGINT instead of dying of them; a second one is obeyed at once.
+
+    Of several processes JAX itself watches for SIGTERM, and tells the others; a SIGINT becomes one.
+    """
+    together = jax.process_count() > 1
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -201,8 +235,11 @@ def _signals() -> Iterator[list[int]]:
         received.append(signum)
         for number, handler in old.items():
             signal.signal(number, handler)
+        if together:
+            signal.raise_signal(signal.SIGTERM)
 
-    old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    watched = (signal.SIGINT,) if together else (signal.SIGTERM, signal.SIGINT)
+    old = {number: signal.signal(number, note) for number in watched}
     try:
         yield received
     finally:

@@ -72,6 +72,17 @@ def to_devices(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[st
     return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
 
 
+def rows_of_processes(mesh: jax.sharding.Mesh, rows: int) -> np.ndarray:
+    """Where in a global batch the rows stand that process 0 gave, then those of process 1, and so on: int ``[rows]``.
+
+    A mesh may put the devices of different processes next to each other, as TPUs are wired.
+    """
+    places = batch_sharding(mesh).devices_indices_map((rows,))
+    found = sorted((device.process_index, index.indices(rows)[0]) for device, (index,) in places.items())
+    each = rows // mesh.size
+    return np.concatenate([np.arange(start, start + each) for _, start in found])
+
+
 def check_batch(name: str, batch_size: int, mesh: jax.sharding.Mesh, accumulate: int = 1) -> None:
     """Raises: UserError when a global batch does not divide over the devices."""
     parts = mesh.size * accumulate

@@ -72,6 +72,15 @@ class Display:
             self.say(f"step {step}/{self.steps}  {say}")
 
 
+def device_memory() -> dict[str, float]:
+    """Most memory that a device of this process has used so far, in GiB; empty where devices do not tell, as CPUs."""
+    import jax
+
+    peaks = [stats["peak_bytes_in_use"] for device in jax.local_devices()
+             if "peak_bytes_in_use" in (stats := device.memory_stats() or {})]
+    return {"device_memory_gib": max(peaks) / 2**30} if peaks else {}
+
+
 def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -19,9 +19,13 @@ class MetricWriter:
     Args:
       start: the step that the run continues from. Lines after it were written by a process that died before its
         next checkpoint; they go, so that no step is missing or there twice.
+      quiet: write nothing, as all processes of a run but the first.
     """
 
-    def __init__(self, workdir: Path, start: int):
+    def __init__(self, workdir: Path, start: int, quiet: bool = False):
+        self._quiet = quiet
+        if quiet:
+            return
         from tensorboardX import SummaryWriter
 
         self.path = workdir / "metrics.jsonl"
@@ -33,19 +37,29 @@ class MetricWriter:
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        if self._quiet:
+            return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
+        self.chart(step, values)
+
+    def chart(self, step: int, values: dict[str, float]) -> None:
+        """For TensorBoard alone."""
         for name, value in values.items():
-            if math.isfinite(value):
+            if not self._quiet and math.isfinite(value):
                 self._board.add_scalar(name, value, step)
 
     def sync(self) -> None:
         """Put all lines on disk: before a checkpoint, so that it never knows more than they do."""
+        if self._quiet:
+            return
         self._file.flush()
         os.fsync(self._file.fileno())
         self._board.flush()
 
     def close(self) -> None:
+        if self._quiet:
+            return
         self.sync()
         self._file.close()
         self._board.close()

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from big_vision_lite import config
 from big_vision_lite.data.manifest import manifest
 from big_vision_lite.data.source import Description, Records
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import WITHOUT_EFFECT, Experiment
+from big_vision_lite.training.distributed import is_first, meet
+
+PATIENCE = 300.0
+"""Seconds that a run waits for its folder when that is not there."""
 
 
 def claim(workdir: Path, experiment: Experiment) -> Any:
@@ -32,13 +36,36 @@ def claim(workdir: Path, experiment: Experiment) -> Any:
                 raise UserError(f"{str(workdir)!r} holds a run of another experiment: {'; '.join(different[:4])}"
                                 + (f"; and {len(different) - 4} more" if len(different) > 4 else "")
                                 + "; choose another --workdir, or remove that one")
-        config.save(experiment, path)
+        if is_first():
+            config.save(experiment, path)
+        meet("the run's folder is made")
+        if not path.exists():
+            raise UserError(f"{str(workdir)!r} is another folder here than where process 0 is; give a --workdir on a "
+                            "disk that all machines share")
     except OSError as error:
         raise UserError(f"cannot write to the workdir {str(workdir)!r}: {error.strerror or error}; choose another "
                         "--workdir") from None
     except json.JSONDecodeError:
         raise UserError(f"{path} is not valid JSON; remove the folder or choose another --workdir") from None
     return resolved
+
+
+def wait_until_there(workdir: Path, say: Callable[[str], None]) -> None:
+    """Return once the folder of a run is there: a network disk may be away for a moment, and what was written to its
+    place meanwhile would be lost.
+
+    Raises:
+      UserError: it is still not there after `PATIENCE` seconds.
+    """
+    path, began = workdir / "config.json", time.monotonic()
+    if path.exists():
+        return
+    say(f"{workdir} is not there any more; waiting for it")
+    while not path.exists():
+        if time.monotonic() - began > PATIENCE:
+            raise UserError(f"the workdir {str(workdir)!r} is not there any more, for {PATIENCE:.0f} s now; bring it "
+                            "back and start the same command again, which goes on from what was saved there")
+        time.sleep(0.2)
 
 
 def _with_defaults(old: Any) -> Any:
@@ -66,7 +93,7 @@ def keep_description(workdir: Path, data: Records) -> dict:
             raise UserError(f"{str(workdir)!r} was trained on other data: {len(old):,} images ({old.fingerprint}, "
                             f"{old.sha256[:8]}), now {len(data):,} ({data.fingerprint}, {found['sha256'][:8]}); choose "
                             "another --workdir, or bring the data back")
-    elif jax.process_index() == 0:
+    elif is_first():
         write_description(workdir, {"multi_label": data.multi_label, "fingerprint": data.fingerprint, **found,
                                     "classes": list(data.classes)})
     return found

@@ -1,0 +1,287 @@
+"""Several processes train, score, save and stop as one; parameters spread over devices change nothing."""
+
+import dataclasses
+import functools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from big_vision_lite import config as configs
+from big_vision_lite.backbones.resnet import ResNet
+from big_vision_lite.cli import main
+from big_vision_lite.errors import UserError
+from big_vision_lite.training.checkpoints import flatten
+from big_vision_lite.training.distributed import Processes, join, machines, started_together
+from big_vision_lite.training.job import Job
+from big_vision_lite.training.mesh import Mesh
+from big_vision_lite.training.optimizers import SGD
+from big_vision_lite.training.records import read_metrics, read_run
+
+pytestmark = pytest.mark.usefixtures("compile_once")
+
+CONFIG = '''
+import dataclasses, os, time
+from flax import nnx
+from big_vision_lite.backbones.backbone import Backbone, Features, Pixels
+from big_vision_lite.backbones.resnet import ResNet
+from big_vision_lite.data.emoji_scenes import EmojiScenes
+from big_vision_lite.data.pipeline import Input
+from big_vision_lite.data.transforms import PadCrop, Squash
+from big_vision_lite.experiment import Experiment
+from big_vision_lite.heads.classification import Classification
+from big_vision_lite.training.optimizers import SGD
+
+class OneLayer(Features):
+    def __init__(self, rngs):
+        self.channels, self.strides = (8,) * 4, (2,) * 4
+        self.conv = nnx.Conv(3, 8, (3, 3), 2, rngs=rngs)
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+
+    def __call__(self, images, train):
+        return (nnx.relu(self.norm(self.conv(Pixels().normalize(images)), use_running_average=not train)),) * 4
+
+@dataclasses.dataclass(frozen=True)
+class Shallow(Backbone):
+    """Compiles in no time, and its BatchNorm still needs every image of a batch."""
+
+    def build(self, rngs):
+        return OneLayer(rngs)
+
+@dataclasses.dataclass(frozen=True)
+class Paced(PadCrop):
+    """Takes its time where a test needs steps that last."""
+
+    def __call__(self, example, rng, out):
+        time.sleep(float(os.environ.get("PACE", 0)))
+        return super().__call__(example, rng, out)
+
+def get_config(deep: bool = False, paced: bool = True) -> Experiment:
+    def inputs(split, images, transform):
+        return Input(EmojiScenes(split, images, size=32, classes=10), transform, 8, threads=1)
+    return Experiment(
+        train=inputs("train", 40, (Paced if paced else PadCrop)(16, pad=2)),
+        evals={"validation": inputs("validation", 21, Squash(16))},
+        backbone=ResNet(10, width=1 / 16, stem="half") if deep else Shallow(), head=Classification(),
+        optimizer=SGD(0.01), steps=40, log_every=1, save_every=10)
+'''
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs")
+    (path / "tiny.py").write_text(CONFIG)
+    return path
+
+
+def command(folder: Path, name: str, *more: str) -> list[str]:
+    depth = ":deep=true" if name.startswith("deep") else ""
+    return ["train", f"{folder}/tiny.py{depth}", "--workdir", str(folder / name), *more]
+
+
+def start(folder: Path, name: str, processes: int, devices: int, *more: str, pace: float = 0) -> list:
+    """The processes of one run. What they say goes to files: nobody reads it while they run."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PACE": str(pace),
+                   "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+                   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+    flags = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(processes), "--process"]
+    started = []
+    for process in range(processes):
+        with open(folder / f"{name}.{process}.out", "w") as out, open(folder / f"{name}.{process}.err", "w") as err:
+            started.append(subprocess.Popen([sys.executable, "-m", "big_vision_lite", *command(folder, name, *more),
+                                             *flags, str(process)], stdout=out, stderr=err, env=environment))
+    return started
+
+
+def said(folder: Path, name: str, process: int) -> tuple[str, str]:
+    return tuple((folder / f"{name}.{process}.{stream}").read_text() for stream in ("out", "err"))
+
+
+def codes(folder: Path, name: str, started: list) -> list[int]:
+    try:
+        return [process.wait(timeout=400) for process in started]
+    except subprocess.TimeoutExpired:
+        raise AssertionError([said(folder, name, i) for i in range(len(started))]) from None
+    finally:
+        for process in started:
+            process.kill()
+
+
+def wait_for_step(folder: Path, name: str, started: list, step: int) -> None:
+    while all(process.poll() is None for process in started):
+        lines = read_metrics(folder / name / "metrics.jsonl")
+        if lines and lines[-1]["step"] >= step:
+            return
+        time.sleep(0.02)
+    raise AssertionError([said(folder, name, i) for i in range(len(started))])
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Both ran through the same steps, with the same losses, learning rates and scores."""
+    lines = [read_metrics(run / "metrics.jsonl") for run in (one, other)]
+    assert [line["step"] for line in lines[1]] == [line["step"] for line in lines[0]] == [*range(1, STEPS + 1), STEPS]
+    for a, b in zip(*lines, strict=True):
+        for key in a.keys() - {"images_per_second", "data_wait"}:
+            assert b[key] == pytest.approx(a[key], rel=1e-5), (a["step"], key)
+    assert lines[1][-1]["validation/images"] == 21  # of batches of 8: each once
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    assert main(command(folder, "alone")) == 0
+    return folder / "alone"
+
+
+def test_two_processes_stop_together_and_one_goes_on(folder, alone, capfd):
+    started = start(folder, "two", 2, 2, pace=0.05)
+    wait_for_step(folder, "two", started, 2)
+    started[1].send_signal(signal.SIGTERM)  # to the one that writes nothing
+    assert codes(folder, "two", started) == [128 + signal.SIGTERM] * 2, [said(folder, "two", i) for i in range(2)]
+    (out, err), (silent, other_err) = said(folder, "two", 0), said(folder, "two", 1)
+    stopped = [int(text.split("after step ")[1].split(",")[0]) for text in (err, other_err)]
+    assert stopped[0] == stopped[1] < STEPS and f"step {stopped[0]}/{STEPS}" in out and "step" not in silent
+    run = folder / "two"
+    assert read_run(run)["processes"] == 2 and read_run(run)["step"] == stopped[0]
+
+    assert main(command(folder, "two")) == 0  # alone, on as many devices as the test has
+    assert f"going on from step {stopped[0]}" in capfd.readouterr().out
+    assert_same(alone, run)
+
+
+@pytest.mark.slow
+def test_four_processes_then_two(folder):
+    assert main(command(folder, "deep_alone")) == 0
+    name = "deep_four"
+    started = start(folder, name, 4, 1, pace=0.05)
+    wait_for_step(folder, name, started, 2)
+    started[3].send_signal(signal.SIGTERM)
+    assert codes(folder, name, started) == [128 + signal.SIGTERM] * 4, said(folder, name, 0)
+    started = start(folder, name, 2, 2)
+    assert codes(folder, name, started) == [0, 0], said(folder, name, 0)
+    assert "going on from step" in said(folder, name, 0)[0]
+    assert_same(folder / "deep_alone", folder / name)
+
+
+NEIGHBOURS = """
+import sys
+from big_vision_lite import config as configs
+from big_vision_lite.training.distributed import Processes, join
+process, port, file = int(sys.argv[1]), *sys.argv[2:]
+join(Processes("127.0.0.1:" + port, 2, process, 300))
+import jax, numpy as np
+from big_vision_lite.training.job import Job
+experiment = configs.load(file)
+a, b, c, d = jax.devices()
+for devices in ((a, b, c, d), (a, c, b, d), (d, a, b, c)):
+    job = Job(experiment, devices=devices)
+    score = job.score(job.init(), "validation")
+    print(score["loss"], score["mAP"], score["images"])
+"""
+
+
+@pytest.mark.slow
+def test_devices_of_different_processes_may_be_neighbours(folder):
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
+    started = [subprocess.Popen([sys.executable, "-c", NEIGHBOURS, str(i), str(port), str(folder / "tiny.py")],
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+               for i in range(2)]
+    for process in started:
+        out, err = process.communicate(timeout=400)
+        assert process.returncode == 0, err
+        scores = [[float(v) for v in line.split()] for line in out.splitlines() if not line.startswith("[Gloo]")]
+        assert len(scores) == 3
+        np.testing.assert_allclose(scores, scores[:1] * 3, rtol=1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched(SGD):
+    """Notes how the gradients that it gets are spread."""
+
+    seen: dict = dataclasses.field(default_factory=dict)
+
+    def build(self, steps):
+        plain = super().build(steps)
+
+        def update(grads, state, params=None):
+            for name, leaf in flatten(grads).items():
+                jax.debug.inspect_array_sharding(leaf, callback=functools.partial(self.note, name, leaf.shape))
+            return plain.update(grads, state, params)
+
+        return optax.GradientTransformation(plain.init, update)
+
+    def note(self, name, shape, sharding):
+        self.seen[f"params.{name}"] = 4 * int(np.prod(sharding.shard_shape(shape)))
+
+
+def test_spread_parameters_change_nothing(folder):
+    watched = Watched(0.01)
+    tiny = dataclasses.replace(configs.load(f"{folder}/tiny.py:deep=true"), optimizer=watched,
+                               backbone=ResNet(10, width=1 / 8, stem="half"))
+    losses, held = {}, {}
+    for fsdp in (1, 4):
+        job = Job(dataclasses.replace(tiny, mesh=Mesh(fsdp=fsdp)), devices=jax.devices()[:4])
+        state = job.init()
+        held[fsdp] = {name: leaf.addressable_shards[0].data.nbytes for name, leaf in flatten(state).items()}
+        losses[fsdp] = []
+        for batch in job.batches(tiny.train, job.data, tiny.seed, 0, 3):
+            state, figures = job.train_step(state, job.to_devices(batch))
+            losses[fsdp].append([float(figures["loss"]), float(figures["grad_norm"])])
+        after = {name: leaf.addressable_shards[0].data.nbytes for name, leaf in flatten(state).items()}
+        assert after == held[fsdp]  # a step keeps them as they were
+        gradients = {name: held[fsdp][name] for name in watched.seen}
+        assert len(gradients) > 20 and watched.seen == gradients  # as their parameters are
+    np.testing.assert_allclose(losses[4], losses[1], rtol=1e-5)
+    spread = {name for name in held[4] if held[4][name] < held[1][name]}
+    assert all(held[4][name] * 4 == held[1][name] for name in spread)
+    assert {name.split(".")[0] for name in spread} == {"params", "optimizer"}  # statistics are small
+    large = {name for name, size in held[1].items() if size >= 4 * 2**12}
+    assert large == spread
+    assert sum(held[4].values()) < 0.35 * sum(held[1].values())  # of a network of which a tenth is small
+
+
+def test_who_is_who():
+    assert not started_together({"JAX_PLATFORMS": "cpu"})
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "1", "SLURM_NTASKS": "8"}
+    assert not started_together({**slurm, "JAX_PLATFORMS": "cpu"})  # within sbatch, but not one of srun's
+    slurm |= {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2"}
+    assert started_together(slurm) and machines(slurm) == 2
+    mpi = {"OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}
+    assert started_together(mpi) and machines(mpi) == 2
+    assert started_together({"TPU_WORKER_HOSTNAMES": "t0,t1"}) and machines({"TPU_WORKER_HOSTNAMES": "t0,t1"}) == 2
+    assert not started_together({"TPU_WORKER_HOSTNAMES": "localhost"})
+    assert not started_together({"TPU_WORKER_HOSTNAMES": "t0,t1", "JAX_PLATFORMS": "cpu"})
+    assert machines({}) == 1
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--processes", "2"], "come together"),
+    (["--coordinator", "here", "--processes", "2", "--process", "0"], "'here'; expected HOST:PORT"),
+    (["--coordinator", "a:1", "--processes", "2", "--process", "2"], "--process 2 of --processes 2; expected 0 to 1"),
+    (["--init-timeout", "0"], "at least 1 second"),
+    (["--profile", "7"], "expected FIRST:LAST"),
+])
+def test_flags_that_cannot_be(folder, capsys, flags, message):
+    assert main(command(folder, "never", *flags)) == 2
+    assert message in capsys.readouterr().err and not (folder / "never").exists()
+
+
+def test_a_coordinator_that_others_cannot_reach():
+    together = Processes("localhost:8476", 2, 1)
+    with pytest.raises(UserError, match="localhost:8476 is this machine's name for itself, and there are 2 machines"):
+        join(together, {"SLURM_STEP_NUM_NODES": "2"})
+    assert Processes("[::1]:80", 1, 0).on_this_machine and not Processes("10.0.0.2:80", 1, 0).on_this_machine

@@ -1,0 +1,218 @@
+"""What a run survives, each fault really made. The table is in docs/faults.md."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from test_distributed import CONFIG, codes, said, start, wait_for_step
+
+from big_vision_lite.cli import main
+from big_vision_lite.errors import UserError
+from big_vision_lite.training import workdir as workdirs
+from big_vision_lite.training.checkpoints import Checkpoints
+from big_vision_lite.training.distributed import TRY_AGAIN
+from big_vision_lite.training.progress import Display
+from big_vision_lite.training.records import read_metrics, read_run
+from big_vision_lite.training.watchdog import Watchdog
+
+pytestmark = [
+    pytest.mark.usefixtures("compile_once"),
+    # Orbax leaves reads that it had begun when another one fails.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs")
+    (path / "tiny.py").write_text(CONFIG)
+    return path
+
+
+@pytest.fixture
+def command(folder, tmp_path):
+    """A run of a few steps in a folder of its own, saved at 4 and 8."""
+    return lambda *more: ["train", str(folder / "tiny.py"), "--workdir", str(tmp_path / "run"), f"--steps={STEPS}",
+                          "--save-every=4", *more]
+
+
+@pytest.fixture(scope="module")
+def untouched(folder):
+    """What the run writes when nothing happens."""
+    run = folder / "untouched"
+    assert main(["train", str(folder / "tiny.py"), "--workdir", str(run), f"--steps={STEPS}", "--save-every=4"]) == 0
+    return run
+
+
+def figures(run):
+    return [{k: v for k, v in line.items() if k not in ("images_per_second", "data_wait")}
+            for line in read_metrics(run / "metrics.jsonl")]
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """Do something right after a step."""
+    def arrange(step, action):
+        original = Display.step
+
+        def hooked(self, now):
+            original(self, now)
+            if now == step:
+                action()
+
+        monkeypatch.setattr(Display, "step", hooked)
+
+    return arrange
+
+
+@pytest.mark.parametrize("what", ["state/manifest.ocdbt", "state/_METADATA", "state/d/*", "data/metadata"])
+def test_a_newest_checkpoint_that_was_cut(untouched, tmp_path, command, capsys, what):
+    run = tmp_path / "run"
+    shutil.copytree(untouched, run)
+    for path in (run / "checkpoints" / "8").glob(what):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match="checkpoints/8 cannot be read, it may have been cut"):
+        Checkpoints(run / "checkpoints").restore(8, Checkpoints(run / "checkpoints").arrays(4))
+    capsys.readouterr()
+    assert main(command()) == 0
+    out = capsys.readouterr().out
+    assert "checkpoints/8 cannot be read, it may have been cut: " in out
+    assert "damaged/8, going on from step 4" in out and (run / "damaged" / "8").is_dir()
+    assert figures(run) == figures(untouched) and Checkpoints(run / "checkpoints").steps() == [4, 8]
+
+
+def test_no_checkpoint_that_can_be_read(untouched, tmp_path, command, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(untouched, run)
+    for path in run.glob("checkpoints/*/state/manifest.ocdbt"):
+        path.write_bytes(b"")
+    assert main(command()) == 2
+    assert "checkpoints/8 cannot be read" in (err := capsys.readouterr().err) and "nor can any other in" in err
+    assert Checkpoints(run / "checkpoints").steps() == [4, 8]  # nothing is thrown away
+
+
+@pytest.mark.parametrize("step", [3, 5])  # before a save, and while one may be written
+def test_a_workdir_that_is_away_for_a_moment(untouched, tmp_path, command, capsys, at_step, step):
+    run, away = tmp_path / "run", tmp_path / "away"
+
+    def back():
+        while away.exists():
+            shutil.rmtree(run, ignore_errors=True)  # what was written where it should be
+            with contextlib.suppress(OSError):
+                away.rename(run)
+
+    at_step(step, lambda: (run.rename(away), threading.Timer(1.0, back).start()))
+    assert main(command()) == 0
+    assert step == 5 or "is not there any more; waiting for it" in capsys.readouterr().out
+    assert figures(run) == figures(untouched) and Checkpoints(run / "checkpoints").latest() == STEPS
+
+
+def test_a_workdir_that_is_gone(tmp_path, command, capsys, at_step, monkeypatch):
+    monkeypatch.setattr(workdirs, "PATIENCE", 0.1)
+    run, away = tmp_path / "run", tmp_path / "away"
+    at_step(5, lambda: run.rename(away))
+    assert main(command()) == 2
+    assert "is not there any more, for 0 s now; bring it back" in capsys.readouterr().err
+    assert not (run / "config.json").exists() and read_metrics(away / "metrics.jsonl")[-1]["step"] == STEPS
+
+
+def test_a_worker_process_that_dies(untouched, tmp_path, command, capfd, at_step):
+    def kill():
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+
+    at_step(3, kill)
+    plain = [text.replace("tiny.py", "tiny.py:paced=false") for text in command()]  # a worker cannot read the config
+    assert main([*plain, "--train.workers=1", "--train.prefetch=1"]) == 0
+    assert "others make batch" in capfd.readouterr().err
+    assert figures(tmp_path / "run") == figures(untouched)
+
+
+KILLED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+import jax, jax.numpy as jnp
+from big_vision_lite.training.checkpoints import Checkpoints
+
+folder = Path(sys.argv[1])
+checkpoints = Checkpoints(folder, keep=2)
+checkpoints.save(1, {"params": jnp.ones((4000, 1000))}, {}, {"step": 1})
+checkpoints.wait()
+
+def kill():
+    while not any(path.is_file() for path in folder.glob("2.*/**/*")):
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+
+threading.Thread(target=kill).start()
+checkpoints.save(2, {"params": jnp.zeros((4000, 1000))}, {}, {"step": 2})
+checkpoints.wait()
+time.sleep(60)
+"""
+
+
+def test_a_process_that_is_killed_while_it_saves(tmp_path):
+    folder = tmp_path / "checkpoints"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(folder)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert any(path.name.startswith("2.") for path in folder.iterdir())  # half of it is there
+    like = {"params": np.ones((4000, 1000), np.float32)}
+    checkpoints = Checkpoints(folder, keep=2)
+    step, state, data = checkpoints.restore_newest(like, pytest.fail)
+    assert (step, data) == (1, {"step": 1}) and (np.asarray(state["params"]) == 1).all()
+    checkpoints.save(2, state, {}, {"step": 2})
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 2]
+    checkpoints.close()
+
+
+def test_a_run_that_stands_still(capfd):
+    ended, codes = threading.Event(), []
+
+    def end(code):
+        codes.append(code)
+        ended.set()
+
+    with Watchdog(0.2, lambda: "the checkpoint of step 3 is kept", end) as watchdog:
+        watchdog.beat(5)
+        assert ended.wait(60) and codes == [TRY_AGAIN]
+    err = capfd.readouterr().err
+    assert "nothing has moved for 0.2 s after step 5" in err and "the checkpoint of step 3 is kept" in err
+    assert "test_a_run_that_stands_still" in err  # where it hangs
+    ended.clear()
+    with Watchdog(1000, str, end) as watchdog:
+        assert not ended.wait(0.1)
+    with Watchdog(0, str, end):
+        assert not ended.wait(0.1) and codes == [TRY_AGAIN]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_of_two_processes_is_killed(folder, victim):
+    name = f"killed{victim}"
+    started = start(folder, name, 2, 2, "--watchdog=60", pace=0.05)
+    wait_for_step(folder, name, started, 10)
+    while not (folder / name / "checkpoints" / "10").exists():
+        assert all(process.poll() is None for process in started), said(folder, name, 0)
+        time.sleep(0.02)
+    started[victim].kill()
+    found = codes(folder, name, started)
+    assert found[victim] == -signal.SIGKILL and found[1 - victim] in (TRY_AGAIN, -signal.SIGABRT)
+    err = said(folder, name, 1 - victim)[1]
+    assert any(text in err for text in ("nothing has moved for 60 s after step", "or the network between them is gone",
+                                        "JAX distributed service detected fatal errors")), err
+    started = start(folder, name, 2, 2)
+    assert codes(folder, name, started) == [0, 0], said(folder, name, 0)
+    assert "going on from step" in said(folder, name, 0)[0]
+    lines = [line["step"] for line in read_metrics(folder / name / "metrics.jsonl") if "loss" in line]
+    assert lines == list(range(1, 41)) and json.dumps(read_run(folder / name)["results"])
