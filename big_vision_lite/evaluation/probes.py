@@ -126,10 +126,13 @@ class Ridge:
 
     def scores(self, x: np.ndarray, ridges: Sequence[float]) -> Iterator[np.ndarray]:
         """Predictions ``[n, k]`` for each regulariser: the minimum of ``|zW - y|^2 + ridge |W|^2``."""
-        places = ((x - self.mean) / self.scale) @ self._basis
+        z = (x - self.mean) / self.scale
+        # Whichever is multiplied first, images by directions or directions by classes, the result is the same.
+        many = len(ridges) * self._y.shape[1] > len(z)
+        places = z @ self._basis if many else None
         for ridge in ridges:
             weights = (np.sqrt(self._squares) / (self._squares + ridge))[:, None] * self._projected
-            yield places @ weights + self.offset
+            yield (places @ weights if many else z @ (self._basis @ weights)) + self.offset
 
     def left_out(self, ridge: float) -> np.ndarray:
         """Predictions ``[n, k]`` for each training row by the fit to all others, with the means of all."""
