@@ -344,7 +344,7 @@ def test_example_keeps_labels_and_loses_places():
     batch = np.zeros((3, 64, 64, 3), np.uint8)
     before = example(encode(COLOUR), boxes=np.zeros((1, 4)), instance_mask=b"", caption="a cat")
     after = transforms.InceptionCrop(64)(before, np.random.default_rng(0), batch[1])
-    assert set(after) == {"id", "labels", "caption"} and "image" in before
+    assert set(after) == {"id", "labels", "caption", "key"} and "image" in before
     assert batch[1].any() and not batch[0].any() and not batch[2].any()
 
 

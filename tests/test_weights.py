@@ -3,11 +3,13 @@
 import contextlib
 import hashlib
 import http.server
+import io
 import re
 import runpy
 import threading
 import urllib.error
 import urllib.request
+import zipfile
 from functools import cache
 from pathlib import Path
 
@@ -168,7 +170,15 @@ def test_our_own_file_of_another_network_is_named(tmp_path):
         weights.to_torchvision({**ours, "backbone.extra": np.zeros(1)})
 
 
+def archive_of(name: str, content: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(name, content)
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(("name", "content", "message"), [
+    ("w.npz", archive_of("notes.txt", b"hello"), "'notes.txt' in it is not an array"),
     ("w.bin", b"", r"expected \.safetensors, \.npz"),
     ("w.npz", None, "no file of weights"),
     ("w.npz", b"no zip", "cannot be read as npz"),

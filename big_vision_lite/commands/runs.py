@@ -14,6 +14,7 @@ from big_vision_lite import config as configs
 from big_vision_lite.commands.arguments import Flat, load, parse, set_up_for, set_up_jax
 from big_vision_lite.errors import UserError
 from big_vision_lite.training.distributed import Processes, leaving_on_error
+from big_vision_lite.training.watchdog import PATIENCE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Train:
     """Folder for the run's files; of several machines, on a disk that all of them see."""
     profile: str | None = None
     """Steps to profile, as FIRST:LAST, into profile/ of the workdir."""
-    watchdog: float = 1800
+    watchdog: float = PATIENCE
     """Seconds without a step, a batch or a save after which the run says where it hangs and ends; 0: never."""
     together: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 

@@ -118,9 +118,10 @@ def one(arguments: list[str]) -> int:
             figures(start, before)  # a run of the same study: not before it is done
         set_up_jax(experiment)
         from big_vision_lite.training.loop import Stopped, train
+        from big_vision_lite.training.watchdog import PATIENCE
 
         try:
-            train(experiment, asked.workdir)
+            train(experiment, asked.workdir, watchdog=PATIENCE)
         except Stopped as stop:
             print(f"bvl: {stop}", file=sys.stderr)
             return stop.code

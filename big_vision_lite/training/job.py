@@ -179,12 +179,14 @@ class Job:
         for batch in self.batches(inputs, records, seed=None):
             outputs = self.eval_step(params, stats, self.to_devices(batch))
             if waiting:  # one batch behind, so that devices and host work at the same time
-                yield self._to_host(*waiting)
+                yield self.to_host(*waiting)
             waiting = batch, outputs
         if waiting:
-            yield self._to_host(*waiting)
+            yield self.to_host(*waiting)
 
-    def _to_host(self, batch, outputs):
+    def to_host(self, batch: dict[str, np.ndarray], outputs: Any) -> tuple[dict[str, np.ndarray], Any]:
+        """A batch that this process made and what was computed of the global one, as the global one on the host; its
+        images stay this process's."""
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 

@@ -74,7 +74,7 @@ def features(job: Any, params: Tree, stats: Tree, inputs: Input, records: Record
     values, labels = [], []
     step = feature_step(job)
     for batch in job.batches(inputs, records, seed=None, targets=_first_label):
-        found = np.asarray(step(params, stats, job.to_devices({"image": batch["image"]})["image"]))
+        batch, found = job.to_host(batch, step(params, stats, job.to_devices({"image": batch["image"]})["image"]))
         values.append(found[batch["mask"]])
         labels.append(batch["label"][batch["mask"]])
     return Features(np.concatenate(values), np.concatenate(labels), records.classes)

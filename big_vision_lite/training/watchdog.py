@@ -14,6 +14,9 @@ from collections.abc import Callable
 
 from big_vision_lite.training.distributed import TRY_AGAIN, leave
 
+PATIENCE = 1800.0
+"""Seconds that a run may stand still, where nobody says otherwise: longer than large programs take to compile."""
+
 
 class Watchdog:
     """Ends the process when nobody has called `beat` for ``seconds``, from a thread of its own.

@@ -99,7 +99,11 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path):  # numpy would take it for a pickle and say so
             pass
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            found = {name: file[name] for name in file.files}
+        for name, value in found.items():
+            if not isinstance(value, np.ndarray):  # numpy gives whatever else the archive holds as bytes
+                raise ValueError(f"{name!r} in it is not an array")
+        return found
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         if "allow_pickle" in str(error):
             raise UserError(f"weights {str(path)!r} holds Python objects, which could run code as they are read; "
