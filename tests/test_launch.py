@@ -185,7 +185,9 @@ def test_run_hands_the_script_over(kind, program, want, fakes, monkeypatch):
 
 
 def test_local_processes_end_together(fakes):
-    fakes.add("python", 'if [[ "${*: -1}" == 1 ]]; then exit 3; fi\ntrap "echo saved >$FAKES/saved; exit 143" TERM\n'
+    # The second fails once the first listens: a signal before that would end it unsaved.
+    fakes.add("python", 'if [[ "${*: -1}" == 1 ]]; then\n  until [[ -e $FAKES/listens ]]; do /bin/sleep 0.05; done\n'
+              '  exit 3\nfi\ntrap "echo saved >$FAKES/saved; exit 143" TERM\necho >$FAKES/listens\n'
               'for i in {1..300}; do /bin/sleep 0.1; done')
     cluster = Local("runs", processes=2, python=str(fakes.bin / "python"))
     rendered = render(cluster, "two", "configs/quickstart.py", [HARD])
