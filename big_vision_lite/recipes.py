@@ -188,21 +188,22 @@ CATALOGUE = {
 """The data sets of the paper's successors, with the splits that they use (BiT's flowers: training and validation)."""
 
 
-def tfds_finetuning(name: str, known: Known, *, init: str | None, depth: int = 50, batch_size: int = 512,
-                    freeze: bool = False, data_dir: str | None = None, subset: int | None = None, seed: int = 0,
-                    sides: tuple[int, int] | None = None) -> Experiment:
+def tfds_finetuning(name: str, known: Known, *, init: str | None, depth: int = 50, backbone: Backbone | None = None,
+                    batch_size: int = 512, freeze: bool = False, data_dir: str | None = None,
+                    subset: int | None = None, seed: int = 0, sides: tuple[int, int] | None = None) -> Experiment:
     """`bit_finetuning` on a data set of TFDS, with the backbone of the run that ``init`` names, else a ResNet.
 
     Args:
       subset: learn from so many images, with the classes in their proportions.
       depth: of the backbone, where ``init`` is not a run.
+      backbone: in place of these.
     """
     train, evaluate = (Tfds(known.name or name, split, data_dir, label_key=known.label)
                        for split in (known.train, known.evaluate))
     return bit_finetuning(
         train, {"evaluation": evaluate}, subset or known.images, init=init, pixels=known.pixels,
-        backbone=backbone_of(init) or ResNet(depth), batch_size=batch_size, freeze=freeze, seed=seed, sides=sides,
-        curate=curated_by(subset=subset, stratified=True))
+        backbone=backbone or backbone_of(init) or ResNet(depth), batch_size=batch_size, freeze=freeze, seed=seed,
+        sides=sides, curate=curated_by(subset=subset, stratified=True))
 
 
 def faster_rcnn(train: Source, evals: dict[str, Source], *, recipe: Literal["paper", "c4", "fpn"], steps: int,
