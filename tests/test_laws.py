@@ -51,6 +51,15 @@ def test_laws_say_where_an_error_is_never_reached():
     assert fitted.reach(0.99)[0] == 0  # worse than guessing: always reached
 
 
+def test_noise_beyond_the_plateaus_does_not_move_them():
+    law = Sigmoid()
+    curve = points(law, noise=0.02, x=np.geomspace(1e3, 1e11, 300))
+    assert curve.error.max() > 0.97 and curve.error.min() < 0.15  # beyond e0 and e_inf
+    found = {name: value[0] for name, value in fitting.fit(law, curve).natural().items()}
+    assert found["e0"] == pytest.approx(0.95, abs=0.01) and found["e_inf"] == pytest.approx(0.15, abs=0.01)
+    assert found["c"] == pytest.approx(-0.8, abs=0.08)
+
+
 def test_fit_is_the_robust_optimum_of_scipy():
     curve = points(Asymptote(), noise=0.05)
     curve.error[7] *= 2

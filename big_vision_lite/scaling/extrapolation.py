@@ -71,7 +71,7 @@ class Reach:
         between = (f"at least {number(self.low)}, with no upper bound" if math.isinf(self.high) else
                    f"between {number(self.low)} and {number(self.high)}")
         text = f"to reach error {self.error:g} you need about {number(self.size)} images, {between}"
-        return text + (f" ({self.never:.0%} of the draws never reach it)" if self.never else "")
+        return text + (f" ({self.never:.1%} of the draws never reach it)" if self.never else "")
 
 
 def compare(curve: Curve, laws: Sequence[Law] = LAWS) -> Comparison:

@@ -125,7 +125,8 @@ class Asymptote(Law):
 
     def bounds(self, z, error):
         low, high = Power().bounds(z, error)
-        return np.append(low, 0.0), np.append(high, error.min())
+        # Noise takes some errors below the asymptote: a bound at the lowest one would push e_inf down.
+        return np.append(low, 0.0), np.append(high, np.median(error))
 
     def starts(self, z, error):
         made = []
@@ -212,18 +213,18 @@ class Sigmoid(Law):
 
     def bounds(self, z, error):
         low, high = Asymptote().bounds(z, error)
-        most = max(error.max(), 1.0) if error.max() <= 1 else 10 * error.max()
-        return (np.append(low, [0.01, error.max()]),
-                np.append(high, [10.0, max(most, error.max() * (1 + 1e-6))]))
+        # As for e_inf: noise takes errors near that of guessing above it. No error rate is above 1, a loss may be.
+        most = 1.0 if error.max() <= 1 else 10 * error.max()
+        return np.append(low, [0.01, np.median(error)]), np.append(high, [10.0, most])
 
     def starts(self, z, error):
-        lowest, highest = self.bounds(z, error)
+        highest = self.bounds(z, error)[1][4]
         made = []
         for share in (0.0, 0.5, 0.9):
             for alpha in (0.1, 0.5, 1.0, 3.0):
                 for towards in (0.1, 0.9):
                     e_inf = share * error.min()
-                    e0 = lowest[4] + towards * (highest[4] - lowest[4])
+                    e0 = error.max() + towards * (highest - error.max())
                     level, slope = _line(z, np.log(error - e_inf) - alpha * np.log(e0 - error + 1e-9))
                     made.append((level, max(-slope, 1e-3), e_inf, alpha, e0))
         return np.array(made)
