@@ -34,13 +34,16 @@ ARGUMENTS = {
     "transfer/voc07_detection.py": ":root=/voc,recipe=c4",
     "transfer/voc12_segmentation.py": ":root=/voc",
     "transfer/folder_segmentation.py": ":root=/photos",
+    "transfer/coco_check_detection.py": ":root=/coco",
+    "transfer/coco_check_segmentation.py": ":root=/coco,images=100",
 }
 """What a recipe needs to be told."""
 SAME_AS_ANOTHER = (
     "pretrain/open_images.py", "pretrain/imagenet21k.py", "pretrain/emoji.py", "tfds.py", "transfer/tfds.py",
     "transfer/pets.py", "transfer/flowers.py", "transfer/vtab.py", "transfer/small_photos.py",
     "transfer/bccd_detection.py", "transfer/coco_detection.py", "transfer/voc07_detection.py",
-    "transfer/voc12_segmentation.py", "transfer/folder_segmentation.py", "transfer/emoji_segmentation.py")
+    "transfer/voc12_segmentation.py", "transfer/folder_segmentation.py", "transfer/emoji_segmentation.py",
+    "transfer/coco_check_detection.py", "transfer/coco_check_segmentation.py")
 """Differ from another, or from what the tests of heads train, in the source or in sizes alone, which are replaced here:
 compiling them again would tell nothing."""
 

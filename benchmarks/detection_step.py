@@ -1,0 +1,169 @@
+"""A training step of Faster R-CNN with R50-FPN beside torchvision's, by turns in one run.
+
+    python benchmarks/detection_step.py --turns 5 --torch-python OTHER/bin/python
+
+Both learn the same images and boxes by SGD with stem and first stage fixed and BatchNorm's statistics kept. A process
+each, which computes only while the other waits; their first two steps are not counted. Needs torch and torchvision, in
+this environment or in that of ``--torch-python``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+BOXES = 8
+
+
+def batch(images: int, side: int) -> dict[str, np.ndarray]:
+    """Random pixels and boxes, as `FasterRCNN.targets` gives them."""
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, side * 0.7, (images, BOXES, 2))
+    boxes = np.zeros((images, 100, 4), np.float32)
+    boxes[:, :BOXES] = np.concatenate([corner, corner + rng.uniform(20, side * 0.3, (images, BOXES, 2))], -1)
+    kind = np.zeros((images, 100), np.int32)
+    kind[:, :BOXES] = 1
+    return {
+        "image": rng.integers(0, 255, (images, side, side, 3), dtype=np.uint8),
+        "mask": np.ones(images, bool),
+        "boxes": boxes,
+        "kind": kind,
+        "box_labels": rng.integers(0, 20, (images, 100)).astype(np.int32),
+        "size": np.full((images, 2), side, np.int32),
+        "original_size": np.full((images, 2), side, np.int32),
+        "scale": np.ones((images, 2), np.float32),
+        "key": rng.integers(0, 2**31, (images, 2)).astype(np.uint32),
+    }
+
+
+def jax_step(images: int, side: int):
+    """A function that takes one step and returns its loss."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from flax import nnx
+
+    from big_vision_lite.backbones.resnet import ResNet
+    from big_vision_lite.data.source import Description
+    from big_vision_lite.heads.detection.faster_rcnn import FasterRCNN
+    from big_vision_lite.heads.detection.variants import FPN
+    from big_vision_lite.training.step import Learner, split
+    from big_vision_lite.training.transfer import Transfer
+
+    head = FasterRCNN(variant=FPN())
+    transfer = Transfer(freeze=("backbone.stem", "backbone.stem_norm", "backbone.stages.0"), freeze_statistics=True)
+    description = Description(tuple(map(str, range(20))), True, "", 1, "")
+
+    def network():
+        model = head.build(ResNet(50).build(nnx.Rngs(0)), description, nnx.Rngs(1))
+        transfer.fix_statistics(model)
+        return model
+
+    graphdef = split(nnx.eval_shape(network))[0]
+    learner = Learner(graphdef, head, transfer.optimizer(optax.sgd(0.001, 0.9)), frozen=transfer.frozen)
+    state = jax.jit(lambda: learner.init(*split(network())[1:]))()
+    inputs = jax.tree.map(jnp.asarray, batch(images, side))
+    begin = time.process_time()
+    compiled = jax.jit(learner.train_step, donate_argnums=0).lower(state, inputs).compile()
+    print(f"compiling it: {time.process_time() - begin:.1f} s of CPU", file=sys.stderr)
+
+    def step() -> float:
+        nonlocal state
+        state, measured = compiled(state, inputs)
+        return float(measured["loss"])
+
+    return step
+
+
+def torch_step(images: int, side: int):
+    """A function that takes one step and returns its loss."""
+    import torch
+    import torchvision
+
+    def freeze(module) -> None:
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.BatchNorm2d):
+                setattr(module, name, torchvision.ops.FrozenBatchNorm2d(child.num_features))
+            else:
+                freeze(child)
+
+    model = torchvision.models.detection.fasterrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None, num_classes=21, min_size=side, max_size=side,
+        rpn_post_nms_top_n_train=1000)
+    freeze(model.backbone)
+    for name, parameter in model.backbone.body.named_parameters():
+        parameter.requires_grad = not name.startswith(("conv1", "layer1"))
+    model.train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.001, 0.9)
+    made = batch(images, side)
+    inputs = [torch.from_numpy(image).permute(2, 0, 1).float() / 255 for image in made["image"]]
+    targets = [{"boxes": torch.from_numpy(boxes[:BOXES]), "labels": torch.from_numpy(labels[:BOXES]).long() + 1}
+               for boxes, labels in zip(made["boxes"], made["box_labels"], strict=True)]
+
+    def step() -> float:
+        loss = sum(model(inputs, targets).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def work(step) -> None:
+    """Take a step for each line of input and answer with its seconds."""
+    for _ in sys.stdin:
+        begin = time.perf_counter()
+        step()
+        print(time.perf_counter() - begin, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--images", type=int, default=2, help="in a batch")
+    parser.add_argument("--side", type=int, default=320, help="pixels")
+    parser.add_argument("--torch-python", default=sys.executable)
+    parser.add_argument("--before-torch", default="", help="a module to import before torchvision")
+    parser.add_argument("--only", choices=("jax", "torch"), help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.only:
+        if asked.only == "torch" and asked.before_torch:
+            __import__(asked.before_torch)
+        return work({"jax": jax_step, "torch": torch_step}[asked.only](asked.images, asked.side))
+
+    here = str(Path(__file__).resolve())
+    repository = os.pathsep.join(filter(None, (str(Path(here).parent.parent), os.environ.get("PYTHONPATH"))))
+    sides = {}
+    for name, python in (("jax", sys.executable), ("torch", asked.torch_python)):
+        sides[name] = subprocess.Popen([python, here, "--only", name, *sys.argv[1:]], text=True, stdin=subprocess.PIPE,
+                                       stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": repository})
+
+    def seconds(name: str) -> float:
+        print(file=sides[name].stdin, flush=True)
+        return float(sides[name].stdout.readline())
+
+    for name in sides:
+        for _ in range(2):
+            seconds(name)
+    times = {name: [] for name in sides}
+    for turn in range(asked.turns):
+        for name, found in times.items():
+            found.append(seconds(name))
+        print(f"turn {turn + 1}: " + ", ".join(f"{name} {found[-1]:.2f} s" for name, found in times.items()))
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    for name, found in times.items():
+        print(f"{name}: median {medians[name]:.2f} s ({min(found):.2f} to {max(found):.2f})")
+        sides[name].stdin.close()
+    print(f"steps a second against torchvision's: {medians['torch'] / medians['jax']:.2f}")
+
+
+if __name__ == "__main__":
+    main()
