@@ -8,8 +8,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import tyro
 
 from big_vision_lite import config
+from big_vision_lite.commands.arguments import parse
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import WITHOUT_EFFECT, Experiment
 
@@ -181,3 +183,21 @@ def test_commands(arguments, message, capsys):
 
     assert main(arguments) == (2 if arguments else 0)
     assert message in "".join(capsys.readouterr())
+
+
+def test_sources_parsed_by_two_threads_at_once(monkeypatch):
+    """Before CPython 3.11.8, `ast.parse` fails when another thread parses too; tyro reads the sources of a config."""
+    cli, failed = tyro.cli, []
+
+    def disturbed(*args, **kwargs):
+        if not failed:
+            failed.append(True)
+            raise SystemError("AST constructor recursion depth mismatch (before=219, after=17)")
+        return cli(*args, **kwargs)
+
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        steps: int = 1
+
+    monkeypatch.setattr(tyro, "cli", disturbed)
+    assert parse(Options, ["--steps", "2"], "bvl").steps == 2 and failed

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import filelock
 import tyro
 
 from big_vision_lite import config as configs
 from big_vision_lite.data.cache import cache_dir
+from big_vision_lite.data.cores import usable_cores
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.training.distributed import Processes, join
@@ -35,7 +37,14 @@ def load(arguments: list[str], command: str) -> tuple[str, Any]:
 def parse(kind: type[Arguments], arguments: list[str], program: str, default: Arguments | None = None) -> Arguments:
     """Arguments as ``kind``; on a wrong one prints the nearest valid ones and exits with code 2."""
     given = {} if default is None else {"default": default}
-    return tyro.cli(kind, args=arguments, prog=program, config=(tyro.conf.AvoidSubcommands,), **given)
+
+    def cli() -> Arguments:
+        return tyro.cli(kind, args=arguments, prog=program, config=(tyro.conf.AvoidSubcommands,), **given)
+
+    try:
+        return cli()
+    except SystemError:  # before CPython 3.11.8, two threads that parse sources at once disturb each other (gh-106905)
+        return cli()
 
 
 def set_up_for(run: Path, imports: Sequence[str] = ()) -> Experiment:
@@ -75,6 +84,7 @@ def set_up_jax(experiment: Experiment, together: Processes | None = None) -> Non
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:  # neither $JAX_COMPILATION_CACHE_DIR nor an earlier command chose
+        mend_compiled(cache_dir() / "compiled")
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
         jax.config.update("jax_compilation_cache_max_size", COMPILED)
     if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", "") and "JAX_NUM_CPU_DEVICES" not in os.environ:
@@ -88,6 +98,19 @@ def set_up_jax(experiment: Experiment, together: Processes | None = None) -> Non
         raise UserError(f"JAX finds no device: {error}") from None
 
 
+def mend_compiled(folder: Path) -> None:
+    """Remove compiled programs whose writing was cut short.
+
+    JAX writes a program and then when it was last used. A process that is killed in between leaves one of which the
+    second is missing, and for want of it no process would ever add another.
+    """
+    if folder.is_dir():
+        with filelock.FileLock(folder / ".lockfile"):  # the lock that JAX takes
+            for program in folder.glob("*-cache"):
+                if not program.with_name(f"{program.name.removesuffix('-cache')}-atime").exists():
+                    program.unlink()
+
+
 def _cpu_devices(experiment: Experiment, together: Processes, most: int = 8) -> int:
     """CPU devices for a run: XLA computes much of a convolution's step on one core, so that splitting the batch
     over devices is what keeps all cores busy (docs/performance.md). At most one a core, and as batches divide."""
@@ -95,7 +118,7 @@ def _cpu_devices(experiment: Experiment, together: Processes, most: int = 8) -> 
     here = processes if together.on_this_machine else 1
     batches = [experiment.train.batch_size // experiment.accumulate]
     batches += [inputs.batch_size for inputs in experiment.evals.values()]
-    count = min(max((os.cpu_count() or 1) // here, 1), most)
+    count = min(max(usable_cores() // here, 1), most)
     while any(size % (count * processes) for size in batches) or count * processes % experiment.mesh.fsdp:
         if count == 1:
             break
