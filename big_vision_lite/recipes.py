@@ -18,7 +18,7 @@ from big_vision_lite.data.curation import (
     Vocabulary,
     curation,
 )
-from big_vision_lite.data.joint_transforms import Fit
+from big_vision_lite.data.joint_transforms import Fit, ScaleJitter
 from big_vision_lite.data.pipeline import Input
 from big_vision_lite.data.source import Source
 from big_vision_lite.data.tfds_source import Tfds
@@ -27,8 +27,9 @@ from big_vision_lite.experiment import Experiment
 from big_vision_lite.heads.classification import Classification
 from big_vision_lite.heads.detection.faster_rcnn import FasterRCNN
 from big_vision_lite.heads.detection.variants import C4, FPN
+from big_vision_lite.heads.segmentation import ASPPL, DeepLabV3, Segmentation, dilated
 from big_vision_lite.training.optimizers import SGD, RMSProp
-from big_vision_lite.training.schedules import Staircase, Step
+from big_vision_lite.training.schedules import Poly, Staircase, Step
 from big_vision_lite.training.transfer import Transfer
 
 WORKER_BATCH = 32
@@ -247,4 +248,48 @@ def faster_rcnn(train: Source, evals: dict[str, Source], *, recipe: Literal["pap
         seed=seed,
         log_every=50,
         eval_every=max(1, steps // 6),
+    )
+
+
+def deeplab(train: Source, evals: dict[str, Source], *, recipe: Literal["paper", "mmseg"], init: str | None,
+            depth: int = 101, batch_size: int | None = None, steps: int = 20_000, freeze: bool = False,
+            several_views: bool = False, seed: int = 0, dtype: str = "float32") -> Experiment:
+    """Transfer to segmentation of images of at most 500 pixels a side, at output stride 8.
+
+    paper: DeepLab-ASPP-L, rate 3e-3, momentum 0.9 (Sun et al., 2017, section 4; unverified). Its steps, batch, crop,
+    stride and decay are unknown: those of DeepLab v2 (Chen et al. 2016: power 0.9, 20,000 steps of 10 images, 321
+    pixels, BatchNorm not trained). No CRF.
+    mmseg: DeepLabV3 with an auxiliary head, 16 crops of 512 pixels (mmsegmentation's deeplabv3_r101-d8, 20k).
+
+    Args:
+      depth: of the backbone, where ``init`` is not a run.
+      batch_size: the rate grows linearly with it; None: the recipe's.
+      freeze: learn the decoder alone.
+      several_views: evaluate at six scales and mirrored.
+    """
+    usual = 10 if recipe == "paper" else 16
+    batch = batch_size or usual
+    views = dict(scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), flip=True) if several_views else {}
+    if recipe == "paper":
+        crop, size = ScaleJitter(321), 513
+        whole = ScaleJitter(size, scale=(1.0, 1.0), random=False)
+        head = Segmentation(ASPPL(), size, **views)
+        optimizer = SGD(3e-3 * batch / usual, schedule=Poly(), weight_decay=5e-4)
+    else:
+        crop, size = ScaleJitter(512, photometric=True), 768
+        whole = Fit(short=512, long=size, buckets=((512, size), (size, 512)), random=False)
+        head = Segmentation(DeepLabV3((12, 24, 36), channels=512), size, auxiliary=0.4, **views)
+        optimizer = SGD(0.01 * batch / usual, schedule=Poly(final=0.01), weight_decay=5e-4)
+    return Experiment(
+        train=Input(train, crop, batch, on_bad_image="mask"),
+        evals={name: Input(source, whole, batch, on_bad_image="mask") for name, source in evals.items()},
+        backbone=dilated(backbone_of(init) or ResNet(depth, dtype=dtype), 8),
+        head=head,
+        optimizer=optimizer,
+        transfer=Transfer(init, freeze=("backbone",) if freeze else (),
+                          freeze_statistics=recipe == "paper" and init is not None),
+        steps=steps,
+        seed=seed,
+        log_every=50,
+        eval_every=max(1, steps // 5),
     )

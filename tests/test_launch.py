@@ -15,7 +15,7 @@ import yaml
 
 from big_vision_lite.commands.launch import launch
 from big_vision_lite.errors import UserError
-from big_vision_lite.launch.clusters import Data, Local, Slurm, read
+from big_vision_lite.launch.clusters import Data, Local, SkyPilot, Slurm, read
 from big_vision_lite.launch.render import name_of, render
 
 HERE = Path(__file__).parent
@@ -54,6 +54,13 @@ def test_shell_is_well_formed(tmp_path):
             if shellcheck := shutil.which("shellcheck", path=f"{os.environ['PATH']}:{Path(sys.executable).parent}"):
                 done = subprocess.run([shellcheck, "--severity=warning", path], capture_output=True, text=True)
                 assert done.returncode == 0, done.stdout
+
+
+def test_words_that_yaml_would_read_otherwise(tmp_path):
+    hard = {"A": "no", "B": "1:30", "C": "~", "D": "a \nb: c\n\n d\n", "E": "é: # x", "F": HARD, "G": "x" * 200 + " y"}
+    cluster = SkyPilot("/runs", hard, accelerators="H100:8", data=(Data("gs://a/it's", "/b: c #", "copy"),))
+    task = yaml.safe_load(render(cluster, "a-run", "x.py", [HARD]).files["task.yaml"])
+    assert task["envs"] == hard and list(task["file_mounts"]) == ["/b: c #"] and "infra" not in task["resources"]
 
 
 class Fakes:

@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from big_vision_lite.commands.laws import report as command
+from big_vision_lite.data.emoji_scenes import EmojiScenes
 from big_vision_lite.errors import UserError
+from big_vision_lite.evaluation.detection import DetectionScores, truth_of
 from big_vision_lite.scaling import report, series
 from big_vision_lite.scaling.paper import TABLES
 
@@ -147,6 +149,23 @@ def test_several_studies_and_the_paper(tmp_path, capsys):
     capsys.readouterr()
     assert command([str(two), "--table", name]) == 0
     assert "reported" in capsys.readouterr().out
+
+
+def test_the_main_metric_of_a_detection_run():
+    records = EmojiScenes("test", 1, size=32, classes=2).open()
+    truth = truth_of(records[0], 0)[1]
+    scores = DetectionScores(records)
+    valid = np.ones((1, len(truth.label)), bool)
+    scores.add(truth.boxes[None], valid.astype(float), truth.label[None], valid, np.array([0]), np.array([True]))
+    metrics = {f"test/{name}": value for name, value in scores.result().items()}
+
+    def main(*but: str) -> str:
+        left = {name: value for name, value in metrics.items() if name.partition("/")[2] not in but}
+        run = series.Result("a", Path(), "transfer, FasterRCNN", None, "0", {}, left)
+        return series.main_metric([run], list(left))
+
+    assert (main(), main("AP"), main("AP", "AP50")) == ("test/AP", "test/AP50", "test/VOC07_AP50")
+    assert main("AP", "AP50", "VOC07_AP50") == "test/VOC_AP50"
 
 
 def test_bad_input(tmp_path):

@@ -69,7 +69,8 @@ def study(arguments: list[str]) -> int:
 def listing(found, workdir: Path, runs) -> str:
     """The runs as a table: state, steps, images seen, operations and estimated time."""
     from big_vision_lite.scaling import cost, results
-    from big_vision_lite.scaling.progress import duration, timed
+    from big_vision_lite.scaling.progress import timed
+    from big_vision_lite.training.progress import duration
 
     found.check(workdir)
     states = {row["run"]: row["status"] for row in results.rows(found, workdir)}

@@ -15,7 +15,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import re
 import tempfile
 import time
@@ -24,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from big_vision_lite.data.cores import usable_cores
 from big_vision_lite.data.source import Records
 from big_vision_lite.errors import BadImageError, UserError, nearest
 
@@ -249,7 +249,7 @@ def _engine(runner: str | None, beam_options: Sequence[str], workers: int | None
             raise UserError(f"Beam has no runner {runner!r}" + nearest(runner, known)) from error
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-    workers = max(workers or os.cpu_count() or 1, 1)
+    workers = max(workers or usable_cores(), 1)
     mode = "multi_threading" if workers > 1 else "in_memory"  # decoding and comparing leave Python's lock to others
     flags = [f"--direct_num_workers={workers}", f"--direct_running_mode={mode}", *beam_options]
     return FnApiRunner(), PipelineOptions(flags)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from big_vision_lite.data.cores import usable_cores
 from big_vision_lite.data.pipeline import BatchMaker
 
 
@@ -103,8 +104,3 @@ def _ran_or_ready() -> float:
         return time.thread_time()
     ran, ready, _ = text.split()
     return (int(ran) + int(ready)) / 1e9
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

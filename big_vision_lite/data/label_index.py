@@ -5,12 +5,12 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 
 from big_vision_lite.data.cache import cache_dir, kept
+from big_vision_lite.data.cores import usable_cores
 from big_vision_lite.data.ragged import Ragged, key
 from big_vision_lite.data.source import Records
 from big_vision_lite.errors import UserError
@@ -78,7 +78,7 @@ def _scan(records: Records) -> LabelIndex:
 
     id_bytes, id_lengths, counts, values, keys = [], [], [], [], []
     console = Console(stderr=True)
-    threads = min(16, 2 * (os.cpu_count() or 1))
+    threads = min(16, 2 * usable_cores())
     with (concurrent.futures.ThreadPoolExecutor(threads) as pool,
           Progress(console=console, transient=True, disable=not console.is_terminal) as progress):
         bar = progress.add_task("reading labels", total=size)

@@ -17,6 +17,7 @@ from absl import logging
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
+from big_vision_lite.data.cores import usable_cores
 from big_vision_lite.errors import UserError
 
 
@@ -31,7 +32,7 @@ def on_all_cores(work: Callable[..., tuple], jobs: Sequence[tuple], title: str, 
     Raises:
       UserError: a process died.
     """
-    workers = min(processes or os.cpu_count() or 1, len(jobs))
+    workers = min(processes or usable_cores(), len(jobs))
     if workers <= 1:
         pool: concurrent.futures.Executor = concurrent.futures.ThreadPoolExecutor(1)
     else:

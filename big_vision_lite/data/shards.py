@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from big_vision_lite.data.cache import cache_dir, kept
+from big_vision_lite.data.cores import usable_cores
 from big_vision_lite.errors import UserError
 
 FORMAT = 1
@@ -49,7 +50,7 @@ def check_parts(parts: Sequence[Part], file_format: str) -> None:
     if "://" in parts[0].filename:
         _check_remote(parts[0])
     count = {"array_record": _array_records, "tfrecord": lambda path: len(_offsets(path)) - 1}[file_format]
-    with concurrent.futures.ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
+    with concurrent.futures.ThreadPoolExecutor(min(16, 2 * usable_cores())) as pool:
         for part, found in zip(parts, pool.map(count, [part.filename for part in parts]), strict=True):
             if found != part.examples_in_shard:
                 raise UserError(f"{part.filename} holds {found:,} records, and the data set's description says "

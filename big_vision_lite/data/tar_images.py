@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from big_vision_lite.data.cache import cache_dir, kept
+from big_vision_lite.data.cores import usable_cores
 from big_vision_lite.data.files import Strings
 from big_vision_lite.data.image_folder import EXTENSIONS, SPLITS, hashed_split
 from big_vision_lite.data.source import Example, Records, Source
@@ -114,7 +115,7 @@ def _index(files: list[str], key: str) -> _Index:
                           str(a["digest"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # not there, or damaged: it can be made again
-    with concurrent.futures.ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
+    with concurrent.futures.ThreadPoolExecutor(min(16, 2 * usable_cores())) as pool:
         listed = [found for founds in pool.map(_images, range(len(files)), files) for found in founds]
     index = _sorted(listed, files)
     with kept(path) as temporary:

@@ -10,6 +10,8 @@ import dataclasses
 import math
 from typing import Any, Literal
 
+import jax
+
 from big_vision_lite.data.source import Described, Description
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
@@ -112,7 +114,8 @@ def _memory(job: Job, where: Slice, cost: Cost, how: How) -> dict[str, Figure]:
     state, batch = bytes_on_a_device(job.description), bytes_on_a_device(batch_description(job))
     waiting = IN_FLIGHT * batch  # batches of steps that the host has handed over already
     total = cost.memory + waiting if cost.memory else None
-    figures = {"parameters": Figure(sum(math.prod(p.shape) for p in _leaves(job.description.params)), "", "analytic"),
+    parameters = sum(math.prod(p.shape) for p in jax.tree.leaves(job.description.params))
+    figures = {"parameters": Figure(parameters, "", "analytic"),
                "state_bytes_per_device": Figure(state, "bytes", "analytic", "parameters, statistics and optimiser"),
                "batch_bytes_per_device": Figure(batch, "bytes", "analytic"),
                "memory_per_device": Figure(total, "bytes", how, f"the step, and {IN_FLIGHT} batches that wait")}
@@ -122,12 +125,6 @@ def _memory(job: Job, where: Slice, cost: Cost, how: How) -> dict[str, Figure]:
     fits = cost.fits is not False and (total or 0) <= room
     return figures | {"device_memory": Figure(room, "bytes", "assumed", where.chip.source),
                       "fits": Figure(fits, "", how, "the compiler says so" if cost.fits is False else "")}
-
-
-def _leaves(tree: Any) -> list[Any]:
-    import jax
-
-    return jax.tree.leaves(tree)
 
 
 def _work(job: Job, where: Slice, cost: Cost, how: How) -> dict[str, Figure]:

@@ -1,13 +1,13 @@
 """From a cluster and a training command to the files and the command that start it there.
 
 Everything that comes from a config, a command line or a TOML file is quoted for the language it lands in: ``shlex`` for
-shell, JSON strings for YAML. What Slurm reads itself is checked when the cluster is made.
+shell, PyYAML for YAML. What Slurm reads itself is checked when the cluster is made.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 import re
 import shlex
 import sys
@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import PurePosixPath
 from typing import Any
+
+import yaml
 
 from big_vision_lite.errors import UserError
 from big_vision_lite.launch.clusters import Cluster, Data, Gcloud, Local, SkyPilot, Slurm
@@ -164,19 +166,20 @@ def _extras(extras: Sequence[str]) -> str:
     return f"[{','.join(extras)}]" if extras else ""
 
 
-def _yaml(value: dict[str, Any], indent: str = "") -> str:
-    """Nested dicts as YAML; what is None or empty is left out. Scalars are JSON, which YAML reads as it is, and texts
-    of several lines are blocks."""
-    lines = []
-    for key, entry in value.items():
-        key = key if re.fullmatch(r"[A-Za-z_]+", key) else json.dumps(key, ensure_ascii=False)
-        if entry is None or entry == {}:
-            continue
-        if isinstance(entry, dict):
-            lines.append(f"{indent}{key}:\n{_yaml(entry, indent + '  ')}")
-        elif isinstance(entry, str) and "\n" in entry:
-            block = (f"{indent}  {line}\n" for line in entry.rstrip("\n").split("\n"))
-            lines.append(f"{indent}{key}: |\n{''.join(block)}")
-        else:
-            lines.append(f"{indent}{key}: {json.dumps(entry, ensure_ascii=False)}\n")
-    return "".join(lines)
+class _Blocks(yaml.SafeDumper):
+    """Writes texts of several lines as blocks."""
+
+
+_Blocks.add_representer(str, lambda dumper, text: dumper.represent_scalar(
+    "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None))
+
+
+def _yaml(task: dict[str, Any]) -> str:
+    """A task as YAML; what is None or empty is left out."""
+    return yaml.dump(_told(task), Dumper=_Blocks, sort_keys=False, width=math.inf)
+
+
+def _told(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {key: _told(entry) for key, entry in value.items() if entry is not None and entry != {}}

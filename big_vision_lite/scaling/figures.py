@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from big_vision_lite.errors import UserError
+from big_vision_lite.heads.pictures import OKABE_ITO
 from big_vision_lite.scaling import fitting
 from big_vision_lite.scaling.extrapolation import Comparison
 from big_vision_lite.scaling.series import Series, lower_is_better, to_error
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = (*OKABE_ITO, "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 BEYOND = 10.0

@@ -83,7 +83,15 @@ class LogLinear(Law):
 
 @dataclasses.dataclass(frozen=True)
 class Power(Law):
-    """M1."""
+    """M1.
+
+    >>> theta = np.array([[np.log(0.5), 0.2]])  # an error of 0.5 at x0, and the exponent -0.2
+    >>> errors, _ = Power().predict(theta, np.log([1.0, 10.0, 100.0]))
+    >>> errors.round(3).tolist()
+    [[0.5, 0.315, 0.199]]
+    >>> np.exp(Power().invert(theta, 0.25)).round(2).tolist()  # half the error takes 2^5 times the data
+    [32.0]
+    """
 
     name = "power (M1)"
     formula = "e = beta x^c"

@@ -3,15 +3,17 @@
 The paper is Sun, Shrivastava, Singh and Gupta, "Revisiting Unreasonable Effectiveness of Data in Deep Learning Era",
 ICCV 2017, arXiv 1707.02968. Its follow-ups: Kolesnikov et al., "Big Transfer", 2020 (BiT); Mahajan et al., "Exploring
 the limits of weakly supervised pretraining", 2018. A row of a study stands in a table when its factors ``table`` and
-``row`` say so; configs/paper/ has a study for each.
+``row`` say so, and any other run where `place` puts it by its config; configs/paper/ has a study for each table.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Iterable, Mapping
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from big_vision_lite.scaling.results import Trained
 
 Tag = Literal["S", "S2", "M-hi", "M-med", "M-lo"]
 """S: read in the primary document; S2: read in a later paper, a survey or notes; M: not read, from memory, with high,
@@ -134,7 +136,8 @@ TABLES: dict[str, Table] = {table.name: table for table in (
            "ImageNet+300M": (Reported(58.0, "S"), Reported(37.4, "S")),
            "Inception-ResNet-v2": (Reported(56.3, "M-med"), Reported(35.5, "M-med"))},
           "ImageNet+300M starts from the ImageNet model and goes on with JFT-300M; 300M starts from random weights "
-          "(unverified). Test-dev is scored by COCO's server: bvl evaluate --submission writes what it takes"),
+          "(unverified). Test-dev is scored by COCO's server: bvl evaluate RUN --source JSON --submission FILE writes "
+          "what it takes"),
     Table("voc07", "VOC 2007 test detection, trained on 07+12 trainval (%)", _SUN, (Column("AP@.5", "VOC07_AP50"),),
           _rows("M-hi", {"ImageNet": (76.3,), "300M": (81.4,), "ImageNet+300M": (81.3,)})),
     Table("voc12", "VOC 2012 val segmentation, DeepLab-ASPP-L (%)", _SUN, (Column("mIoU", "mIoU"),),
@@ -193,3 +196,60 @@ TABLES: dict[str, Table] = {table.name: table for table in (
           _rows("S", {"ResNeXt-101 32x8d": (82.2, 96.4), "32x16d": (84.2, 97.2), "32x32d": (85.1, 97.5),
                       "32x48d": (85.4, 97.6)})),
 )}
+
+
+class Task(NamedTuple):
+    """What a run must have learnt to stand in a table."""
+
+    head: str
+    classes: int
+    images: int
+    """Of the whole set; a tenth may be missing, such as images without objects or those of a minival list."""
+    part: tuple[str, str] | None = None
+    """A field of the head, and its class in the paper."""
+
+
+IMAGENET = Task("Classification", 1_000, 1_281_167)
+COCO = Task("FasterRCNN", 80, 118_287, ("variant", "C4"))
+TASKS = {"imagenet": IMAGENET, "coco": COCO, "capacity": COCO, "voc07": COCO._replace(classes=20, images=16_551),
+         "voc12": Task("Segmentation", 20, 10_582, ("decoder", "ASPPL"))}
+"""Of the tables whose rows a config tells."""
+
+
+def place(table: str, runs: Sequence[Trained]) -> tuple[str | None, str]:
+    """The row of a table that a run belongs to by its config; or None, and why ("" where it is of another task).
+
+    A set larger than ImageNet stands for JFT-300M. The published rows are of ResNet-101, or of the depth in the row's
+    name, with all layers tuned.
+
+    Args:
+      runs: as `results.lineage` gives them.
+    """
+    run, before, task = runs[0], runs[1:], TASKS.get(table)
+    if task is None or type(run.experiment.head).__name__ != task.head or run.classes != task.classes:
+        return None, ""
+    if not 0.9 * task.images <= (run.images or 0) <= task.images:
+        return None, f"it learnt from {run.images or 0:,} images, the table's from {task.images:,}"
+    if task.part and (part := type(getattr(run.experiment.head, task.part[0])).__name__) != task.part[1]:
+        return None, f"its {task.part[0]} is {part}, the table's is {task.part[1]}"
+    backbone = run.experiment.backbone
+    kind, depth, width = (type(backbone).__name__, *(getattr(backbone, name, None) for name in ("depth", "width")))
+    if (kind, width) != ("ResNet", 1) or (table != "capacity" and depth != 101):
+        return None, f"its backbone is {kind}, depth {depth}, width {width}; the table's is ResNet-101"
+    if run.experiment.transfer.freeze:
+        return None, "some of its layers were frozen"
+    if init := runs[-1].experiment.transfer.init:
+        return None, f"what {init!r} learnt from, no config tells"
+    seen = [_set(one) for one in reversed(before)]
+    if None in seen:
+        few = next(one for one in reversed(before) if _set(one) is None)
+        return None, f"it starts from {few.images or 0:,} images, neither ImageNet nor more"
+    row = "+".join(seen) or "random"
+    row = f"ResNet-{depth}, {row}" if table == "capacity" else row
+    return (row, "") if row in TABLES[table].rows else (None, f"the table has no row {row!r}")
+
+
+def _set(run: Trained) -> str | None:
+    if (run.images, run.classes) == (IMAGENET.images, IMAGENET.classes):
+        return "ImageNet"
+    return "300M" if (run.images or 0) > IMAGENET.images else None

@@ -26,7 +26,7 @@ from big_vision_lite.heads.segmentation import ASPPL, Segmentation
 from big_vision_lite.scaling import recipes as mini
 from big_vision_lite.scaling.study import OF_A_RUN, Factor, Run
 from big_vision_lite.training.optimizers import SGD
-from big_vision_lite.training.schedules import Cosine, Poly
+from big_vision_lite.training.schedules import Cosine
 from big_vision_lite.training.transfer import Transfer
 
 Scale = Literal["full", "mini"]
@@ -110,9 +110,7 @@ def detection(scale: Scale, init: str | None, data: Literal["coco", "voc07"], *,
 
 def segmentation(scale: Scale, init: str | None, *, root: str = "VOC2012", depth: int | None = None, seed: int = 0,
                  freeze: bool = False) -> Experiment:
-    """DeepLab-ASPP-L on VOC 2012's 10,582 images, mIoU on its val: poly rate (power 0.9) from 3e-3, momentum 0.9
-    (unverified); batch 10, 20,000 steps and a crop of 513 at output stride 8 are DeepLab's, for the paper's are
-    unknown. No CRF.
+    """DeepLab-ASPP-L on VOC 2012's 10,582 images, mIoU on its val: `recipes.deeplab`.
 
     Args:
       root: a VOC tree with SegmentationClassAug and train_aug.txt.
@@ -122,17 +120,8 @@ def segmentation(scale: Scale, init: str | None, *, root: str = "VOC2012", depth
     if scale == "mini":
         return _mini(Segmentation(ASPPL(rates=(1, 2, 3, 4)), size=64), init, ScaleJitter(64), depth, freeze, seed,
                      steps=300)
-    return Experiment(
-        train=Input(VocTree(root, "train_aug", masks="class_aug"), ScaleJitter(513), 10, on_bad_image="mask"),
-        evals={"val": Input(VocTree(root, "val", masks="class"), Fit(513, 513, random=False), 8, on_bad_image="mask")},
-        backbone=ResNet(depth or 101, output_stride=8, dtype="bfloat16"),
-        head=Segmentation(ASPPL(), size=513),
-        optimizer=SGD(3e-3, schedule=Poly(), weight_decay=5e-4),
-        transfer=Transfer(init, freeze=_frozen(freeze), freeze_statistics=True),
-        steps=20_000,
-        seed=seed,
-        log_every=100,
-    )
+    return recipes.deeplab(VocTree(root, "train_aug", masks="class_aug"), {"val": VocTree(root, "val", masks="class")},
+                           recipe="paper", init=init, depth=depth or 101, freeze=freeze, seed=seed, dtype="bfloat16")
 
 
 def imagenet_finetuning(scale: Scale, init: str | None, *, depth: int | None = None, seed: int = 0,
@@ -175,8 +164,7 @@ def pretrainings(scale: Scale, seed: int = 0, **large: Any) -> dict[str, Run]:
     Args:
       large: arguments of `pretrain_large`.
     """
-    imagenet = {"data_dir": large["data_dir"]} if "data_dir" in large else {}
-    first = Run(f"imagenet,seed={seed}", pretrain_imagenet(scale, seed=seed, **imagenet))
+    first = Run(f"imagenet,seed={seed}", pretrain_imagenet(scale, seed=seed, data_dir=large.get("data_dir")))
     both = pretrain_large(scale, seed=seed, init=OF_A_RUN + first.name, **large)
     return {"ImageNet": first, "300M": Run(f"large,seed={seed}", pretrain_large(scale, seed=seed, **large)),
             "ImageNet+300M": Run(f"imagenet+large,seed={seed}", both)}

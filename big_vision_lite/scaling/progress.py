@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from big_vision_lite.scaling import cost
 from big_vision_lite.scaling.study import Run, Study
+from big_vision_lite.training.progress import duration
 
 
 class Board:
@@ -91,13 +92,6 @@ def timed(workdir: Path, done: Sequence[Run]) -> list[tuple]:
         if told.get("wall_seconds"):
             found.append((run.experiment, told["wall_seconds"]))
     return found
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds in the shortest form."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
 
 
 def _step(folder: Path) -> int:

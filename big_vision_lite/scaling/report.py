@@ -21,6 +21,7 @@ from big_vision_lite.scaling import extrapolation, figures, fitting, page, paper
 from big_vision_lite.scaling.curves import read_rows
 from big_vision_lite.scaling.figures import Fitted
 from big_vision_lite.scaling.laws import laws as laws_for
+from big_vision_lite.scaling.results import Trained, lineage
 from big_vision_lite.scaling.series import Result, Results, Series
 
 PICTURES = 4
@@ -57,17 +58,19 @@ class _Page:
         self.parts.append(page.picture(svg, "svg+xml", caption, caption))
 
 
-def write(folders: Sequence[Path], out: Path | None = None, metric: str | None = None, draws: int = 200) -> list[str]:
-    """Write the report of the results.csv of each folder. Returns lines that say what was written and what is missing.
+def write(folders: Sequence[Path], out: Path | None = None, metric: str | None = None, draws: int = 200,
+          imports: Sequence[str] = ()) -> list[str]:
+    """Write the report of the results.csv, or the run, of each folder. Returns lines that say what was written and what
+    is missing.
 
     Args:
-      folders: of studies.
+      folders: of studies or runs.
       out: folder to write to; by default the first.
 
     Raises:
-      UserError: no results.csv, no such metric, or a file that cannot be written.
+      UserError: no results.csv and no run, no such metric, or a file that cannot be written.
     """
-    results = series.read(folders)
+    results = series.read(folders, imports)
     folder = out or folders[0]
     if metric is not None and metric not in results.metrics:
         raise UserError(f"no metric {metric!r} in {folders[0] / 'results.csv'}" + nearest(metric, results.metrics))
@@ -85,7 +88,7 @@ def write(folders: Sequence[Path], out: Path | None = None, metric: str | None =
             has = metric is not None and any(metric in run.metrics for run in some)
             chosen[study] = series.main_metric(some, results.metrics, metric if has else None)
         _task(made, task, runs, chosen, draws)
-    made.parts += _paper(results)
+    made.parts += _paper(results, imports)
     made.parts += _pictures(tasks, made.notes)
     made.parts += _provenance(folders, results)
     studies = sorted({run.factors["study"] for run in results.runs if "study" in run.factors})
@@ -296,19 +299,52 @@ def _short(cell: str) -> str:
     return cell if not math.isfinite(value) or value.is_integer() else f"{value:.5g}"
 
 
-def paper_table(folders: Sequence[Path], name: str) -> str:
-    """A table of the paper beside the results in folders, as text. Raises: UserError when there is no such table."""
+def paper_table(folders: Sequence[Path], name: str, imports: Sequence[str] = ()) -> str:
+    """A table of the paper beside the results in folders, as text, and which runs of its task are in none of its rows.
+
+    Raises:
+      UserError: there is no such table; or as `series.read`.
+    """
     if name not in paper.TABLES:
         raise UserError(f"--table {name!r}: no such table" + nearest(name, paper.TABLES))
-    return paper.TABLES[name].text(series.read(folders).rows)
+    results = series.read(folders, imports)
+    rows, notes = _placed(results, _lineages(results, imports), name)
+    return "\n".join((paper.TABLES[name].text(rows), *notes))
 
 
-def _paper(results: Results) -> Iterator[str]:
+def _lineages(results: Results, imports: Sequence[str]) -> dict[int, tuple[Trained, ...]]:
+    """By number of the row: the runs that led to each finished one whose folder is there, and which no study put into
+    a table."""
+    found = {}
+    for number, (row, folder) in enumerate(zip(results.rows, results.folders, strict=True)):
+        if row.get("status", "done") in ("", "done") and not row.get("table") and folder.name == row["run"]:
+            with contextlib.suppress(UserError, OSError, ValueError):  # a csv may be all that is left of a study
+                found[number] = lineage(folder, imports)
+    return found
+
+
+def _placed(results: Results, lineages: dict[int, tuple[Trained, ...]],
+            table: str) -> tuple[list[dict[str, str]], list[str]]:
+    """All rows, those that belong into a table by their config told so; and why others of its task do not."""
+    rows, notes = list(results.rows), []
+    for number, runs in lineages.items():
+        row, why = paper.place(table, runs)
+        if row is not None:
+            rows[number] = {**rows[number], "table": table, "row": row}
+        elif why:
+            notes.append(f"{rows[number]['run']} is in no row: {why}")
+    return rows, notes
+
+
+def _paper(results: Results, imports: Sequence[str]) -> Iterator[str]:
     """The paper's tables that some runs belong to, beside ours."""
-    for name in sorted({row.get("table", "") for row in results.rows} & set(paper.TABLES)):
-        told = paper.TABLES[name]
+    lineages = _lineages(results, imports)
+    for name, told in paper.TABLES.items():
+        rows, _ = _placed(results, lineages, name)
+        if not any(row.get("table") == name for row in rows):
+            continue
         yield page.heading(f"The paper's table beside ours: {told.title}")
-        for note in (told.source, told.note, told.small(results.rows)):
+        for note in (told.source, told.note, told.small(rows)):
             if note:
                 yield page.paragraph(note, "soft")
-        yield page.table([["row", "figure", "reported", "ours", "difference"], *told.cells(results.rows)])
+        yield page.table([["row", "figure", "reported", "ours", "difference"], *told.cells(rows)])

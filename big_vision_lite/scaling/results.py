@@ -6,17 +6,21 @@ the study was interrupted. What depends on the moment (seconds, attempts, commit
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import dataclasses
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from big_vision_lite import config as configs
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
-from big_vision_lite.scaling.study import Run, Study, read_study
+from big_vision_lite.remote import place
+from big_vision_lite.scaling.curves import read_rows
+from big_vision_lite.scaling.study import INHERITED, Run, Study, read_study
 
 FIRST = ("run", "study", "status", "stage", "head", "init", "images", "depth", "seed", "noise", "classes", "frozen")
 """Columns that stand first; the study's own factors follow, then length, data and versions, then the metrics."""
@@ -72,15 +76,86 @@ def _row(study: Study, run: Run, workdir: Path, state: Mapping[str, Any]) -> dic
     origin = run
     while origin.start:
         origin = study[origin.start]
-    learnt, own = _read(workdir / origin.name / "data.json"), _read(folder / "data.json")
-    row.setdefault("images", learnt.get("images"))
-    row.setdefault("classes", len(learnt.get("classes", ())) or None)
+    return row | _outcome(row, experiment, folder, workdir / origin.name)
+
+
+def _outcome(row: Mapping[str, Any], experiment: Experiment, folder: Path, origin: Path) -> dict[str, Any]:
+    """What a row has of a run that is done, beside its factors. ``origin``: the folder of the first run that led to
+    it, its own where it started at random."""
+    learnt, own = _read(origin / "data.json"), _read(folder / "data.json")
+    found = {"images": row.get("images", learnt.get("images")),
+             "classes": row.get("classes", len(learnt.get("classes", ())) or None)}
     if own.get("images"):
-        row["epochs"] = round(row["images_seen"] / own["images"], 6)
-    row["data"] = own.get("fingerprint")
-    row["versions"] = "; ".join(f"{name} {version}" for name, version in
-                                _read(folder / "run.json").get("versions", {}).items())
-    return {**row, **figures(folder, experiment)}
+        found["epochs"] = round(row["images_seen"] / own["images"], 6)
+    found["data"] = own.get("fingerprint")
+    found["versions"] = "; ".join(f"{name} {version}" for name, version in
+                                  _read(folder / "run.json").get("versions", {}).items())
+    return {**found, **figures(folder, experiment)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A run by what its folder says."""
+
+    folder: Path
+    experiment: Experiment
+    images: int | None
+    """That it learnt from, and their classes; None: it has not begun."""
+    classes: int | None
+
+
+def lineage(folder: Path, imports: Sequence[str] = ()) -> tuple[Trained, ...]:
+    """A run, the run that it started from, and so on: the last one started at random, or from something that is no
+    run's folder.
+
+    Args:
+      imports: modules beside this package that the classes in configs may come from.
+
+    Raises:
+      UserError: the folder holds no run, or a config cannot be read.
+    """
+    found: list[Trained] = []
+    at: Path | None = folder
+    while at is not None and at not in [run.folder for run in found]:
+        experiment, data = configs.read(at / "config.json", imports), _read(at / "data.json")
+        found.append(Trained(at, experiment, data.get("images"), len(data.get("classes", ())) or None))
+        init = experiment.transfer.init
+        start = place(Path(init).expanduser()) if init else None
+        beside = [start, at.parent / start.name] if start is not None else []  # the folders may have been moved
+        at = next((path for path in beside if (path / "config.json").is_file()), None)
+    return tuple(found)
+
+
+def row_of(folder: Path, imports: Sequence[str] = ()) -> dict[str, Any]:
+    """The row of a run in a folder of its own, with what its config tells of its factors. ``study`` is the name of the
+    folder around it. A run of a study has the row that it has there, where that study has a results.csv.
+
+    Raises:
+      UserError: as `lineage`.
+    """
+    folder = folder.resolve()
+    runs = lineage(folder, imports)
+    experiment, origin = runs[0].experiment, runs[-1]
+    if known := _in_study(folder):
+        return known
+    # Of the steps of curation those of the first run count, for a transfer is drawn over what its pretraining saw.
+    factors, first = (Study("", (run,)).factors(run) for run in (Run("run", r.experiment) for r in (runs[0], origin)))
+    factors |= {name: first[name] for name in INHERITED if name in first}
+    if len(runs) > 1:
+        factors["init"] = "pretraining"
+    done = finished(folder, experiment)
+    row = {"run": folder.name, "study": folder.parent.name, "status": "done" if done else "missing", **factors,
+           "steps": experiment.steps, "images_seen": experiment.steps * experiment.train.batch_size}
+    return row | (_outcome(row, experiment, folder, origin.folder) if done else {})
+
+
+def _in_study(folder: Path) -> dict[str, Any] | None:
+    """The row of a finished run in the results.csv of its study."""
+    with contextlib.suppress(UserError):
+        for row in read_rows(folder.parent / "results.csv"):
+            if (row.get("run"), row.get("status")) == (folder.name, "done"):
+                return row
+    return None
 
 
 def timings(study: Study, workdir: Path) -> list[dict[str, Any]]:

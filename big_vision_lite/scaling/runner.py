@@ -163,8 +163,7 @@ def _attempt(study: Study, run: Run, workdir: Path, states: dict[str, State], co
 
 def _process(command: Sequence[str], log: Path, lock: int, received: list[int], look: Callable[[], None]) -> int:
     """Run a Python process, its output in ``log``, and return its exit code. Signals to us go on to it as SIGTERM."""
-    environment = {"JAX_COMPILATION_CACHE_DIR": str(log.parent.parent / "compiled"), **os.environ,
-                   "PYTHONUNBUFFERED": "1"}  # the same program at several data sizes is compiled once
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with log.open("ab") as output:
         process = subprocess.Popen([sys.executable, *command], stdin=subprocess.PIPE, stdout=output,
                                    stderr=subprocess.STDOUT, env=environment, pass_fds=(lock,), start_new_session=True)

@@ -11,12 +11,13 @@ import numpy as np
 
 from big_vision_lite.errors import UserError, nearest
 from big_vision_lite.scaling.curves import Curve, from_points, read_rows
+from big_vision_lite.scaling.results import row_of
 
 FACTORS = ("study", "depth", "noise", "classes", "frozen", "init")
 """Columns in which series differ, beside those that a study adds."""
 _KNOWN = {*FACTORS, "run", "status", "stage", "head", "images", "seed", "steps", "images_seen", "epochs", "data",
           "versions", "wall_seconds"}
-_PREFERRED = ("mAP", "top1", "AP", "mIoU", "AP50", "voc07_AP50", "voc_AP50", "accuracy")
+_PREFERRED = ("mAP", "top1", "AP", "mIoU", "AP50", "VOC07_AP50", "VOC_AP50", "accuracy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Results:
     runs: tuple[Result, ...]
     metrics: tuple[str, ...]
     notes: tuple[str, ...]
+    folders: tuple[Path, ...]
+    """Of each row: of the run, which need not be there."""
 
     def tasks(self) -> dict[str, list[Result]]:
         """Runs by task, pretraining first."""
@@ -87,18 +90,27 @@ class Series:
                            [run.seed for run in self.runs], self.label)
 
 
-def read(folders: Sequence[Path]) -> Results:
-    """Read the results.csv of each folder. Runs that are not done, have no metrics or share a name and a study are left
-    out, with a note each.
+def read(folders: Sequence[Path], imports: Sequence[str] = ()) -> Results:
+    """Read the results.csv of each folder, or the folder's own run. Runs that are not done, have no metrics or share a
+    name and a study are left out, with a note each.
+
+    Args:
+      imports: modules beside this package that the classes in runs' configs may come from.
 
     Raises:
-      UserError: no csv, or no column ``run``.
+      UserError: no csv and no run, no column ``run``, or a config cannot be read.
     """
     rows, at = [], []
     for folder in folders:
         path = folder / "results.csv"
+        if not path.is_file() and (folder / "config.json").is_file():
+            row = row_of(folder, imports)
+            rows.append({name: "" if value is None else str(value) for name, value in row.items()})
+            at.append(folder.resolve().parent)
+            continue
         if not path.is_file():
-            raise UserError(f"no results.csv in {str(folder)!r}; expected the folder of a study that bvl study ran")
+            raise UserError(f"no results.csv in {str(folder)!r}; expected the folder of a study that bvl study ran, or "
+                            "that of a run")
         found = read_rows(path)
         if "run" not in found[0]:
             raise UserError(f"{path}: no column 'run'" + nearest("run", found[0]))
@@ -143,7 +155,8 @@ def read(folders: Sequence[Path]) -> Results:
             kept["init"] = "pretrained"
         task = stage + (f", {row['head']}" if row.get("head") else "")
         runs.append(Result(name, folder, task, _number(row.get("images", "")), row.get("seed", ""), kept, values))
-    return Results(tuple(rows), tuple(runs), tuple(metrics), tuple(notes))
+    places = tuple(folder / row["run"] for folder, row in zip(at, rows, strict=True))
+    return Results(tuple(rows), tuple(runs), tuple(metrics), tuple(notes), places)
 
 
 def main_metric(runs: Sequence[Result], metrics: Sequence[str], wanted: str | None = None) -> str:

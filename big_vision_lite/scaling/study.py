@@ -25,7 +25,7 @@ from big_vision_lite.experiment import Experiment
 
 OF_A_RUN = "run:"
 """Start of a ``Transfer.init`` that names a run of the same study."""
-RESERVED = ("compiled", "configs", "figures", "jobs", "logs")
+RESERVED = ("configs", "figures", "jobs", "logs")
 """Folders of a study beside those of its runs."""
 INHERITED = ("images", "noise", "classes")
 """Factors that a run has from the run it starts from: a transfer is drawn over what its pretraining saw."""

@@ -15,8 +15,9 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from big_vision_lite.data.cores import usable_cores
 from big_vision_lite.data.inspect import spread
-from big_vision_lite.data.interpreter_lock import lock_held, usable_cores
+from big_vision_lite.data.interpreter_lock import lock_held
 from big_vision_lite.data.pipeline import Input
 from big_vision_lite.data.source import Records
 from big_vision_lite.errors import BadImageError, UserError
@@ -309,7 +310,7 @@ def _rate(work: Callable[[], object], images: int, seconds: float) -> float:
 
 
 def _threads(inputs: Input) -> int:
-    return inputs.threads or min(16, os.cpu_count() or 1)
+    return inputs.threads or min(16, usable_cores())
 
 
 def _free_memory() -> int | None:

@@ -65,7 +65,7 @@ class Display:
     def report(self, step: int, figures: dict[str, float], seconds_left: float) -> None:
         """The latest figures: loss, images/s, share of time waiting for data."""
         say = (f"loss {figures['loss']:.4g}  {figures['images_per_second']:,.0f} images/s  "
-               f"data wait {figures['data_wait']:.0%}  {_duration(seconds_left)} left")
+               f"data wait {figures['data_wait']:.0%}  {duration(seconds_left)} left")
         if self.console.is_terminal:
             self._progress.update(self._task, completed=step, say=say)
         else:
@@ -81,7 +81,8 @@ def device_memory() -> dict[str, float]:
     return {"device_memory_gib": max(peaks) / 2**30} if peaks else {}
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds in the shortest form."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"

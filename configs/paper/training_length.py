@@ -21,7 +21,7 @@ def get_study(scale: Scale = "mini", seeds: int = 1, name: str = "open_images_v4
       images: how many its train split has.
       data_dir: where TFDS's data sets are.
     """
-    large = {} if scale == "mini" else {"name": name, "images": images, "data_dir": data_dir}
+    large = {"name": name, "images": images, "data_dir": data_dir}
     runs = []
     for seed in range(seeds):
         for row, thirds in (("12M", 1), ("24M", 2), ("36M", 3)):

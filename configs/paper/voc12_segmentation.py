@@ -23,7 +23,7 @@ def get_study(scale: Scale = "mini", seeds: int = 1, name: str = "open_images_v4
       data_dir: where TFDS's data sets are.
       root: the VOC tree, for full scale.
     """
-    large = {} if scale == "mini" else {"name": name, "images": images, "data_dir": data_dir}
+    large = {"name": name, "images": images, "data_dir": data_dir}
     runs = []
     for seed in range(seeds):
         for row, pretraining in pretrainings(scale, seed, **large).items():
