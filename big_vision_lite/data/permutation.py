@@ -15,7 +15,14 @@ ROUNDS = 8
 @dataclasses.dataclass(frozen=True)
 class Permutation:
     """A Feistel network on pairs below the square root of n, rounded up, walked until it lands below n (Black and
-    Rogaway, "Ciphers with arbitrary finite domains", 2002)."""
+    Rogaway, "Ciphers with arbitrary finite domains", 2002).
+
+    >>> shuffled = Permutation(10, seed=0)
+    >>> shuffled(np.arange(10)).tolist()
+    [6, 1, 5, 7, 2, 4, 3, 8, 9, 0]
+    >>> shuffled(np.array([3])).tolist()  # any element alone
+    [7]
+    """
 
     length: int
     seed: int

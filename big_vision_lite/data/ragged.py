@@ -46,7 +46,12 @@ class Ragged(NamedTuple):
 
 
 def collected(row_of: np.ndarray, values: np.ndarray, rows: int, classes: int) -> Ragged:
-    """Pairs (row, value) in any order and with repeats, as rows that are sorted and without repeats."""
+    """Pairs (row, value) in any order and with repeats, as rows that are sorted and without repeats.
+
+    >>> rows = collected(np.array([1, 0, 1, 1]), np.array([4, 2, 3, 4]), rows=3, classes=5)
+    >>> [rows.row(i).tolist() for i in range(3)]
+    [[2], [3, 4], []]
+    """
     pairs = np.unique(row_of * classes + values)
     row_of, values = np.divmod(pairs, classes)
     return Ragged(np.cumsum(np.bincount(row_of, minlength=rows)), values.astype(np.int32))
