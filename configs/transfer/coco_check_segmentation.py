@@ -27,8 +27,8 @@ from big_vision_lite.training.transfer import Transfer
 
 
 def get_config(root: str, init: str | None = None, images: int | None = None,
-               split: Literal["train2017", "val2017"] = "val2017", size: int = 256, steps: int = 400,
-               batch_size: int = 8, freeze: bool = False, seed: int = 0) -> Experiment:
+               split: Literal["train2017", "val2017"] = "val2017", size: int = 256, steps: int = 600,
+               batch_size: int = 4, freeze: bool = False, seed: int = 0) -> Experiment:
     """
     Args:
       init: a run, whose backbone is taken; None: start at random, with the backbone of configs/pretrain/emoji.py.
@@ -50,8 +50,8 @@ def get_config(root: str, init: str | None = None, images: int | None = None,
     return Experiment(
         train=photos("train2017", view, images),
         evals={split: photos(split, whole, images if by_heart else None)},
-        backbone=dilated(backbone_of(init) or ResNet(10, width=0.5, norm=BatchNorm(group=batch_size)), 8),
-        head=Segmentation(DeepLabV3Plus((2, 4, 6), channels=96, low_level_channels=24), size),
+        backbone=dilated(backbone_of(init) or ResNet(10, width=0.5, norm=BatchNorm(group=batch_size)), 16),
+        head=Segmentation(DeepLabV3Plus((1, 2, 3), channels=64, low_level_channels=32), size),
         optimizer=AdamW(2e-3, Poly(warmup=steps // 20), weight_decay=1e-4 if by_heart else 0.02),
         transfer=Transfer(init, freeze=("backbone",) if freeze else ()),
         steps=steps,
