@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from big_vision_lite.errors import UserError, nearest
+from big_vision_lite.remote import RemotePath, place
 
 _CLASS = "class"
 KINDS = {"config": "train", "study": "study"}
@@ -173,6 +174,9 @@ def save(value: Any, path: Path) -> None:
 
 def write(path: Path, text: str) -> None:
     """Write a file that is whole or not there, whenever the process ends."""
+    if isinstance(path, RemotePath):
+        path.write_text(text)
+        return
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(text)
     partial.replace(path)
@@ -180,6 +184,7 @@ def write(path: Path, text: str) -> None:
 
 def read(path: Path, allowed: Sequence[str] = ()) -> Any:
     """Raises: UserError when the file is missing, cut or holds what ``from_json`` refuses."""
+    path = place(path)
     try:
         tree = json.loads(path.read_text())
     except OSError as error:
@@ -206,5 +211,5 @@ def backbone_of(init: str | None) -> Any:
     Raises:
       UserError: as `read`.
     """
-    path = Path(init).expanduser() / "config.json" if init else None
+    path = place(Path(init).expanduser()) / "config.json" if init else None
     return read(path).backbone if path is not None and path.is_file() else None

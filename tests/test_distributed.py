@@ -30,6 +30,7 @@ pytestmark = pytest.mark.usefixtures("compile_once")
 
 CONFIG = '''
 import dataclasses, os, time
+import jax
 from flax import nnx
 from big_vision_lite.backbones.backbone import Backbone, Features, Pixels
 from big_vision_lite.backbones.resnet import ResNet
@@ -58,9 +59,11 @@ class Shallow(Backbone):
 
 @dataclasses.dataclass(frozen=True)
 class Paced(PadCrop):
-    """Takes its time where a test needs steps that last."""
+    """Takes its time where a test needs steps that last, and fails in one process from when a file is there."""
 
     def __call__(self, example, rng, out):
+        if os.environ.get("FAILS") == str(jax.process_index()) and os.path.exists(os.environ["FROM"]):
+            raise ValueError("this crop cannot be made")
         time.sleep(float(os.environ.get("PACE", 0)))
         return super().__call__(example, rng, out)
 
@@ -88,14 +91,15 @@ def command(folder: Path, name: str, *more: str) -> list[str]:
     return ["train", f"{folder}/tiny.py{depth}", "--workdir", str(folder / name), *more]
 
 
-def start(folder: Path, name: str, processes: int, devices: int, *more: str, pace: float = 0) -> list:
-    """The processes of one run. What they say goes to files: nobody reads it while they run."""
+def start(folder: Path, name: str, processes: int, devices: int, *more: str, pace: float = 0, **given: str) -> list:
+    """The processes of one run, with what is given in their environment. What they say goes to files: nobody reads it
+    while they run."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PACE": str(pace),
                    "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-                   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+                   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1", **given}
     flags = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(processes), "--process"]
     started = []
     for process in range(processes):

@@ -1,6 +1,7 @@
 """What a run survives, each fault really made. The table is in docs/faults.md."""
 
 import contextlib
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -13,13 +14,16 @@ import time
 
 import numpy as np
 import pytest
+from slow_crop import SlowCrop
 from test_distributed import CONFIG, codes, said, start, wait_for_step
 
+from big_vision_lite import config as configs
 from big_vision_lite.cli import main
 from big_vision_lite.errors import UserError
 from big_vision_lite.training import workdir as workdirs
 from big_vision_lite.training.checkpoints import Checkpoints
 from big_vision_lite.training.distributed import TRY_AGAIN
+from big_vision_lite.training.loop import train
 from big_vision_lite.training.progress import Display
 from big_vision_lite.training.records import read_metrics, read_run
 from big_vision_lite.training.watchdog import Watchdog
@@ -138,6 +142,17 @@ def test_a_worker_process_that_dies(untouched, tmp_path, command, capfd, at_step
     assert figures(tmp_path / "run") == figures(untouched)
 
 
+def test_a_worker_process_that_is_slow(untouched, folder, tmp_path, capsys):
+    """Training waits for it, makes of its images what it always does, and says how much of the time it waited."""
+    plain = configs.load(f"{folder}/tiny.py:paced=false")  # a worker cannot read the config
+    slow = dataclasses.replace(plain.train, transform=SlowCrop(16, pad=2), workers=1, prefetch=1)
+    train(dataclasses.replace(plain, train=slow, steps=STEPS, save_every=4), tmp_path / "run")
+    assert figures(tmp_path / "run") == figures(untouched)
+    waits = [line["data_wait"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "data_wait" in line]
+    assert len(waits) == STEPS and max(waits) > 0.5
+    assert f"data wait {waits[-1]:.0%}" in capsys.readouterr().out
+
+
 KILLED = """
 import os, signal, sys, threading, time
 from pathlib import Path
@@ -216,3 +231,20 @@ def test_one_of_two_processes_is_killed(folder, victim):
     assert "going on from step" in said(folder, name, 0)[0]
     lines = [line["step"] for line in read_metrics(folder / name / "metrics.jsonl") if "loss" in line]
     assert lines == list(range(1, 41)) and json.dumps(read_run(folder / name)["results"])
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_fails(folder):
+    """It says why and ends, and the other does not wait for it for ever."""
+    name, mark, patience = "failed", folder / "fail", 60
+    started = start(folder, name, 2, 2, f"--watchdog={patience}", pace=0.05, FAILS="1", FROM=str(mark))
+    wait_for_step(folder, name, started, 5)
+    mark.touch()
+    began = time.monotonic()
+    found = codes(folder, name, started)
+    assert time.monotonic() - began < patience + 60  # of which ending takes a part
+    assert found[1] == TRY_AGAIN and "ValueError: this crop cannot be made" in said(folder, name, 1)[1]
+    assert found[0] in (TRY_AGAIN, -signal.SIGABRT)
+    err = said(folder, name, 0)[1]
+    assert any(text in err for text in (f"nothing has moved for {patience} s after step", "or the network between them "
+                                        "is gone", "JAX distributed service detected fatal errors")), err

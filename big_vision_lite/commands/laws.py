@@ -105,18 +105,21 @@ def _columns(cells: list[list[str]]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Write report.html and figures/ of studies: curves, laws, tables, pictures, provenance."""
+    """Write report.html and figures/ of studies and runs: curves, laws, tables, pictures, provenance."""
 
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders with results.csv: studies', or made by hand. Several make one report."""
+    """Folders with results.csv, of studies or made by hand, and of single runs. Several make one report."""
     out: Path | None = None
     """Folder to write to; by default the first of the folders."""
     table: str | None = None
-    """Print this table of the paper beside the results, and write nothing: coco, voc07, ..."""
+    """Print this table of the paper beside the results, and write nothing: coco, voc07, ... Runs that no study put
+    into a row are put there by their configs."""
     metric: str | None = None
     """Column to draw; by default the main metric of the runs."""
     draws: int = 200
     """Of the bootstrap, for intervals."""
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    """Modules beside this package that the classes in runs' configs may come from."""
 
 
 def report(arguments: list[str]) -> int:
@@ -124,12 +127,12 @@ def report(arguments: list[str]) -> int:
     if asked.draws < 20:
         raise UserError(f"--draws {asked.draws}: an interval takes at least 20")
     if not asked.folders:
-        raise UserError("bvl report needs the folder of a study: bvl report runs/data_size")
+        raise UserError("bvl report needs the folder of a study or of a run: bvl report runs/data_size")
     from big_vision_lite.scaling import report as reports
 
     if asked.table is not None:
-        print(reports.paper_table(asked.folders, asked.table))
+        print(reports.paper_table(asked.folders, asked.table, asked.imports))
         return 0
-    for line in reports.write(asked.folders, asked.out, asked.metric, asked.draws):
+    for line in reports.write(asked.folders, asked.out, asked.metric, asked.draws, asked.imports):
         print(line)
     return 0

@@ -23,11 +23,13 @@ class Train:
 
     experiment: Flat
     workdir: Path
-    """Folder for the run's files; of several machines, on a disk that all of them see."""
+    """Folder for the run's files; of several machines, on a disk that all of them see, or gs://BUCKET/FOLDER."""
     profile: str | None = None
     """Steps to profile, as FIRST:LAST, into profile/ of the workdir."""
     watchdog: float = PATIENCE
     """Seconds without a step, a batch or a save after which the run says where it hangs and ends; 0: never."""
+    wandb: str | None = None
+    """Project of Weights & Biases in which the figures are shown too."""
     together: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
 
@@ -46,6 +48,12 @@ class Evaluate:
     """Folder of a run."""
     split: str | None = None
     """Another split of the evaluations' source; by default what the config names."""
+    source: str | None = None
+    """Another source, seen as the first evaluation sees its own; see `bvl --help`. For COCO's test-dev:
+    image_info_test-dev2017.json:images=test2017."""
+    submission: Path | None = None
+    """File for the detections of the first evaluation, or of ``--source``, as COCO's server takes them. The images may
+    be without annotations."""
     step: int | None = None
     """Which checkpoint; by default the newest."""
     imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
@@ -60,7 +68,7 @@ def train(arguments: list[str]) -> int:
 
     with leaving_on_error():
         try:
-            train(asked.experiment, asked.workdir, asked.profile, asked.watchdog)
+            train(asked.experiment, asked.workdir, asked.profile, asked.watchdog, asked.wandb)
         except Stopped as stop:
             print(f"bvl: {stop}", file=sys.stderr)
             return stop.code
@@ -70,9 +78,16 @@ def train(arguments: list[str]) -> int:
 def evaluate(arguments: list[str]) -> int:
     asked = parse(Evaluate, arguments, "bvl evaluate")
     set_up_for(asked.run, asked.imports)
+    from big_vision_lite.commands.sources import source_of
     from big_vision_lite.training.evaluate import evaluate
 
-    print(json.dumps(evaluate(asked.run, asked.split, asked.step, asked.imports), indent=2))
+    if asked.source is not None and asked.split is not None:
+        raise UserError("--source and --split exclude each other; give the split with the source: SOURCE:split=NAME")
+    sources = None
+    if asked.source is not None:
+        sources = {Path(asked.source.partition(":")[0]).stem or "source": source_of(asked.source)}
+    found = evaluate(asked.run, asked.split, asked.step, asked.imports, sources, asked.submission)
+    print(json.dumps(found, indent=2))
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from big_vision_lite.errors import UserError
+from big_vision_lite.remote import RemotePath, place
 from big_vision_lite.training.distributed import agreed, is_first, meet
 
 STATE, CONFIG, DATA = "state", "config", "data"
@@ -45,6 +46,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every step it takes
+        folder = place(folder)
         self._ocp, self.folder, self._keep = ocp, folder, keep
         if keep is None and not folder.is_dir():
             raise UserError(f"no checkpoints in {str(folder.parent)!r}; expected a run folder with checkpoints/")
@@ -57,9 +59,12 @@ class Checkpoints:
         handlers = {STATE: ocp.StandardCheckpointHandler(), CONFIG: ocp.JsonCheckpointHandler(),
                     DATA: ocp.JsonCheckpointHandler()}  # without them a manager that has not saved knows no shapes
         try:
-            self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options, item_handlers=handlers)
-        except OSError as error:
-            raise UserError(f"cannot write checkpoints to {str(self.folder)!r}: {error.strerror or error}") from error
+            self._manager = ocp.CheckpointManager(str(self.folder.absolute()), options=options, item_handlers=handlers)
+        except Exception as error:
+            if not isinstance(error, OSError) and not isinstance(self.folder, RemotePath):
+                raise  # of a bucket the errors are Google's own: of credentials, of HTTP
+            said = getattr(error, "strerror", None) or _first_line(str(error))
+            raise UserError(f"cannot write checkpoints to {str(self.folder)!r}: {said}") from error
 
     def latest(self) -> int | None:
         """The newest complete step, or None."""
@@ -78,6 +83,10 @@ class Checkpoints:
         items = args.Composite(**{STATE: args.StandardSave(flatten(state)), CONFIG: args.JsonSave(config),
                                   DATA: args.JsonSave(data)})
         self._guard(lambda: self._manager.save(step, args=items, force=True))
+
+    def writing(self) -> bool:
+        """Whether a save that was started is not all written yet."""
+        return self._manager.is_saving_in_progress()
 
     def wait(self) -> None:
         """Return when all is written. Raises: NotSaved as ``save``."""
@@ -112,7 +121,8 @@ class Checkpoints:
             full = any(sign in text for sign in ("RESOURCE_EXHAUSTED", "No space", "File too large"))
             # One that names a file of ours is the disk's, whatever else it says.
             signs = ("OS error", "Errno", "Error writing", "Error reading", str(self.folder.absolute()))
-            if not full and not isinstance(error, OSError) and not any(sign in text for sign in signs):
+            if not full and not isinstance(error, OSError) and not any(sign in text for sign in signs) and (
+                    not isinstance(self.folder, RemotePath) or isinstance(error, TypeError | AttributeError)):
                 raise
             newest = self.latest()
             kept = f"the checkpoint of step {newest} is kept" if newest is not None else "there is no earlier one"

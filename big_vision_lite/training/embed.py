@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from big_vision_lite.remote import place
 from big_vision_lite.training.evaluate import open_run
 from big_vision_lite.training.mesh import replicated
 from big_vision_lite.training.probe import feature_step
@@ -26,7 +27,7 @@ class Embedder:
     """Images at a time; the last batch is filled up, so that one program serves all."""
 
     def __init__(self, run: Path):
-        self.run = run.resolve()
+        self.run = place(run).resolve()
         self.size: int = max(self._opened[1][:2])
 
     @functools.cached_property

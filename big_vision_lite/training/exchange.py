@@ -20,6 +20,7 @@ from big_vision_lite.data.transforms import CentreCrop
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.heads.classification import Classification
+from big_vision_lite.remote import place
 from big_vision_lite.training.checkpoints import Checkpoints, flatten
 from big_vision_lite.training.evaluate import open_run
 from big_vision_lite.training.job import Job
@@ -86,6 +87,7 @@ def import_weights(source: str, out: Path, classes: Sequence[str] | None = None)
     state = job.fresh()  # compiled only when the weights fit
     values = {name: found[name.partition(".")[2]] for name in known if name.partition(".")[2] in found}
     both = replaced({"params": state.params, "stats": state.stats}, values)
+    out = place(out)
     resolved = claim(out, experiment)
     write_description(out, {"multi_label": False, "fingerprint": "elsewhere", "images": 1, "sha256": "",
                             "classes": list(names)})

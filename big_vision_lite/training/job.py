@@ -21,6 +21,7 @@ from big_vision_lite.data.source import Described, Records
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.heads.head import Scores
+from big_vision_lite.remote import written
 from big_vision_lite.training import mesh as meshes
 from big_vision_lite.training.step import Learner, TrainState, Tree, merge, split
 
@@ -52,6 +53,9 @@ class Job:
         transfer = experiment.transfer
         optimizer = transfer.optimizer(experiment.optimizer.build(experiment.steps))
         self.data = experiment.train.open() if described is None else described
+        if self.data.unlabelled:
+            raise UserError(f"the images of train ({type(experiment.train.source).__name__}) have no annotations at "
+                            "all, and nothing can be learnt from them; give the file of a split that has some")
         self._evals: dict[str, Records] = {}
         self.taken_over: str | None = None
         self.beat: Callable[[], None] = lambda: None
@@ -109,12 +113,19 @@ class Job:
         """``(params, stats, batch) -> outputs``, jitted; every process gets all rows."""
         return jax.jit(self.learner.eval_step, out_shardings=meshes.replicated(self.mesh))
 
-    def open_eval(self, name: str) -> tuple[Input, Records]:
-        """An evaluation's input and its records. Raises: UserError when its classes are not the model's."""
+    def open_eval(self, name: str, scored: bool = True) -> tuple[Input, Records]:
+        """An evaluation's input and its records.
+
+        Raises:
+          UserError: its classes are not the model's, or it is to be ``scored`` and has no annotations.
+        """
         inputs = self.experiment.evals[name]
         if name not in self._evals:
             self._evals[name] = self._in_the_vocabulary(inputs.open())
         records = self._evals[name]
+        if scored and records.unlabelled:
+            raise UserError(f"the images of evals.{name} have no annotations to score predictions against; bvl "
+                            "evaluate RUN --submission FILE writes what a server scores")
         if records.classes != self.data.classes:
             ours, theirs = self.data.classes, records.classes
             at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
@@ -130,7 +141,8 @@ class Job:
         if not restricted or set(self.data.classes) >= set(records.classes):
             return records
         known = tuple(name for name in self.data.classes if name in set(records.classes))
-        return curated(records, (Vocabulary(known),)) if known else records
+        chosen = Vocabulary(known, "keep" if records.unlabelled else "drop")
+        return curated(records, (chosen,)) if known else records
 
     def batches(self, inputs: Input, records: Records, seed: int | None, start: int = 0, stop: int | None = None,
                 targets: Targets | None = None) -> Iterator[dict[str, np.ndarray]]:
@@ -196,17 +208,28 @@ class Job:
             batch = {**{k: v[order] for k, v in gathered.items()}, "image": batch["image"]}
         return batch, jax.tree.map(np.asarray, outputs)
 
-    def score(self, state: TrainState, name: str) -> dict[str, float]:
-        """The figures of one evaluation."""
-        inputs, records = self.open_eval(name)
+    def score(self, state: TrainState, name: str, results: Path | None = None) -> dict[str, float]:
+        """The figures of one evaluation; only "images" where there is nothing to score against.
+
+        Args:
+          results: file to write the predictions to, as the task's server takes them.
+
+        Raises:
+          UserError: there is no such file for this task or data, or nothing to score against and no file asked for.
+        """
+        inputs, records = self.open_eval(name, scored=results is None)
         scores: Scores = self.experiment.head.scores(records)
+        if results is not None:
+            scores.check_results()
         for batch, outputs in self.outputs(state.best_params, state.stats, inputs, records):
             scores.add(outputs, batch)
-        return scores.result()
+        if results is not None:
+            scores.write_results(results)
+        return {"images": len(records)} if records.unlabelled else scores.result()
 
     def draw(self, state: TrainState, name: str, path: Path, images: int = 12) -> None:
         """A picture of predictions for images spread evenly over an evaluation."""
-        inputs, records = self.open_eval(name)
+        inputs, records = self.open_eval(name, scored=False)
         make = self._maker(inputs, records, seed=None)
         chosen = np.full(make.rows, -1)
         spread = np.unique(np.linspace(0, len(records) - 1, min(images, make.rows)).astype(int))
@@ -216,8 +239,9 @@ class Job:
         show = np.flatnonzero(batch["mask"])
         if jax.process_index() == 0:
             rows = meshes.rows_of_processes(self.mesh, inputs.batch_size)[show]
-            self.experiment.head.draw(path, {k: v[show] for k, v in batch.items()},
-                                      {k: np.asarray(v)[rows] for k, v in outputs.items()}, self.data.classes)
+            with written(path) as file:
+                self.experiment.head.draw(file, {k: v[show] for k, v in batch.items()},
+                                          {k: np.asarray(v)[rows] for k, v in outputs.items()}, self.data.classes)
 
     def model(self, state: TrainState) -> nnx.Module:
         """The module with a state's parameters, for use by hand."""

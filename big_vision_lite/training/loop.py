@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,12 +18,14 @@ import jax
 from big_vision_lite import config
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
+from big_vision_lite.remote import place
 from big_vision_lite.training.checkpoints import Checkpoints
 from big_vision_lite.training.distributed import all_agree_to_stop, is_first
 from big_vision_lite.training.job import Job
 from big_vision_lite.training.profiling import Profiler
 from big_vision_lite.training.progress import Clock, Display, device_memory
 from big_vision_lite.training.records import MetricWriter, describe_run, read_metrics, read_run
+from big_vision_lite.training.wandb import WandB
 from big_vision_lite.training.watchdog import Watchdog
 from big_vision_lite.training.workdir import claim, keep_description, wait_until_there
 
@@ -39,7 +42,8 @@ class Stopped(Exception):
         self.code = 128 + signum
 
 
-def train(experiment: Experiment, workdir: Path, profile: str | None = None, watchdog: float = 0) -> dict[str, float]:
+def train(experiment: Experiment, workdir: Path, profile: str | None = None, watchdog: float = 0,
+          wandb: str | None = None) -> dict[str, float]:
     """Run an experiment, or what is left of it, and return the figures of its last evaluation.
 
     Leaves config.json, data.json, run.json, metrics.jsonl, tensorboard/, checkpoints/ and predictions.png. Of several
@@ -48,17 +52,20 @@ def train(experiment: Experiment, workdir: Path, profile: str | None = None, wat
     Args:
       profile: steps to profile, as FIRST:LAST; process 0 leaves them in profile/.
       watchdog: seconds after which a run that stands still ends itself; 0: never.
+      wandb: project of Weights & Biases in which the figures are shown too.
 
     Raises:
       UserError: bad input, a loss that is not finite, or a disk that is full. What was saved stays.
       Stopped: SIGTERM or SIGINT came.
     """
     began = time.perf_counter()
+    workdir = place(workdir)
     steps, batch_size = experiment.steps, experiment.train.batch_size
     profiler = Profiler(profile, workdir / "profile")
     job = Job(experiment)
     for name in experiment.evals:
         job.open_eval(name)  # a split that is missing is an error now, not after hours
+    first_eval, picture = next(iter(experiment.evals), None), workdir / "predictions.png"
     resolved = claim(workdir, experiment)
     data_found = keep_description(workdir, job.data)
     with contextlib.ExitStack() as stack:
@@ -67,7 +74,8 @@ def train(experiment: Experiment, workdir: Path, profile: str | None = None, wat
         start, state, data = checkpoints.restore_newest(job.description, found.append)
         state = state if start else job.init()
         step = saved = logged = start
-        metrics = stack.enter_context(contextlib.closing(MetricWriter(workdir, start, quiet=not is_first())))
+        metrics = stack.enter_context(contextlib.closing(MetricWriter(
+            workdir, start, quiet=not is_first(), board=None if wandb is None else partial(WandB, wandb, resolved))))
         display = stack.enter_context(Display(steps, start, quiet=not is_first()))
         received = stack.enter_context(_signals())
         watch = stack.enter_context(Watchdog(watchdog, lambda: _kept(saved)))
@@ -137,6 +145,9 @@ def train(experiment: Experiment, workdir: Path, profile: str | None = None, wat
                 if evaluate:
                     results = _evaluate(job, state, step, saved, display)
                     metrics.write(step, results)
+                    if first_eval:
+                        job.draw(state, first_eval, picture)
+                        metrics.picture(step, f"{first_eval}/predictions", picture)
                 if save:
                     wait_until_there(workdir, display.say)
                     metrics.sync()
@@ -158,8 +169,8 @@ def train(experiment: Experiment, workdir: Path, profile: str | None = None, wat
         if start == steps:
             display.say(f"all {steps} steps were done before; nothing is left to train")
             run, results = read_run(workdir), last_results(workdir)
-        if experiment.evals:
-            job.draw(state, next(iter(experiment.evals)), workdir / "predictions.png")
+            if first_eval:
+                job.draw(state, first_eval, picture)
         run |= {"results": results, "wall_seconds": round(before + time.perf_counter() - began, 1)}
         _write_run(workdir, run)
         display.say(f"done in {run['wall_seconds']:.0f} s; everything is in {workdir}")

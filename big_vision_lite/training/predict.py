@@ -11,6 +11,7 @@ import numpy as np
 
 from big_vision_lite.data.source import Described, Example, Records
 from big_vision_lite.errors import UserError
+from big_vision_lite.remote import place, written
 from big_vision_lite.training.evaluate import open_run
 
 
@@ -37,6 +38,7 @@ def predict(run: Path, images: Sequence[Path], out: Path, step: int | None = Non
     view = next(iter(job.experiment.evals.values()), job.experiment.train)
     rows = min(view.batch_size, -(-len(images) // job.mesh.size) * job.mesh.size)
     view = dataclasses.replace(view, batch_size=rows, on_bad_image="raise", curate=())
+    out = place(out)
     out.mkdir(parents=True, exist_ok=True)
     pictures = _pictures(images, out)
     head = job.experiment.head
@@ -44,7 +46,8 @@ def predict(run: Path, images: Sequence[Path], out: Path, step: int | None = Non
         for row in np.flatnonzero(batch["mask"]):
             one = [{k: v[row : row + 1] for k, v in arrays.items()} for arrays in (batch, outputs)]
             index, (answer,) = int(batch["index"][row]), head.answers(*one, job.data.classes)
-            head.draw(pictures[index], *one, job.data.classes)
+            with written(pictures[index]) as file:
+                head.draw(file, *one, job.data.classes)
             yield {"image": str(images[index]), "picture": str(pictures[index]), **answer}
 
 

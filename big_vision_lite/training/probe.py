@@ -18,6 +18,7 @@ from big_vision_lite.data.pipeline import Input
 from big_vision_lite.data.source import Records
 from big_vision_lite.errors import UserError
 from big_vision_lite.evaluation.probes import Features, few_shot, linear_probe, nearest_neighbours
+from big_vision_lite.remote import place
 from big_vision_lite.training import mesh as meshes
 from big_vision_lite.training.step import Tree, merge
 
@@ -117,7 +118,7 @@ def probe_run(run: Path, probes: Mapping[str, Probe], step: int | None = None, r
         state = dataclasses.replace(job.fresh(), average=None)
     results = {" ".join(filter(None, (name, key))): value for name, probe in probes.items()
                for key, value in probe.run(job, state.best_params, state.stats).items()}
-    folder = run / "probes"
+    folder = place(run) / "probes"
     folder.mkdir(exist_ok=True)
     name = "random" if random else str(at)
     (folder / f"{name}.json").write_text(json.dumps({"step": None if random else at, **results}, indent=2) + "\n")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import jax
 
 from big_vision_lite.errors import UserError
+from big_vision_lite.remote import RemotePath, upload
 
 
 class Profiler:
@@ -27,6 +29,7 @@ class Profiler:
             raise UserError(f"--profile {steps}; expected FIRST:LAST, such as 10:15, steps that are counted from 1")
         self._first, self._last = (int(first), int(last)) if jax.process_index() == 0 else (0, 0)
         self._folder, self._running = folder, False
+        self._made: tempfile.TemporaryDirectory | None = None
 
     def __enter__(self) -> Profiler:
         return self
@@ -34,7 +37,9 @@ class Profiler:
     def before(self, step: int) -> None:
         """Step ``step`` is about to be given to the devices."""
         if step == self._first:
-            jax.profiler.start_trace(self._folder)
+            if isinstance(self._folder, RemotePath):
+                self._made = tempfile.TemporaryDirectory()
+            jax.profiler.start_trace(self._made.name if self._made else self._folder)
             self._running = True
 
     def after(self, step: int, figures: object) -> None:
@@ -47,3 +52,6 @@ class Profiler:
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
+            if self._made:
+                upload(Path(self._made.name), self._folder)
+                self._made.cleanup()

@@ -15,6 +15,7 @@ from flax import nnx
 
 from big_vision_lite.config import from_json
 from big_vision_lite.errors import UserError, nearest
+from big_vision_lite.remote import place
 from big_vision_lite.training.checkpoints import Checkpoints, flatten
 from big_vision_lite.training.step import Tree
 
@@ -130,7 +131,7 @@ def replaced(tree: Tree, values: dict[str, Any]) -> Tree:
 
 def expected_pixels(source: str) -> Any:
     """The `Pixels` of a run's config, or what a file of weights expects; None when neither tells. Raises: UserError."""
-    path = Path(source).expanduser()
+    path = place(Path(source).expanduser())
     if not path.is_dir():
         from big_vision_lite.weights import pixels_of
 
@@ -151,7 +152,7 @@ def read_arrays(source: str, step: int | None, like: dict[str, Any]) -> dict[str
     Raises:
       UserError: there is no such run, checkpoint or file, or it cannot be read as weights.
     """
-    path = Path(source).expanduser()
+    path = place(Path(source).expanduser())
     if path.is_dir():
         checkpoints = Checkpoints(path / "checkpoints")
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from big_vision_lite.data.manifest import manifest
 from big_vision_lite.data.source import Description, Records
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import WITHOUT_EFFECT, Experiment
+from big_vision_lite.remote import RemotePath
 from big_vision_lite.training.distributed import is_first, meet
 
 PATIENCE = 300.0
@@ -26,6 +28,8 @@ def claim(workdir: Path, experiment: Experiment) -> Any:
     Raises:
       UserError: the folder cannot be written, or holds a run of another experiment; names the fields.
     """
+    if not isinstance(workdir, RemotePath) and (scheme := re.match(r"[a-z][a-z0-9+.-]+:/", str(workdir))):
+        raise UserError(f"--workdir {scheme[0]}/...; expected a folder on a disk, or gs://BUCKET/FOLDER")
     resolved = config.to_json(experiment)
     path = workdir / "config.json"
     try:
@@ -58,14 +62,20 @@ def wait_until_there(workdir: Path, say: Callable[[str], None]) -> None:
       UserError: it is still not there after `PATIENCE` seconds.
     """
     path, began = workdir / "config.json", time.monotonic()
-    if path.exists():
+    if _there(path):
         return
     say(f"{workdir} is not there any more; waiting for it")
-    while not path.exists():
+    while not _there(path):
         if time.monotonic() - began > PATIENCE:
             raise UserError(f"the workdir {str(workdir)!r} is not there any more, for {PATIENCE:.0f} s now; bring it "
                             "back and start the same command again, which goes on from what was saved there")
         time.sleep(0.2)
+
+
+def _there(path: Path) -> bool:
+    with contextlib.suppress(OSError):  # a bucket that cannot be asked
+        return path.exists()
+    return False
 
 
 def _with_defaults(old: Any) -> Any:

@@ -3,8 +3,13 @@
     bvl train configs/transfer/coco_detection.py:init=runs/pretrained --workdir runs/coco
     bvl train configs/transfer/coco_detection.py:init=runs/pretrained,recipe=fpn,depth=50,schedule=3x
     bvl train configs/transfer/coco_detection.py:root=/coco,init=runs/pretrained
+    bvl train configs/transfer/coco_detection.py:root=/coco,init=runs/pretrained,minival=minival.txt
+    bvl evaluate RUN --source /coco/annotations/image_info_test-dev2017.json:images=/coco/test2017 --submission OUT.json
 
-Data: TFDS's coco/2017, or with ``root`` COCO's own files (annotations/, train2017/, val2017/).
+Data: TFDS's coco/2017, or with ``root`` COCO's own files (annotations/, train2017/, val2017/). With ``minival``, a list
+of ids of val2014's images (the paper's 8,000 are not public), scores are on these, under the name minival, from
+val2014/ and its annotations; they are left out of train2017, which otherwise has all of 2014 but val2017. Without a
+list, scores are on val2017 and have that name.
 
 | recipe | depth | expected AP on val2017 from ImageNet weights | source |
 |---|---|---|---|
@@ -22,14 +27,15 @@ from typing import Literal
 
 from big_vision_lite.data.coco_json import CocoJson
 from big_vision_lite.data.tfds_source import Tfds
+from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.recipes import faster_rcnn
 
 
 def get_config(init: str | None = None, recipe: Literal["paper", "c4", "fpn"] = "paper",
                schedule: Literal["1x", "3x"] = "1x", depth: int = 101, batch_size: int | None = None,
-               root: str | None = None, freeze: bool = False, tune_statistics: bool = False,
-               data_dir: str | None = None, seed: int = 0) -> Experiment:
+               root: str | None = None, minival: str | None = None, freeze: bool = False,
+               tune_statistics: bool = False, data_dir: str | None = None, seed: int = 0) -> Experiment:
     """
     Args:
       init: a run, a file of weights, hf:REPO or a URL.
@@ -37,19 +43,24 @@ def get_config(init: str | None = None, recipe: Literal["paper", "c4", "fpn"] = 
       depth: of the backbone, where ``init`` is not a run.
       batch_size: the rate grows linearly with it, and the number of steps falls; None: 9 for paper, else 16.
       root: folder of COCO's own files; None: TFDS.
+      minival: file of image ids, one a line; needs ``root``.
       freeze: the backbone stays as it is.
       tune_statistics: BatchNorm and the first stage learn as well.
     """
+    held_out = "val2017" if minival is None else "minival"
     if root is None:
+        if minival is not None:
+            raise UserError(f"minival={minival} names images by COCO's ids; give the folder of COCO's files as root")
         train, val = (Tfds("coco/2017", split, data_dir) for split in ("train", "validation"))
     else:
-        train, val = (CocoJson(f"{root}/annotations/instances_{split}.json", f"{root}/{split}")
-                      for split in ("train2017", "val2017"))
+        train, val = (CocoJson(f"{root}/annotations/instances_{split}.json", f"{root}/{split}", **lists)
+                      for split, lists in (("train2017", {"without": minival}),
+                                           ("val2017" if minival is None else "val2014", {"only": minival})))
     if recipe == "paper":
         length = {"steps": 3_000_000 // 9, "drops": (5 / 6,), "warmup": 500}
     else:
         length = {"1x": {"steps": 90_000, "drops": (60 / 90, 80 / 90)},
                   "3x": {"steps": 270_000, "drops": (210 / 270, 250 / 270)}}[schedule]
-    return faster_rcnn(train, {"val2017": val}, recipe=recipe, init=init, depth=depth,
+    return faster_rcnn(train, {held_out: val}, recipe=recipe, init=init, depth=depth,
                        batch_size=batch_size or (9 if recipe == "paper" else 16), freeze=freeze,
                        tune_statistics=tune_statistics, seed=seed, **length)
