@@ -53,7 +53,8 @@ def segmenter(tmp_path_factory):
     """The folder of a run of two steps."""
     folder = tmp_path_factory.mktemp("segmenter") / "run"
     view = Fit(short=32, long=48, buckets=((32, 48), (48, 32)), random=False)
-    train(experiment(Segmentation(ASPPL((1, 2)), size=48), ScaleJitter(32), view), folder)
+    made = experiment(Segmentation(ASPPL((1, 2)), size=48), ScaleJitter(32), view)
+    train(dataclasses.replace(made, eval_every=1), folder)
     return folder
 
 
@@ -105,6 +106,13 @@ def test_segmentation_runs_from_a_config_to_its_figures(segmenter):
     assert figures["validation/images"] == 8 and 0 <= figures["validation/mIoU"] < 1
     assert last["validation/mIoU"] == pytest.approx(figures["validation/mIoU"])
     assert (segmenter / "evaluations" / "validation-2.png").stat().st_size > 10_000
+
+
+def test_each_evaluation_leaves_a_picture_in_tensorboard(segmenter):
+    events = b"".join(path.read_bytes() for path in (segmenter / "tensorboard").iterdir())
+    assert events.count(b"validation/predictions") == events.count(b"\x89PNG") == 2  # of each of the two steps
+    with Image.open(segmenter / "predictions.png") as picture:
+        assert min(picture.size) > 300
 
 
 def test_a_window_is_not_scored_as_a_whole_image(segmenter):

@@ -12,6 +12,9 @@ from jaxtyping import Float, UInt8
 
 from big_vision_lite.errors import UserError
 
+ModuleList = getattr(nnx, "List", list)
+"""A list of modules as a part of a module; Flax before 0.12 takes a plain list."""
+
 
 class Features(nnx.Module):
     """A built backbone: a module from images to the outputs of its four stages (res2 to res5)."""

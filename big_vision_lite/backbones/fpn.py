@@ -10,6 +10,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from big_vision_lite.backbones.backbone import ModuleList
 from big_vision_lite.backbones.conv import conv_general_dilated
 
 
@@ -24,8 +25,8 @@ class FeaturePyramid(nnx.Module):
                             kernel_init=nnx.initializers.variance_scaling(1.0, "fan_in", "uniform"),
                             conv_general_dilated=conv_general_dilated, rngs=rngs)
 
-        self.inner = nnx.List([conv(count, 1) for count in inputs])
-        self.outer = nnx.List([conv(channels, 3) for _ in inputs])
+        self.inner = ModuleList([conv(count, 1) for count in inputs])
+        self.outer = ModuleList([conv(channels, 3) for _ in inputs])
 
     def __call__(self, features: Sequence[Float[Array, "b _ _ _"]]) -> tuple[Float[Array, "b _ _ c"], ...]:
         above, maps = None, []

@@ -15,7 +15,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, UInt8
 
-from big_vision_lite.backbones.backbone import Backbone, Features, Pixels
+from big_vision_lite.backbones.backbone import Backbone, Features, ModuleList, Pixels
 from big_vision_lite.backbones.conv import conv_general_dilated
 from big_vision_lite.backbones.norm import BatchNorm, GroupNorm, StandardizedConv
 from big_vision_lite.errors import UserError
@@ -132,9 +132,9 @@ class ResNetModule(Features):
                 rates = (before if j == 0 else dilation, dilation)
                 blocks.append(Block(config, channels, width, step if j == 0 else 1, rates, rngs))
                 channels = width * expansion
-            stages.append(nnx.List(blocks))
+            stages.append(ModuleList(blocks))
             strides.append(stride if config.stem == "imagenet" else stride * stem_stride // 4)
-        self.stages = nnx.List(stages)
+        self.stages = ModuleList(stages)
         self.channels = tuple(w * expansion for w in base)
         self.strides = tuple(strides)
 

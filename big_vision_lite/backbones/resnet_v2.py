@@ -15,7 +15,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, UInt8
 
-from big_vision_lite.backbones.backbone import Backbone, Features, Pixels
+from big_vision_lite.backbones.backbone import Backbone, Features, ModuleList, Pixels
 from big_vision_lite.backbones.norm import GroupNorm, StandardizedConv
 from big_vision_lite.backbones.resnet import BLOCKS
 from big_vision_lite.errors import UserError
@@ -103,8 +103,8 @@ class ResNetV2Module(Features):
             for j in range(count):
                 blocks.append(PreActivationBlock(config, channels, width, 2 if i > 0 and j == 0 else 1, rngs))
                 channels = 4 * width
-            stages.append(nnx.List(blocks))
-        self.stages = nnx.List(stages)
+            stages.append(ModuleList(blocks))
+        self.stages = ModuleList(stages)
         self.norm = _norm(config, channels, rngs)
         self.channels = tuple(4 * width for width in base)
         self.strides = (4, 8, 16, 32)

@@ -29,6 +29,8 @@ class CocoJson(Source):
     Beside what an `Example` has: ``image_id`` int, ``crowd`` bool ``[n]``, ``area`` float32 ``[n]`` in square pixels as
     annotated. Labels are those of all boxes, crowds too. Boxes are clipped to their image, whose size is the json's;
     one without area is dropped, and both are counted. The id of an example is its ``file_name``.
+
+    A file without annotations, such as that of COCO's test-dev, gives images for their predictions alone.
     """
 
     annotations: str = ""
@@ -40,13 +42,19 @@ class CocoJson(Source):
     seen."""
     keep_empty: bool = True
     """Keep images without a box."""
+    only: str | None = None
+    """Text file of image ids (the json's numbers), one a line, ``#`` starts a comment: these images and no others, such
+    as a minival."""
+    without: str | None = None
+    """The same for images that are left out; those that the json does not have are passed over."""
 
     def open(self) -> CocoRecords:
         """Reads the json file and lists the folder; no image is read.
 
         Raises:
           UserError: a file is missing, the json is not COCO's, two images have one id or file name, an annotation is
-            of an unknown image or category, or (with ``masks``) an image has more than 255 objects.
+            of an unknown image or category, an image that ``only`` names is not there, or (with ``masks``) an image has
+            more than 255 objects.
         """
         path, root = Path(self.annotations).expanduser(), os.path.expanduser(self.images)
         try:
@@ -57,6 +65,8 @@ class CocoJson(Source):
             raise UserError(f"cannot read CocoJson.annotations {self.annotations!r}: {reason}") from None
         except ValueError as error:
             raise UserError(f"{self.annotations} is not valid JSON ({error}); it may have been cut") from None
+        if isinstance(data, dict) and "images" in data and "categories" in data:
+            data.setdefault("annotations", [])  # COCO's files of test images have none
         for name in ("images", "annotations", "categories"):
             if not isinstance(data, dict) or not isinstance(data.get(name), list):
                 raise UserError(f"{self.annotations} has no list {name!r}; expected COCO's images, annotations and "
@@ -75,8 +85,11 @@ class CocoJson(Source):
         if len(number) < len(categories):
             raise UserError(f"{where} has two categories of one id; each needs its own")
         entries = self._images_with_annotations(data, number)
+        chosen, names = self._chosen({image["id"] for image, _ in entries})
         count, kept = BoxCount(), []
         for image, found in entries:
+            if image["id"] not in chosen:
+                continue
             boxes, there = fitted(_edges(where, found), image["height"], image["width"], count)
             if len(there) or self.keep_empty:
                 kept.append((image, [found[i] for i in there], boxes))
@@ -90,7 +103,8 @@ class CocoJson(Source):
         return CocoRecords(
             classes=classes,
             multi_label=True,
-            fingerprint=f"coco-{digest}-{int(self.keep_empty)}{int(self.masks)}",
+            fingerprint=f"coco-{digest}-{int(self.keep_empty)}{int(self.masks)}{names}",
+            unlabelled=not data["annotations"],
             category_ids=tuple(c["id"] for c in categories),
             count=count,
             root=root,
@@ -104,6 +118,24 @@ class CocoJson(Source):
             area=np.array([_area(a) for a in objects], np.float32),
             outlines=self._outlines(kept) if self.masks else None,
         )
+
+    def _chosen(self, there: set[int]) -> tuple[set[int], str]:
+        """Of the ids that are there, those to read, and what names the choice. Raises: UserError."""
+        if self.only is None and self.without is None:
+            return there, ""
+        only, without = (None if path is None else _ids(field, path) for field, path in
+                         (("only", self.only), ("without", self.without)))
+        if only is not None and (missing := sorted(only - there)):
+            raise UserError(f"CocoJson.only: {self.only} names image {missing[0]}, which {self.annotations} does not "
+                            f"have ({len(missing):,} of {len(only):,} such); give the annotations that the list is of")
+        if without and not without & there:
+            raise UserError(f"CocoJson.without: {self.annotations} has none of the {len(without):,} images that "
+                            f"{self.without} names, such as {min(without)}; give the list that is of these annotations")
+        chosen = (there if only is None else only) - (without or set())
+        if not chosen:
+            raise UserError(f"{self.annotations}: CocoJson.only and CocoJson.without leave no image; loosen them")
+        digest = hashlib.blake2b(repr(sorted(chosen)).encode(), digest_size=8).hexdigest()
+        return chosen, f"-{digest}"
 
     def _images_with_annotations(self, data: dict, number: dict[int, int]) -> list[tuple[dict, list[dict]]]:
         """Each image with its annotations, in the file's order, after all were checked. Raises: UserError."""
@@ -166,6 +198,23 @@ def _edges(where: str, annotations: list[dict]) -> np.ndarray:
                     "[left, top, width, height]")
 
 
+def _ids(field: str, path: str) -> set[int]:
+    """The numbers in a text file. Raises: UserError."""
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read CocoJson.{field} {path!r}: {error}; expected a text file of image ids, one a "
+                        "line") from None
+    lines = [line.partition("#")[0].strip() for line in lines]
+    for number, line in enumerate(lines, 1):
+        if line and not line.isdecimal():
+            raise UserError(f"{path}: line {number} is {line[:40]!r}; expected the id of an image as a whole number")
+    ids = {int(line) for line in lines if line}
+    if not ids:
+        raise UserError(f"{path} names no image; expected image ids, one a line")
+    return ids
+
+
 def _area(annotation: dict) -> float:
     area = annotation.get("area")
     return area if isinstance(area, int | float) else annotation["bbox"][2] * annotation["bbox"][3]
@@ -177,6 +226,8 @@ class CocoRecords(BoxRecords):
 
     Attributes:
       category_ids: the file's own id of each class, for results in COCO's format.
+      image_ids: int64 ``[images]``: the file's own id of each image.
+      unlabelled: the file has no annotations at all.
     """
 
     category_ids: tuple[int, ...]
@@ -184,10 +235,14 @@ class CocoRecords(BoxRecords):
     crowd: np.ndarray
     area: np.ndarray
     outlines: Strings | None  # of each image: its objects' segmentations, as json
+    unlabelled: bool = False
 
     def __getitem__(self, index: int) -> Example:
         index = range(len(self))[index]
         example, here = self._example(index)
+        if self.unlabelled:
+            return {"id": example["id"], "image": example["image"], "labels": example["labels"],
+                    "image_id": int(self.image_ids[index]), "unlabelled": True}
         example |= {"image_id": int(self.image_ids[index]), "crowd": self.crowd[here], "area": self.area[here]}
         if self.outlines is not None:
             height, width = (int(side) for side in self.sizes[index])

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from big_vision_lite.data.label_index import LabelIndex, label_index
-from big_vision_lite.data.label_rules import LabelRule
+from big_vision_lite.data.label_rules import LabelRule, Remap
 from big_vision_lite.data.permutation import Permutation
 from big_vision_lite.data.ragged import Ragged, key
+from big_vision_lite.data.relabelled import relabelled
 from big_vision_lite.data.source import OBJECTS, Example, Records
 from big_vision_lite.errors import BadImageError
 
@@ -77,6 +78,10 @@ class Curated(Records):
             following.index = self.index
         return following
 
+    @property
+    def unlabelled(self) -> bool:
+        return self.source.unlabelled
+
     @functools.cached_property
     def index(self) -> LabelIndex:
         """Ids and labels of the source; made or read when first asked for."""
@@ -106,7 +111,11 @@ class Curated(Records):
 
     def __getitem__(self, index: int) -> Example:
         example = self.source[self._source_index(index)]
-        return self._changed([example])[0] if self.rules else example
+        if not self.rules:
+            return example
+        if isinstance(changed := self._changed([example])[0], BadImageError):
+            raise changed
+        return changed
 
     def read(self, indices: Sequence[int]) -> list[Example | BadImageError]:
         """As the source's; labels are changed for all at once, which takes a few microseconds each."""
@@ -124,13 +133,31 @@ class Curated(Records):
     def image_sizes(self) -> np.ndarray:
         return self.source.image_sizes()[self.order(np.arange(len(self)))]
 
-    def _changed(self, examples: list[Example]) -> list[Example]:
+    def _changed(self, examples: list[Example]) -> list[Example | BadImageError]:
         keys = np.array([key(example["id"]) for example in examples], np.uint64)
         labels = Ragged.of(example["labels"] for example in examples)
         for rule in self.rules:
             labels = rule(keys, labels)
-        return [{name: value for name, value in example.items() if name not in OBJECTS} | {"labels": labels.row(i)}
-                for i, example in enumerate(examples)]
+        changed: list[Example | BadImageError] = []
+        for i, example in enumerate(examples):
+            kept = {name: value for name, value in example.items() if name not in OBJECTS}
+            try:
+                objects = {} if self._renumbering is None else relabelled(example, self._renumbering)
+                changed.append(kept | objects | {"labels": labels.row(i)})
+            except BadImageError as error:
+                changed.append(error)
+        return changed
+
+    @functools.cached_property
+    def _renumbering(self) -> np.ndarray | None:
+        """What the rules make of each class of the source, -1 for nothing; None where they do not only renumber: then
+        nobody knows which object has which label."""
+        table = np.arange(len(self.source.classes), dtype=np.int32)
+        for rule in self.rules:
+            if not isinstance(rule, Remap):
+                return None
+            table = np.where(table >= 0, rule.table[table], -1)
+        return table
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "index"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("index", "_renumbering")}

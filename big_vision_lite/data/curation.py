@@ -5,7 +5,8 @@
 Steps are taken in the order of the list; `curation` puts them in the usual one. Each is a fixed function of its seed
 and the examples' ids or indices, so a larger set holds a smaller one, with the same labels. No image is read.
 
-Where labels are changed, objects (boxes, masks) are left out of the examples, for they would contradict them.
+A `Vocabulary` chooses among objects (boxes, masks) as among labels. Where labels are changed in any other way, objects
+are left out of the examples, for they would contradict them.
 """
 
 from __future__ import annotations
@@ -177,7 +178,8 @@ class Exclude(Curation):
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary(Curation):
-    """A part of the classes, as in the paper's study of 1,000 against 18,291."""
+    """A part of the classes, as in the paper's study of 1,000 against 18,291. Boxes of other classes go, too, and in
+    class masks they become background."""
 
     keep: int | tuple[str, ...] | str = 1000
     """The names, or a text file of them with one a line, or k for the k classes with the most images in the source."""

@@ -284,14 +284,30 @@ def class_mask(example: Example, size: tuple[int, int]) -> np.ndarray:
     if mask.ndim != 2:
         raise BadImageError(id_, f"its mask has {mask.ndim} axes {list(mask.shape)}; expected [height, width] of class "
                             "numbers")
-    if mask.shape != tuple(size):
-        raise BadImageError(id_, f"its mask is of {mask.shape[1]} x {mask.shape[0]} pixels and the image of "
-                            f"{size[1]} x {size[0]}; expected the same size")
+    check_mask_size(id_, mask, size)
     if mask.dtype != np.uint8:
         if mask.size and not 0 <= mask.min() <= mask.max() <= 255:
             raise BadImageError(id_, f"its mask has the value {mask.max()}; expected 0 to 255, of at most 254 classes")
         mask = mask.astype(np.uint8)
     return mask
+
+
+def check_mask_size(id_: str, mask: np.ndarray, size: tuple[int, int]) -> None:
+    """Raises: BadImageError when a mask ``[h, w]`` is not of its image's ``size`` = (height, width)."""
+    if mask.shape != tuple(size):
+        raise BadImageError(id_, f"its mask is of {mask.shape[1]} x {mask.shape[0]} pixels and the image of "
+                            f"{size[1]} x {size[0]}; expected the same size")
+
+
+def check_mask_values(id_: str, mask: np.ndarray, classes: int) -> None:
+    """Raises: BadImageError when a class mask speaks of a class that there is not; UserError when it could not."""
+    if classes >= VOID:
+        raise UserError(f"the data has {classes:,} classes, and class masks tell at most {VOID - 1} apart; choose "
+                        "fewer, for example by curate=(Vocabulary(...),), or give the transform masks=False where "
+                        "they are not needed")
+    if unknown := np.unique(mask[(mask > classes) & (mask != VOID)]).tolist():
+        raise BadImageError(id_, f"its mask has the values {', '.join(map(str, unknown[:10]))}; expected 0 "
+                            f"(background), 1 to {classes} (the classes) and {VOID} (void)")
 
 
 def decode_mask(data: bytes, id_: str) -> np.ndarray:

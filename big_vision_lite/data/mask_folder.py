@@ -16,7 +16,7 @@ from big_vision_lite.data.cache import cache_dir, kept
 from big_vision_lite.data.decode import DecodeError, image_size
 from big_vision_lite.data.files import Strings, check_classes, read_file
 from big_vision_lite.data.image_folder import EXTENSIONS, SPLITS, hashed_split
-from big_vision_lite.data.joint_transforms import VOID, decode_mask
+from big_vision_lite.data.joint_transforms import VOID, check_mask_size, decode_mask
 from big_vision_lite.data.source import Example, Records, Source
 from big_vision_lite.errors import BadImageError, UserError, nearest
 
@@ -198,12 +198,10 @@ class MaskRecords(Records):
         image = read_file(f"{self.root}/{id_}", id_)
         stored = decode_mask(read_file(f"{self.mask_folder}/{id_.rpartition('.')[0]}.png", id_), id_)
         try:
-            height, width = image_size(image)
+            size = image_size(image)
         except DecodeError as error:
             raise BadImageError(id_, str(error)) from error
-        if stored.shape != (height, width):
-            raise BadImageError(id_, f"its mask is of {stored.shape[1]} x {stored.shape[0]} pixels and the image of "
-                                f"{width} x {height}; expected the same size")
+        check_mask_size(id_, stored, size)
         mask = self.table[stored]
         if mask.min() == _UNKNOWN:
             unknown = np.unique(stored[mask == _UNKNOWN]).tolist()

@@ -9,14 +9,15 @@ A transform of several shapes gives each batch one of them, and each shape a str
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 
 from big_vision_lite.data.buckets import Buckets, of_batch, seed_of
+from big_vision_lite.data.cores import usable_cores
 from big_vision_lite.data.curation import Curation, curated
+from big_vision_lite.data.joint_transforms import check_mask_values
 from big_vision_lite.data.source import Example, Records, Source
 from big_vision_lite.data.transforms import Transform
 from big_vision_lite.errors import BadImageError, UserError
@@ -143,7 +144,8 @@ class BatchMaker:
                     if isinstance(found := next(read), BadImageError):
                         raise found
                     transformed = self.inputs.transform(found, rng, images[row])
-                    _check_class_mask(transformed, len(self.records.classes))
+                    if "class_mask" in transformed:
+                        check_mask_values(found["id"], transformed["class_mask"], len(self.records.classes))
                     example, mask[row] = transformed, True
                 except BadImageError:
                     if self.inputs.on_bad_image == "raise":
@@ -154,25 +156,12 @@ class BatchMaker:
         return {"image": images, "mask": mask, "index": np.asarray(indices, np.int64), **stacked}
 
 
-def _check_class_mask(example: Example, classes: int) -> None:
-    """Raises: BadImageError when a class mask speaks of a class that there is not; UserError when it could not."""
-    if "class_mask" not in example:
-        return
-    if classes > 254:
-        raise UserError(f"the data has {classes:,} classes, and class masks tell at most 254 apart; choose fewer, or "
-                        "give the transform masks=False where they are not needed")
-    found = example["class_mask"]
-    if unknown := np.unique(found[(found > classes) & (found < 255)]).tolist():
-        raise BadImageError(example["id"], f"its mask has the values {', '.join(map(str, unknown[:10]))}; expected 0 "
-                            f"(background), 1 to {classes} (the classes) and 255 (undecided)")
-
-
 def batches(make: BatchMaker, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
     """Batches ``start`` to ``stop - 1`` in order, made ahead by threads or worker processes."""
     import grain
 
     inputs = make.inputs
-    threads = inputs.threads or min(16, os.cpu_count() or 1)
+    threads = inputs.threads or min(16, usable_cores())
     ahead = max(inputs.prefetch, threads)
     data = grain.MapDataset.range(start, stop).map(make).to_iter_dataset(
         grain.ReadOptions(num_threads=min(threads, ahead), prefetch_buffer_size=ahead))

@@ -32,6 +32,8 @@ Where the source knows objects:
 ``difficult``     bool ``[n]``, objects that do not count in a score (VOC)
 ``area``          float32 ``[n]``, in square pixels as annotated (COCO)
 ``image_id``      int, COCO's number of the image
+
+Where nothing is known but the pixels, ``unlabelled`` is True.
 """
 
 
@@ -48,6 +50,8 @@ class Described:
     """Whether an image may carry any number of labels; otherwise exactly one."""
     fingerprint: str
     """Names the content cheaply (no image is read): equal fingerprints mean equal examples in equal order."""
+    unlabelled: bool = False
+    """Nothing is known of the images but their pixels: they are there for their predictions alone."""
 
 
 @dataclasses.dataclass(frozen=True)

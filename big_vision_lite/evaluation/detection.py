@@ -93,10 +93,24 @@ class DetectionScores:
         ids, rows = category_ids(self.records), []
         for image in sorted(self._found):
             labels, boxes, scores = self._found[image]
-            image_id = self._truth(image)[0]
+            image_id = self._image_id(image)
             rows += [{"image_id": image_id, "category_id": ids[label], "bbox": box, "score": score}
                      for label, box, score in zip(labels.tolist(), xywh(boxes).tolist(), scores.tolist(), strict=True)]
         path.write_text(json.dumps(rows))
+
+    def check_coco_ids(self) -> None:
+        """Raises: UserError when the records do not know the ids that the annotations have."""
+        source = _source_of(self.records)
+        if not hasattr(source, "category_ids"):
+            raise UserError(f"{type(source).__name__.removesuffix('Records')} does not know COCO's ids of images and "
+                            "categories, which a file of results names; take COCO's own json: CocoJson, or on the "
+                            "command line --source FILE.json:images=FOLDER")
+
+    def _image_id(self, index: int) -> int:
+        if (ids := getattr(self.records, "image_ids", None)) is not None:
+            return int(ids[index])
+        known = _truths.get(self.records, {})
+        return known[index][0] if index in known else self.records[index].get("image_id", index)
 
     def _scored(self, official: bool) -> tuple[CocoAp, VocAp]:
         images, classes = sorted(self._found), len(self.records.classes)
@@ -126,7 +140,7 @@ def truth_of(example: Example, index: int) -> tuple[int, Truth]:
     """
     if "boxes" not in example:
         raise UserError(f"image {example['id']!r} has no boxes, nor has its source; detection needs one that has, such "
-                        "as CocoJson or VocTree, without curation that changes labels")
+                        "as CocoJson or VocTree, and no curation but a Vocabulary that changes labels")
     try:
         height, width = image_size(example["image"])
     except DecodeError as error:
@@ -142,13 +156,18 @@ def truth_of(example: Example, index: int) -> tuple[int, Truth]:
 
 def category_ids(records: Any) -> tuple[int, ...]:
     """The annotations' own number of each class; without such, 1, 2, ..."""
-    source = records
-    while not hasattr(source, "category_ids") and isinstance(getattr(source, "source", None), Records):
-        source = source.source
+    source = _source_of(records)
     known = dict(zip(source.classes, getattr(source, "category_ids", ()), strict=False))
     if all(name in known for name in records.classes):
         return tuple(known[name] for name in records.classes)
     return tuple(range(1, len(records.classes) + 1))
+
+
+def _source_of(records: Any) -> Any:
+    """What is below curation."""
+    while not hasattr(records, "category_ids") and isinstance(getattr(records, "source", None), Records):
+        records = records.source
+    return records
 
 
 def _mean(values: np.ndarray) -> float:

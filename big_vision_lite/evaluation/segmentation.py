@@ -10,9 +10,9 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float32, Int, UInt8
 
-from big_vision_lite.data.joint_transforms import VOID, class_mask
+from big_vision_lite.data.joint_transforms import VOID, check_mask_values, class_mask
 from big_vision_lite.data.source import Example
-from big_vision_lite.errors import BadImageError, UserError
+from big_vision_lite.errors import UserError
 
 BACKGROUND = "background"
 """What a mask has where no class is: value 0; class c is value c + 1."""
@@ -127,9 +127,8 @@ def true_mask(example: Example, classes: int, size: tuple[int, int]) -> UInt8[np
     """
     if example.get("class_mask") is None:
         raise UserError(f"image {example['id']!r} has no class mask; a score of segmentation needs a source that gives "
-                        "one for every image, such as MaskFolder or VocTree(masks='class')")
+                        "one for every image, such as MaskFolder or VocTree(masks='class'), and no curation but a "
+                        "Vocabulary that changes labels")
     mask = class_mask(example, size)
-    if wrong := np.unique(mask[(mask > classes) & (mask != VOID)]).tolist():
-        raise BadImageError(example["id"], f"its mask has the values {', '.join(map(str, wrong[:10]))}; expected 0 "
-                            f"(background), 1 to {classes} (the classes) and {VOID} (void)")
+    check_mask_values(example["id"], mask, classes)
     return mask

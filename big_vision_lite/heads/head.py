@@ -14,10 +14,29 @@ from jaxtyping import Float
 
 from big_vision_lite.backbones.backbone import Features
 from big_vision_lite.data.source import Described, Example, Records
+from big_vision_lite.errors import UserError
 
 Batch = dict[str, Array]
 """What a step sees: ``image`` uint8 ``[b, h, w, 3]``, ``mask`` bool ``[b]`` (False: a slot that holds no example
 and must change nothing), and what ``Head.targets`` made of each example, stacked."""
+
+
+_VIEW = {"size": (np.int32, 0), "original_size": (np.int32, 0), "scale": (np.float32, 1), "key": (np.uint32, 0)}
+
+
+def view_of(example: Example) -> dict[str, np.ndarray]:
+    """What a joint transform (`data.joint_transforms`) says of how an image is seen, for a head's targets: ``size`` and
+    ``original_size`` int32 ``[2]``, ``scale`` float32 ``[2]`` and ``key`` uint32 ``[2]``. Of an empty slot zeros, and a
+    scale of 1.
+
+    Raises:
+      UserError: the example comes from another transform.
+    """
+    if example["id"] and "size" not in example:
+        raise UserError(f"image {example['id']!r} comes without its size; this head needs a joint transform, which "
+                        "moves boxes and masks along with the image: ScaleJitter or Fit")
+    return {name: np.asarray(example[name] if example["id"] else (empty, empty), dtype)
+            for name, (dtype, empty) in _VIEW.items()}
 
 
 class Scores(abc.ABC):
@@ -30,6 +49,18 @@ class Scores(abc.ABC):
     @abc.abstractmethod
     def result(self) -> dict[str, float]:
         """The figures so far. "loss" and "images" are always there."""
+
+    def check_results(self) -> None:
+        """Called before an evaluation whose predictions are to be written by ``write_results``.
+
+        Raises:
+          UserError: there is no form for them, or the data lacks what belongs into it.
+        """
+        raise UserError("there is a file of results for detection alone, COCO's; leave --submission out")
+
+    def write_results(self, path: Path) -> None:
+        """Write the predictions so far as the task's server takes them. Raises: UserError, as ``check_results``."""
+        self.check_results()
 
 
 @dataclasses.dataclass(frozen=True)

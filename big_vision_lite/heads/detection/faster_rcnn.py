@@ -23,7 +23,7 @@ from big_vision_lite.heads.detection.matching import IGNORED, OBJECT, PADDING
 from big_vision_lite.heads.detection.results import FasterRCNNScores, detections_of, draw_boxes
 from big_vision_lite.heads.detection.rpn import propose, sampled_rpn_loss
 from big_vision_lite.heads.detection.variants import C4, FPN, Detector
-from big_vision_lite.heads.head import Batch, Head, Scores
+from big_vision_lite.heads.head import Batch, Head, Scores, view_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,10 +92,8 @@ class FasterRCNN(Head):
         Raises: UserError when an image has more objects than slots, or comes without its boxes.
         """
         boxes = np.asarray(example.get("boxes", np.zeros((0, 4))), np.float32).reshape(-1, 4)
-        count, nothing = len(boxes), {}
-        if example["id"] == "":
-            nothing = {"size": (0, 0), "original_size": (0, 0), "scale": (1, 1), "key": (0, 0)}
-        elif "size" not in example or not ("boxes" in example or example.get("unlabelled")):
+        count = len(boxes)
+        if example["id"] and not ("boxes" in example or example.get("unlabelled")):
             raise UserError(f"image {example['id']!r} has no boxes, which detection learns from and is scored on; "
                             "take a source with boxes, and a transform that moves them along")
         if count > self.max_boxes:
@@ -110,8 +108,7 @@ class FasterRCNN(Head):
                   for name, value in found.items()}
         for name, value in found.items():
             padded[name][:count] = value
-        kinds = {"size": np.int32, "original_size": np.int32, "scale": np.float32, "key": np.uint32}
-        return padded | {name: np.asarray((nothing or example)[name], dtype) for name, dtype in kinds.items()}
+        return padded | view_of(example)
 
     def loss(self, model: Detector, batch: Batch) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
         """The sum of four losses, each in the figures as well."""

@@ -11,10 +11,7 @@ from big_vision_lite.data.source import Records
 from big_vision_lite.evaluation.detection import DetectionScores
 from big_vision_lite.heads.detection.matching import OBJECT, PADDING
 from big_vision_lite.heads.head import Scores
-from big_vision_lite.heads.pictures import TRUTH
-
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Okabe and Ito's, which stay apart for colour-blind readers; a class's name says the same."""
+from big_vision_lite.heads.pictures import OKABE_ITO, TRUTH, grid
 
 
 def to_original(boxes: np.ndarray, batch: dict[str, np.ndarray]) -> np.ndarray:
@@ -37,6 +34,15 @@ class FasterRCNNScores(Scores):
         self.loss += float(outputs["loss"][batch["mask"]].sum(dtype=np.float64))
         self.images += int(batch["mask"].sum())
 
+    def check_results(self) -> None:
+        """Raises: UserError when the source does not know COCO's numbers of images and categories."""
+        self.scores.check_coco_ids()
+
+    def write_results(self, path: Path) -> None:
+        """COCO's results: a list of image_id, category_id, bbox and score."""
+        self.check_results()
+        self.scores.write_coco_results(path)
+
     def result(self) -> dict[str, float]:
         """As `DetectionScores.result`, with "loss" and "images"."""
         return {**self.scores.result(), "loss": self.loss / max(self.images, 1), "images": self.images}
@@ -53,17 +59,13 @@ def detections_of(batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
 
 
 def draw_boxes(path: Path, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray], classes: tuple[str, ...],
-               columns: int = 4, least: float = 0.3) -> None:
+               least: float = 0.3) -> None:
     """A grid of images with their detections of at least the score ``least``, and dashed what is really there."""
-    from matplotlib.figure import Figure  # without pyplot: no global state, no display
+    from matplotlib.lines import Line2D
 
     images = batch["image"]
-    columns = min(columns, max(len(images), 1))
-    rows = max(-(-len(images) // columns), 1)
-    figure = Figure(figsize=(3.4 * columns, 3.4 * rows), dpi=110, layout="constrained")
-    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    for axis in axes:
-        axis.axis("off")
+    tallest = max((height / width for height, width in batch["size"].tolist()), default=1.0)
+    figure, axes = grid(len(images), (3.4, 3.4 * tallest))
     for i, (axis, image) in enumerate(zip(axes, images, strict=False)):
         height, width = batch["size"][i]
         axis.imshow(image[:height, :width], interpolation="antialiased")
@@ -72,12 +74,16 @@ def draw_boxes(path: Path, batch: dict[str, np.ndarray], outputs: dict[str, np.n
                 _outline(axis, box, TRUTH if kind == OBJECT else "#999999", linestyle="--", linewidth=0.9)
         shown = outputs["valid"][i] & (outputs["scores"][i] >= least)
         for k in np.flatnonzero(shown)[::-1]:  # the best on top
-            label, colour = outputs["labels"][i][k], COLOURS[outputs["labels"][i][k] % len(COLOURS)]
+            label, colour = outputs["labels"][i][k], OKABE_ITO[outputs["labels"][i][k] % len(OKABE_ITO)]
             box = outputs["boxes"][i][k]
             _outline(axis, box, colour, linestyle="-", linewidth=1.3)
             axis.text(box[0], box[1], f"{classes[label]} {outputs['scores'][i][k]:.0%}", fontsize=6, color="white",
-                      va="bottom", parse_math=False, clip_on=True,
+                      va="top" if box[1] < 0.05 * height else "bottom", parse_math=False, clip_on=True,
                       bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.6})
+    lines = [Line2D([], [], color=TRUTH, linewidth=1.3, label=f"detected, score {least:.0%} or more")]
+    if (batch["kind"] != PADDING).any():
+        lines.append(Line2D([], [], color=TRUTH, linestyle="--", linewidth=0.9, label="annotated"))
+    figure.legend(handles=lines, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     figure.savefig(path)
 
 

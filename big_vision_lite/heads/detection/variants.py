@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -35,14 +36,14 @@ class Detector(nnx.Module):
     backbone: Features
     rpn: RPN
 
+    @abc.abstractmethod
     def maps(self, images: UInt8[Array, "b h w 3"], train: bool) -> Maps:
         """What proposals come from, finest first."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def classify(self, maps: Maps, rois: Float[Array, "b r 4"],
                  train: bool) -> tuple[Float[Array, "b r k"], Float[Array, "b r c 4"]]:
         """Logits of background and the classes for each box, and its offsets for each class."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)

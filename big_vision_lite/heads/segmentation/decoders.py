@@ -16,7 +16,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float, UInt32
 
-from big_vision_lite.backbones.backbone import Features
+from big_vision_lite.backbones.backbone import Features, ModuleList
 from big_vision_lite.backbones.conv import conv_general_dilated
 from big_vision_lite.backbones.norm import BatchNorm, GroupNorm
 from big_vision_lite.errors import UserError
@@ -139,7 +139,7 @@ def drop_channels(x: Float[Array, "b h w c"], rate: float, keys: UInt32[Array, "
 
 class _ASPPL(nnx.Module):
     def __init__(self, config: ASPPL, inputs: int, kinds: int, rngs: nnx.Rngs):
-        self.branches = nnx.List([_conv(inputs, kinds, 3, rngs, rate=rate, bias=True) for rate in config.rates])
+        self.branches = ModuleList([_conv(inputs, kinds, 3, rngs, rate=rate, bias=True) for rate in config.rates])
 
     def __call__(self, stages: Stages, train: bool, keys: UInt32[Array, "b 2"] | None) -> Float[Array, "b h w k"]:
         x = stages[-1].astype(jnp.float32)
@@ -151,7 +151,7 @@ class ASPP(nnx.Module):
 
     def __init__(self, config: DeepLabV3 | DeepLabV3Plus, inputs: int, dtype: DTypeLike, rngs: nnx.Rngs):
         outputs = config.channels
-        self.branches = nnx.List([
+        self.branches = ModuleList([
             ConvNormRelu(inputs, outputs, 1, config.norm, dtype, rngs),
             *(ConvNormRelu(inputs, outputs, 3, config.norm, dtype, rngs, rate) for rate in config.rates)])
         self.image_pooling = config.image_pooling
@@ -198,8 +198,8 @@ class _DeepLabV3Plus(nnx.Module):
         self.aspp = ASPP(config, channels[-1], dtype, rngs)
         self.low_level = ConvNormRelu(channels[0], config.low_level_channels, 1, config.norm, dtype, rngs)
         inputs = config.channels + config.low_level_channels
-        self.refine = nnx.List([ConvNormRelu(inputs, config.channels, 3, config.norm, dtype, rngs),
-                                ConvNormRelu(config.channels, config.channels, 3, config.norm, dtype, rngs)])
+        self.refine = ModuleList([ConvNormRelu(inputs, config.channels, 3, config.norm, dtype, rngs),
+                                  ConvNormRelu(config.channels, config.channels, 3, config.norm, dtype, rngs)])
         self.scores = ClassScores(config.channels, kinds, config.dropout, rngs)
 
     def __call__(self, stages: Stages, train: bool, keys: UInt32[Array, "b 2"] | None) -> Float[Array, "b h w k"]:

@@ -19,6 +19,7 @@ from big_vision_lite.backbones.norm import BatchNorm
 from big_vision_lite.data.joint_transforms import VOID
 from big_vision_lite.data.source import Described, Example, Records
 from big_vision_lite.errors import UserError
+from big_vision_lite.evaluation.boundaries import BoundaryScores, boundary_f
 from big_vision_lite.evaluation.segmentation import (
     BACKGROUND,
     ConfusionMatrix,
@@ -26,7 +27,7 @@ from big_vision_lite.evaluation.segmentation import (
     mask_at_original_size,
     true_mask,
 )
-from big_vision_lite.heads.head import Batch, Head, Scores
+from big_vision_lite.heads.head import Batch, Head, Scores, view_of
 from big_vision_lite.heads.segmentation.decoders import ASPPL, FCN, DeepLabV3, DeepLabV3Plus, upsample
 from big_vision_lite.heads.segmentation.losses import pixel_accuracy, pixel_loss
 from big_vision_lite.heads.segmentation.pictures import draw_masks
@@ -50,6 +51,9 @@ class Segmentation(Head):
     score_at: Literal["original", "input"] = "original"
     """``original``: count pixels of the image as stored, the figure that tables give. ``input``: of the network's
     input, where the counting is done on the device and no mask is read a second time: quicker, for watching a run."""
+    boundary: float | None = None
+    """Score outlines, too (`evaluation.boundaries`): how far they may be off, as a share of the image's diagonal, such
+    as 0.0075. None: they are not scored. Needs ``score_at`` original."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the decoder's convolutions compute in; class scores and losses are float32."""
 
@@ -60,6 +64,9 @@ class Segmentation(Head):
             raise UserError(f"Segmentation: scales={self.scales}; expected at least one, each above 0")
         if min(_sides(self.size)) < 1:
             raise UserError(f"Segmentation: size={self.size}; expected pixels, at least 1")
+        if self.boundary is not None and not (0 <= self.boundary < 1 and self.score_at == "original"):
+            raise UserError(f"Segmentation: boundary={self.boundary}, score_at={self.score_at!r}; expected a share of "
+                            "0 to below 1, such as 0.0075, and score_at='original'")
 
     def build(self, backbone: Features, data: Described, rngs: nnx.Rngs) -> Segmenter:
         if len(data.classes) >= VOID:
@@ -71,9 +78,7 @@ class Segmentation(Head):
         room, name = _sides(self.size), example["id"]
         mask = np.full(room, VOID, np.uint8)
         found = example.get("class_mask")
-        if name and "size" not in example:
-            raise UserError(f"image {name!r} comes without its size; segmentation needs a joint transform: ScaleJitter "
-                            "or Fit")
+        view = view_of(example)
         if found is not None:
             height, width = found.shape
             if height > room[0] or width > room[1]:
@@ -82,9 +87,9 @@ class Segmentation(Head):
             mask[:height, :width] = found
         elif name and not example.get("unlabelled"):
             raise UserError(f"image {name!r} has no class mask; segmentation learns from a source that gives one for "
-                            "every image, such as MaskFolder or VocTree(masks='class')")
-        kinds = {"size": np.int32, "original_size": np.int32, "scale": np.float32, "key": np.uint32}
-        return {"class_mask": mask, **{key: np.asarray(example.get(key, (0, 0)), kind) for key, kind in kinds.items()}}
+                            "every image, such as MaskFolder or VocTree(masks='class'), and of which no curation but a "
+                            "Vocabulary changes labels")
+        return {"class_mask": mask, **view}
 
     def loss(self, model: Segmenter, batch: Batch) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
         scores, auxiliary = model(batch["image"], train=True, keys=batch["key"])
@@ -134,7 +139,7 @@ class Segmentation(Head):
         return mask[:, :height, :width]
 
     def scores(self, records: Records) -> Scores:
-        return SegmentationScores(records)
+        return SegmentationScores(records, self.boundary)
 
     def main_metric(self, data: Described) -> str:
         return "mIoU"
@@ -185,11 +190,13 @@ class Segmenter(nnx.Module):
 
 
 class SegmentationScores(Scores):
-    """mIoU and its kin from one confusion matrix over the set; and the mean loss."""
+    """mIoU and its kin from one confusion matrix over the set; outlines, if ``boundary`` says how far they may be off;
+    and the mean loss."""
 
-    def __init__(self, records: Records):
-        self.records = records
+    def __init__(self, records: Records, boundary: float | None = None):
+        self.records, self.boundary = records, boundary
         self.matrix = ConfusionMatrix(records.classes)
+        self.outlines = BoundaryScores(self.matrix.names)
         self.loss, self.images = 0.0, 0
 
     def add(self, outputs: dict[str, np.ndarray], batch: dict[str, np.ndarray]) -> None:
@@ -202,18 +209,22 @@ class SegmentationScores(Scores):
             self.matrix.add(outputs["confusion"][rows].sum(0, dtype=np.int64))
             return
 
-        def masks(row: int) -> tuple[np.ndarray, np.ndarray]:
+        def masks(row: int) -> tuple[np.ndarray, np.ndarray, dict[int, float]]:
             size = tuple(batch["original_size"][row].tolist())
             truth = true_mask(self.records[int(batch["index"][row])], len(self.records.classes), size)
-            return truth, _predicted(outputs["scores"][row], batch, row)
+            predicted = _predicted(outputs["scores"][row], batch, row)
+            return truth, predicted, {} if self.boundary is None else boundary_f(truth, predicted, self.boundary)
 
         with ThreadPoolExecutor() as pool:
-            for truth, predicted in pool.map(masks, rows.tolist()):
+            for truth, predicted, outlines in pool.map(masks, rows.tolist()):
                 self.matrix.add_masks(truth, predicted)
+                self.outlines.add(outlines)
 
     def result(self) -> dict[str, float]:
-        """As `ConfusionMatrix.result`, with "loss" (at the network's input) and "images"."""
-        return {**self.matrix.result(), "loss": self.loss / max(self.images, 1), "images": self.images}
+        """As `ConfusionMatrix.result`, with "loss" (at the network's input) and "images"; and as
+        `BoundaryScores.result` where outlines are scored."""
+        outlines = {} if self.boundary is None else self.outlines.result()
+        return {**self.matrix.result(), **outlines, "loss": self.loss / max(self.images, 1), "images": self.images}
 
 
 def dilated(backbone: Backbone, output_stride: int) -> Backbone:
