@@ -31,6 +31,8 @@ USAGE = """bvl: how much better does vision get with more data?
   bvl weights import FILE --out RUN              a run of torchvision's, timm's or BiT's weights
   bvl weights export RUN --to FORM --out FILE    a run's network for torchvision, timm or BiT
   bvl bench input                                images a second of this pipeline and of others, side by side
+  bvl bench step CONFIG                          seconds and memory of a config's training step
+  bvl bench save | resume | processes            what a save, a start and working together cost
 
 SOURCE is a folder of images, of images/ and masks/, a VOC tree, a folder of tar files, a COCO json, a csv, the name of
 a TFDS data set, or a config file, which stands for what it trains on; fields follow as in /photos:split=val.
