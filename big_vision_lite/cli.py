@@ -11,7 +11,8 @@ from big_vision_lite.errors import UserError, nearest
 USAGE = """bvl: how much better does vision get with more data?
 
   bvl train CONFIG [--workdir DIR] [overrides]   train, score and draw; the same command resumes
-  bvl evaluate RUN [--split S] [--step N]        score a checkpoint again
+  bvl evaluate RUN [--split S] [--step N]        score a checkpoint again; --source SOURCE scores other data, and
+                                                 --submission FILE writes detections as COCO's server takes them
   bvl probe RUN [--train SOURCE --test SOURCE]   what a run's frozen features are worth
   bvl predict RUN IMAGE ...                      labels, boxes or masks of your own images, drawn and as JSON
   bvl config show CONFIG [overrides]             print the resolved experiment
