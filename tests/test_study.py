@@ -108,8 +108,8 @@ def test_runs_in_order_and_again_only_what_is_missing(tmp_path, trainer, capfd):
     assert "4 runs, of which 1 are done" in capfd.readouterr().out
     row = read(folder)["frozen,20"]
     expected = {"images": "20", "classes": "2", "init": "pretraining", "stage": "transfer", "frozen": "True",
-                "seed": "0", "noise": "0.0", "depth": "10", "steps": "20", "images_seen": "320", "epochs": "5.0",
-                "versions": "jax 1", "validation/mAP": str(1 - 1 / 64)}
+                "held": "backbone", "seed": "0", "noise": "0.0", "depth": "10", "steps": "20", "images_seen": "320",
+                "epochs": "5.0", "versions": "jax 1", "validation/mAP": str(1 - 1 / 64)}
     assert {name: row[name] for name in expected} == expected
     assert "wall" not in "".join(row)
     told = json.loads((folder / "study.json").read_text())

@@ -103,7 +103,8 @@ def detection(scale: Scale, init: str | None, data: Literal["coco", "voc07"], *,
         train, test = (Tfds("coco/2017", split, data_dir) for split in ("train", "validation"))
     else:
         train, test = VocTree(root, "trainval0712"), VocTree(root, "test2007")
-    return recipes.faster_rcnn(train, {"test": test}, recipe="paper", batch_size=9, init=init, depth=depth or 101,
+    evals = {"val2017" if data == "coco" else "test": test}
+    return recipes.faster_rcnn(train, evals, recipe="paper", batch_size=9, init=init, depth=depth or 101,
                                steps=(3_000_000 if data == "coco" else 590_000) // 9, drops=(5 / 6,), warmup=500,
                                freeze=freeze, metric=head.metric, seed=seed)
 

@@ -201,11 +201,12 @@ def _factor(made: _Page, task: str, runs: Sequence[Result], metric: str, factor:
 
 
 def _table(runs: Sequence[Result], metric: str) -> Iterator[str]:
-    rows = [["runs", "images", "seeds", "min", "median", "max"]]
+    rows = [["runs", "held fixed", "images", "seeds", "min", "median", "max"]]
     for one in series.every(runs, metric):
+        held = "; ".join(sorted({run.held or "-" for run in one.runs}))
         for size, values in one.sizes().items():
             cells = (f"{f(values.tolist()):.4g}" for f in (min, statistics.median, max))
-            rows.append([one.label or "all", f"{size:,.0f}", str(values.size), *cells])
+            rows.append([one.label or "all", held, f"{size:,.0f}", str(values.size), *cells])
     if len(rows) > 1:
         yield page.heading(f"Table: {metric}", 3)
         yield page.table(rows)
@@ -309,7 +310,7 @@ def paper_table(folders: Sequence[Path], name: str, imports: Sequence[str] = ())
         raise UserError(f"--table {name!r}: no such table" + nearest(name, paper.TABLES))
     results = series.read(folders, imports)
     rows, notes = _placed(results, _lineages(results, imports), name)
-    return "\n".join((paper.TABLES[name].text(rows), *notes))
+    return "\n".join((paper.TABLES[name].text(rows), *_held(rows, name), *notes))
 
 
 def _lineages(results: Results, imports: Sequence[str]) -> dict[int, tuple[Trained, ...]]:
@@ -348,3 +349,11 @@ def _paper(results: Results, imports: Sequence[str]) -> Iterator[str]:
             if note:
                 yield page.paragraph(note, "soft")
         yield page.table([["row", "figure", "reported", "ours", "difference"], *told.cells(rows)])
+        for said in _held(rows, name):
+            yield page.paragraph(said, "soft")
+
+
+def _held(rows: Sequence[dict[str, str]], table: str) -> list[str]:
+    """What our runs of a table kept as it was while they learnt, in a line."""
+    held = sorted({row["held"] for row in rows if row.get("table") == table and row.get("held")})
+    return [f"Held fixed in ours: {'; '.join(held)}."] if held else []

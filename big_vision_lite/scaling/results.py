@@ -22,7 +22,8 @@ from big_vision_lite.remote import place
 from big_vision_lite.scaling.curves import read_rows
 from big_vision_lite.scaling.study import INHERITED, Run, Study, read_study
 
-FIRST = ("run", "study", "status", "stage", "head", "init", "images", "depth", "seed", "noise", "classes", "frozen")
+FIRST = ("run", "study", "status", "stage", "head", "init", "images", "depth", "seed", "noise", "classes", "frozen",
+         "held")
 """Columns that stand first; the study's own factors follow, then length, data and versions, then the metrics."""
 THEN = ("steps", "images_seen", "epochs", "data", "versions")
 
@@ -69,7 +70,7 @@ def _row(study: Study, run: Run, workdir: Path, state: Mapping[str, Any]) -> dic
     done = finished(folder, experiment)
     row = {"run": run.name, "study": study.name,
            "status": "done" if done else "failed" if state.get("status") == "failed" else "missing",
-           **study.factors(run), "steps": experiment.steps,
+           **study.factors(run), "held": experiment.transfer.held, "steps": experiment.steps,
            "images_seen": experiment.steps * experiment.train.batch_size}
     if not done:
         return row
@@ -145,7 +146,8 @@ def row_of(folder: Path, imports: Sequence[str] = ()) -> dict[str, Any]:
         factors["init"] = "pretraining"
     done = finished(folder, experiment)
     row = {"run": folder.name, "study": folder.parent.name, "status": "done" if done else "missing", **factors,
-           "steps": experiment.steps, "images_seen": experiment.steps * experiment.train.batch_size}
+           "held": experiment.transfer.held, "steps": experiment.steps,
+           "images_seen": experiment.steps * experiment.train.batch_size}
     return row | (_outcome(row, experiment, folder, origin.folder) if done else {})
 
 

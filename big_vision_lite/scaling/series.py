@@ -16,7 +16,7 @@ from big_vision_lite.scaling.results import row_of
 FACTORS = ("study", "depth", "noise", "classes", "frozen", "init")
 """Columns in which series differ, beside those that a study adds."""
 _KNOWN = {*FACTORS, "run", "status", "stage", "head", "images", "seed", "steps", "images_seen", "epochs", "data",
-          "versions", "wall_seconds"}
+          "versions", "wall_seconds", "held"}
 _PREFERRED = ("mAP", "top1", "AP", "mIoU", "AP50", "VOC07_AP50", "VOC_AP50", "accuracy")
 
 
@@ -33,6 +33,8 @@ class Result:
     seed: str
     factors: dict[str, str]
     metrics: dict[str, float]
+    held: str = ""
+    """What stayed as it was while it learnt; "" where the csv does not tell."""
 
     def key(self, *but: str) -> tuple[tuple[str, str], ...]:
         """The factors other than the ones named."""
@@ -154,7 +156,8 @@ def read(folders: Sequence[Path], imports: Sequence[str] = ()) -> Results:
         if "init" in kept and kept["init"] in names:
             kept["init"] = "pretrained"
         task = stage + (f", {row['head']}" if row.get("head") else "")
-        runs.append(Result(name, folder, task, _number(row.get("images", "")), row.get("seed", ""), kept, values))
+        runs.append(Result(name, folder, task, _number(row.get("images", "")), row.get("seed", ""), kept, values,
+                           row.get("held", "")))
     places = tuple(folder / row["run"] for folder, row in zip(at, rows, strict=True))
     return Results(tuple(rows), tuple(runs), tuple(metrics), tuple(notes), places)
 

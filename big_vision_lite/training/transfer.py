@@ -44,6 +44,11 @@ class Transfer:
         if wrong:
             raise UserError(f"Transfer: rates={wrong}; expected factors of at least 0")
 
+    @property
+    def held(self) -> str:
+        """What stays as it is, for tables: "nothing", "backbone", "backbone.stem, statistics of BatchNorm"."""
+        return ", ".join((*self.freeze, *(("statistics of BatchNorm",) if self.freeze_statistics else ()))) or "nothing"
+
     def fix_statistics(self, model: nnx.Module) -> None:
         """Tell each BatchNorm that is to keep its running statistics. It is part of the model's structure."""
         for path, module in nnx.iter_graph(model):
