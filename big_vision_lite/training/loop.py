@@ -146,6 +146,7 @@ def train(experiment: Experiment, workdir: Path, profile: str | None = None, wat
                     results = _evaluate(job, state, step, saved, display)
                     metrics.write(step, results)
                     if first_eval:
+                        wait_until_there(workdir, display.say)
                         job.draw(state, first_eval, picture)
                         metrics.picture(step, f"{first_eval}/predictions", picture)
                 if save:
