@@ -146,9 +146,10 @@ def train(experiment: Experiment, workdir: Path, profile: str | None = None, wat
                     results = _evaluate(job, state, step, saved, display)
                     metrics.write(step, results)
                     if first_eval:
+                        wait_until_there(workdir, display.say)
                         try:
                             job.draw(state, first_eval, picture)
-                        except OSError:  # the workdir may be away for a moment
+                        except OSError:  # it went away meanwhile
                             wait_until_there(workdir, display.say)
                             job.draw(state, first_eval, picture)
                         metrics.picture(step, f"{first_eval}/predictions", picture)
