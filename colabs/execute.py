@@ -18,6 +18,9 @@ from typing import Any
 
 HERE = Path(__file__).parent
 SIZE = re.compile(r'^SIZE = "full"', re.MULTILINE)
+ARTWORK = "artwork"
+"""Tag of a cell whose pictures show artwork of others, such as emoji, which this repository does not hold."""
+LEFT_OUT = "This picture shows artwork of others and is not kept with the notebook; run the cell to see it.\n"
 
 
 def execute(notebook: Path, folder: Path, size: str = "full", env: Mapping[str, str] | None = None,
@@ -65,6 +68,17 @@ def _joined(outputs: list[Any]) -> list[Any]:
     return joined
 
 
+def without_artwork(book: Any) -> Any:
+    """The notebook with a line in place of each picture of the cells that are tagged so."""
+    from nbformat.v4 import new_output
+
+    for cell in book.cells:
+        if ARTWORK in cell.metadata.get("tags", ()):
+            cell.outputs = [new_output("stream", name="stdout", text=LEFT_OUT) if "image/png" in output.get("data", {})
+                            else output for output in cell.outputs]
+    return book
+
+
 def main() -> None:
     import nbformat
 
@@ -76,7 +90,7 @@ def main() -> None:
     for name in options.names or sorted(path.stem for path in HERE.glob("*.ipynb")):
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            book = execute(HERE / f"{name}.ipynb", Path(folder), options.size)
+            book = without_artwork(execute(HERE / f"{name}.ipynb", Path(folder), options.size))
         (options.keep / f"{name}.ipynb").write_text(nbformat.writes(book, indent=1) + "\n", encoding="utf-8")
         print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
 

@@ -10,12 +10,11 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-pytestmark = pytest.mark.slow  # minutes: a fresh kernel each
-
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = ("paper_tables", "quickstart", "scaling_laws", "transfer")
 PICTURES = {"paper_tables": 2, "quickstart": 4, "scaling_laws": 3, "transfer": 5}
-"""Figures that each shows."""
+"""Figures that each shows, and those of them that are kept: not what shows artwork of others."""
+KEPT = {"paper_tables": 1, "quickstart": 1, "scaling_laws": 3, "transfer": 1}
 COLAB = {"array-record": "0.8.3", "filelock": "3.29.0", "flax": "0.11.2", "google-crc32c": "1.8.0", "grain": "0.2.17",
          "jax": "0.7.2", "matplotlib": "3.10.0", "numpy": "2.0.2", "optax": "0.2.8", "orbax-checkpoint": "0.12.0",
          "pillow": "11.3.0", "rich": "13.9.4", "safetensors": "0.7.0", "scipy": "1.16.3",
@@ -40,6 +39,7 @@ def pictures(book: dict) -> int:
     return sum("image/png" in output.get("data", {}) for output in outputs(book))
 
 
+@pytest.mark.slow  # minutes: a fresh kernel each
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebooks_run(name, tmp_path, tmp_path_factory):
     pytest.importorskip("nbclient")
@@ -54,6 +54,7 @@ def test_notebooks_run(name, tmp_path, tmp_path_factory):
         assert "stopped by SIGTERM after step" in printed(book) and "going on from step" in printed(book)
 
 
+@pytest.mark.slow  # until the full runs of transfer and paper_tables are kept
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebooks_are_kept_with_the_outputs_of_a_full_run(name):
     book = read(name)
@@ -62,10 +63,16 @@ def test_notebooks_are_kept_with_the_outputs_of_a_full_run(name):
     assert sum(any(line.startswith('SIZE = "full"') for line in cell["source"]) for cell in code) == 1
     assert "pip install" in "".join(code[0]["source"])
     assert not [output for output in outputs(book) if output["output_type"] == "error"]
-    assert pictures(book) == PICTURES[name]
+    assert pictures(book) == KEPT[name]
     words = "\n".join(str(output.get("text", output.get("data", {}).get("text/plain", ""))) for output in outputs(book))
     assert not re.search(r"/(root|home|tmp|work|Users)/", words)  # of the machine that it ran on
     assert (ROOT / "colabs" / f"{name}.ipynb").stat().st_size < 4_000_000
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_artwork_is_not_kept(name):
+    drawn = [cell for cell in read(name)["cells"] if "artwork" in cell["metadata"].get("tags", ())]
+    assert len(drawn) == PICTURES[name] - KEPT[name] and not pictures({"cells": drawn})
 
 
 def test_notebooks_are_all_there():
