@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -146,12 +147,7 @@ def train(experiment: Experiment, workdir: Path, profile: str | None = None, wat
                     results = _evaluate(job, state, step, saved, display)
                     metrics.write(step, results)
                     if first_eval:
-                        wait_until_there(workdir, display.say)
-                        try:
-                            job.draw(state, first_eval, picture)
-                        except OSError:  # it went away meanwhile
-                            wait_until_there(workdir, display.say)
-                            job.draw(state, first_eval, picture)
+                        _draw(job, state, first_eval, picture, display)
                         metrics.picture(step, f"{first_eval}/predictions", picture)
                 if save:
                     wait_until_there(workdir, display.say)
@@ -175,11 +171,21 @@ def train(experiment: Experiment, workdir: Path, profile: str | None = None, wat
             display.say(f"all {steps} steps were done before; nothing is left to train")
             run, results = read_run(workdir), last_results(workdir)
             if first_eval:
-                job.draw(state, first_eval, picture)
+                _draw(job, state, first_eval, picture, display)
         run |= {"results": results, "wall_seconds": round(before + time.perf_counter() - began, 1)}
         _write_run(workdir, run)
         display.say(f"done in {run['wall_seconds']:.0f} s; everything is in {workdir}")
     return results
+
+
+def _draw(job: Job, state, name: str, picture: Path, display: Display) -> None:
+    """The picture of an evaluation: drawn elsewhere, for the workdir may go away meanwhile, then put in its place."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / picture.name
+        job.draw(state, name, made)
+        wait_until_there(picture.parent, display.say)
+        if is_first():
+            picture.write_bytes(made.read_bytes())
 
 
 def _evaluate(job: Job, state, step: int, saved: int, display: Display) -> dict[str, float]:
