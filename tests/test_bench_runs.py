@@ -6,8 +6,9 @@ import jax
 import pytest
 
 from big_vision_lite.bench import saving, starting, together
-from big_vision_lite.bench.experiments import Network, cores_here
+from big_vision_lite.bench.experiments import Network
 from big_vision_lite.cli import main
+from big_vision_lite.data.cores import cores
 from big_vision_lite.errors import UserError
 
 TINY = Network(depth=10, width=1 / 16, pixels=16, batch_size=8)
@@ -38,7 +39,7 @@ def test_going_on_beside_starting_anew(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(len(cores_here()) < 2, reason="two cores are compared with two processes")
+@pytest.mark.skipif(len(cores()) < 2, reason="two cores are compared with two processes")
 def test_two_processes_beside_one(tmp_path):
     found = together.bench_processes(together.Options(TINY, steps=8, log_every=1, rounds=1, folder=tmp_path))
     assert found["ratio"]["median"] == pytest.approx(found["two"]["median"] / found["one"]["median"])
@@ -51,7 +52,7 @@ def test_what_cannot_be_measured(capsys, monkeypatch):
                   lambda: together.bench_processes(together.Options(TINY, steps=4))):
         with pytest.raises(UserError, match="expected at least"):
             wrong()
-    monkeypatch.setattr(together, "cores_here", lambda: [0])
+    monkeypatch.setattr(together, "cores", lambda: [0])
     with pytest.raises(UserError, match="two processes are compared on two cores"):
         together.bench_processes(together.Options(TINY))
     assert main(["bench", "saves"]) == 2

@@ -107,11 +107,6 @@ def _free_port() -> int:
         return found.getsockname()[1]
 
 
-def cores_here() -> list[int]:
-    """Those that this process may use."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
-
-
 def spread(values: Sequence[float]) -> Mapping[str, float]:
     """Median and range."""
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}

@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from big_vision_lite.bench.experiments import Network, cores_here, said, spread, train, write_config
+from big_vision_lite.bench.experiments import Network, said, spread, train, write_config
+from big_vision_lite.data.cores import cores
 from big_vision_lite.errors import UserError
 
 
@@ -36,20 +37,19 @@ def bench_resume(options: Options = Options()) -> dict[str, Any]:
     """
     if options.rounds < 1:
         raise UserError(f"rounds={options.rounds}; expected at least one")
-    cores = [cores_here()]
     fresh, resumed = [], []
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench_resume") as name:
         folder = Path(name)
         config = write_config(folder / "config.py", options.network, steps=2, save_every=1)
         stopped, cache = folder / "stopped", folder / "compiled"
-        train(config, stopped, cores, cache)
+        train(config, stopped, [cores()], cache)
         shutil.rmtree(stopped / "checkpoints" / "2")  # what a run leaves that was stopped after its first step
         for number in range(options.rounds + 1):
             again = folder / f"resumed{number}"
             shutil.copytree(stopped, again)
-            train(config, again, cores, cache)
+            train(config, again, [cores()], cache)
             anew = folder / f"fresh{number}"
-            train(config, anew, cores, cache)
+            train(config, anew, [cores()], cache)
             if number:  # the first resumed run compiles what a fresh one needs not
                 resumed.append(_first_step(again))
                 fresh.append(_first_step(anew))

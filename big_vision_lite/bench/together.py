@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from big_vision_lite.bench.experiments import Network, cores_here, said, spread, train, write_config
+from big_vision_lite.bench.experiments import Network, said, spread, train, write_config
+from big_vision_lite.data.cores import cores
 from big_vision_lite.errors import UserError
 
 
@@ -36,14 +37,14 @@ def bench_processes(options: Options = Options()) -> dict[str, Any]:
     Raises:
       UserError: fewer than two cores, or a run that fails.
     """
-    cores = cores_here()[:2]
-    if len(cores) < 2:
+    used = cores()[:2]
+    if len(used) < 2:
         raise UserError("two processes are compared on two cores, and this process may use one")
     if options.rounds < 1 or options.steps < 4 * options.log_every:
         raise UserError(f"rounds={options.rounds}, steps={options.steps}; expected at least 1 round, and 4 times "
                         f"log_every={options.log_every}")
     speeds: dict[str, list[float]] = {"one": [], "two": []}
-    ways = {"one": [cores], "two": [[core] for core in cores]}
+    ways = {"one": [used], "two": [[core] for core in used]}
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench_processes") as name:
         folder = Path(name)
         config = write_config(folder / "config.py", options.network, options.steps, options.steps, options.log_every,

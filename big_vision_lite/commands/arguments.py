@@ -84,8 +84,9 @@ def set_up_jax(experiment: Experiment, together: Processes | None = None) -> Non
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:  # neither $JAX_COMPILATION_CACHE_DIR nor an earlier command chose
-        mend_compiled(cache_dir() / "compiled")
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
+        compiled = cache_dir() / "compiled"
+        mend_compiled(compiled)
+        jax.config.update("jax_compilation_cache_dir", str(compiled))
         jax.config.update("jax_compilation_cache_max_size", COMPILED)
     if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", "") and "JAX_NUM_CPU_DEVICES" not in os.environ:
         with contextlib.suppress(RuntimeError):  # a second command in a process keeps the first one's devices
