@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from big_vision_lite import config as configs
 from big_vision_lite.backbones.resnet import ResNet
@@ -363,7 +365,11 @@ def test_jobs(tmp_path, kind):
             assert "#SBATCH --gres=gpu:H100:1\n" in jobs[0].read_text()
         else:
             assert {call.split("|")[4] for call in calls} == {"20", "frozen-20"}
-            assert 'source: "gs://bucket/a"' in jobs[0].read_text()
+            task = yaml.safe_load(jobs[0].read_text())
+            assert task["file_mounts"] == {str(folder.resolve()): {"source": "gs://bucket/a", "mode": "MOUNT"}}
+            assert task["resources"] == {"accelerators": "H100:1", "use_spot": True}
+            words = shlex.split(task["run"])
+            assert words[0] == sys.executable and any(word.startswith(str(folder.resolve())) for word in words)
     assert not (tmp_path / "x").exists()
     with pytest.raises(UserError, match="--accelerators 'a b' is no such name"):
         emit.write(folder, study.runs, kind, accelerators="a b")

@@ -5,12 +5,14 @@ The folder of the study must be the same one for all machines: a shared file sys
 
 from __future__ import annotations
 
-import json
+import math
 import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
+
+import yaml
 
 from big_vision_lite.errors import UserError
 from big_vision_lite.scaling.results import replace
@@ -75,12 +77,11 @@ def _slurm(run: Run, command: str, log: Path, accelerators: str | None) -> str:
 
 
 def _skypilot(run: Run, command: str, workdir: Path, accelerators: str | None, storage: str | None) -> str:
-    quoted = json.dumps  # a JSON text is a YAML text
-    resources = [f"  accelerators: {quoted(accelerators)}"] if accelerators else ["  cpus: \"4+\""]
-    mounts = (["file_mounts:", f"  {quoted(str(workdir))}:", f"    source: {quoted(storage)}", "    mode: MOUNT"]
-              if storage else [])
-    return "\n".join((f"name: {quoted(_plain(run.name))}", "resources:", *resources, "  use_spot: true", *mounts,
-                      "setup: |", "  pip install big_vision_lite", "run: |", f"  {command}")) + "\n"
+    resources = {"accelerators": accelerators} if accelerators else {"cpus": "4+"}
+    mounts = {"file_mounts": {str(workdir): {"source": storage, "mode": "MOUNT"}}} if storage else {}
+    task = {"name": _plain(run.name), "resources": {**resources, "use_spot": True}, **mounts,
+            "setup": "pip install big_vision_lite", "run": command}
+    return yaml.safe_dump(task, sort_keys=False, width=math.inf)
 
 
 def _in_order(runs: Sequence[Run], paths: dict[str, Path], needs: dict[str, list[str]]) -> str:
