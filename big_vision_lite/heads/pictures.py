@@ -54,7 +54,7 @@ def draw_labels(path: Path, images: np.ndarray, labels: np.ndarray, probabilitie
         for i, (text, colour) in enumerate(lines):
             axis.text(0.0, -0.05 - 0.085 * i, text, transform=axis.transAxes, va="top", fontsize=8, color=colour,
                       parse_math=False)
-    figure.savefig(path)
+    figure.savefig(path, bbox_inches="tight")  # beside a single image the layout leaves no room for all guesses
 
 
 def _short(name: str, most: int = 26) -> str:
