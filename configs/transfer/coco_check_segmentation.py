@@ -6,7 +6,7 @@
 ``root`` holds train2017/ and val2017/ with photos, and stuff/train2017/ and stuff/val2017/ with a PNG of the same name
 for each, whose values are COCO's panoptic category ids (0: nothing annotated). Scored on the photos that were learned
 (``split=train2017``), it asks whether data, losses and scores fit together: mIoU of 0.9 or more says so. Scored on
-val2017 it asks what so few photos are worth. README has the measured figures.
+val2017 it asks what so few photos are worth. docs/results/dense_transfer.md has what was measured.
 """
 
 from typing import Literal
