@@ -6,7 +6,7 @@ import math
 from typing import Literal, NamedTuple
 
 from big_vision_lite.backbones.backbone import Backbone, Pixels
-from big_vision_lite.backbones.norm import BatchNorm
+from big_vision_lite.backbones.norm import BatchNorm, whole_batch
 from big_vision_lite.backbones.resnet import ResNet
 from big_vision_lite.config import backbone_of
 from big_vision_lite.data.curation import (
@@ -240,7 +240,7 @@ def faster_rcnn(train: Source, evals: dict[str, Source], *, recipe: Literal["pap
         train=Input(train, Fit(sides, long, masks=False), batch_size, on_bad_image="mask"),
         evals={name: Input(source, Fit(sides, long, random=False, masks=False), batch_size, on_bad_image="mask")
                for name, source in evals.items()},
-        backbone=backbone_of(init) or ResNet(depth, dtype=dtype),
+        backbone=whole_batch(backbone_of(init) or ResNet(depth, dtype=dtype)),
         head=head,
         optimizer=SGD(rate * share, schedule=Step(warmup=round(warmup / share), at=drops), weight_decay=1e-4),
         transfer=Transfer(init, freeze=("backbone",) if freeze else fixed, freeze_statistics=not tune_statistics),
@@ -283,7 +283,7 @@ def deeplab(train: Source, evals: dict[str, Source], *, recipe: Literal["paper",
     return Experiment(
         train=Input(train, crop, batch, on_bad_image="mask"),
         evals={name: Input(source, whole, batch, on_bad_image="mask") for name, source in evals.items()},
-        backbone=dilated(backbone_of(init) or ResNet(depth, dtype=dtype), 8),
+        backbone=dilated(whole_batch(backbone_of(init) or ResNet(depth, dtype=dtype)), 8),
         head=head,
         optimizer=optimizer,
         transfer=Transfer(init, freeze=("backbone",) if freeze else (),

@@ -1,6 +1,7 @@
 """Every recipe in configs/ builds and takes two steps on a tiny generated set."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,18 @@ def test_config_takes_two_steps(path, tmp_path):
     assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 2]
     assert all(results[f"{name}/images"] == 24 for name in experiment.evals)
     assert (tmp_path / "run" / "predictions.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if "init: str" in path.read_text()],
+                         ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_a_pretrained_backbone_fits_each_recipes_batch(path, tmp_path):
+    """Its BatchNorm may have learned in groups that do not divide the batch of what it is transferred to."""
+    run = config.load(str(CONFIGS / 'pretrain/emoji.py'))
+    pretrained = run.backbone
+    assert pretrained.norm.group == 32
+    (tmp_path / "config.json").write_text(json.dumps(config.to_json(run)))
+    arguments = ARGUMENTS.get(str(path.relative_to(CONFIGS)), "")
+    experiment = config.load(f"{path}{arguments or ':'}{',' if arguments else ''}init={tmp_path}")
+    group = experiment.backbone.norm.group
+    assert group is None or experiment.train.batch_size % group == 0
+    assert dataclasses.replace(experiment.backbone, norm=pretrained.norm, output_stride=32) == pretrained

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,15 @@ class GroupNorm:
         norm = nnx.GroupNorm(channels, num_groups=self.groups, epsilon=self.epsilon, scale_init=init,
                              dtype=dtype, rngs=rngs)
         return _WithoutTrain(norm)
+
+
+def whole_batch(backbone: Any) -> Any:
+    """A backbone whose BatchNorm, if it has one, takes statistics of the whole batch: for batches too small for the
+    groups that it was pretrained with. Its parameters stay as they are."""
+    norm = getattr(backbone, "norm", None)
+    if not isinstance(norm, BatchNorm):
+        return backbone
+    return dataclasses.replace(backbone, norm=dataclasses.replace(norm, group=None))
 
 
 class _WithoutTrain(nnx.Module):

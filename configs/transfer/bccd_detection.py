@@ -8,9 +8,7 @@ Any VOC tree with lists train, val and test in ImageSets/Main works. Scored on v
 checkpoints is kept; test is for the end. README has the measured figures.
 """
 
-import dataclasses
-
-from big_vision_lite.backbones.norm import BatchNorm
+from big_vision_lite.backbones.norm import whole_batch
 from big_vision_lite.backbones.resnet import ResNet
 from big_vision_lite.config import backbone_of
 from big_vision_lite.data.joint_transforms import Fit
@@ -34,7 +32,7 @@ def get_config(root: str, init: str | None = None, steps: int = 1500, short: int
       freeze: the backbone stays as it is, its statistics too.
     """
     # Batches are too small for groups: statistics are those of the whole batch.
-    backbone = dataclasses.replace(backbone_of(init) or ResNet(10, width=0.5), norm=BatchNorm())
+    backbone = whole_batch(backbone_of(init) or ResNet(10, width=0.5))
     sides = tuple(round(short * share / 16) * 16 for share in (0.8, 0.9, 1.0))
     bucket = ((short, long),)
     head = FasterRCNN(FPN(channels=96, width=256, anchor_sizes=(16, 32, 64, 128, 256), candidates=(600, 300),

@@ -8,9 +8,7 @@ boxes, classes, targets, losses and scores fit together. ``split=val2017`` score
 which 16 are of course far too few. docs/results/dense_transfer.md has the measured figure.
 """
 
-import dataclasses
-
-from big_vision_lite.backbones.norm import BatchNorm
+from big_vision_lite.backbones.norm import whole_batch
 from big_vision_lite.backbones.resnet import ResNet
 from big_vision_lite.config import backbone_of
 from big_vision_lite.data.coco_json import CocoJson
@@ -41,7 +39,7 @@ def get_config(root: str, init: str | None = None, images: int = 16, split: str 
         source = CocoJson(f"{root}/annotations/instances_{split}.json", f"{root}/{split}")
         return Input(source, view, batch_size, curate=curated_by(subset=images if split == "train2017" else None))
 
-    backbone = dataclasses.replace(backbone_of(init) or ResNet(10, width=0.5), norm=BatchNorm())
+    backbone = whole_batch(backbone_of(init) or ResNet(10, width=0.5))
     # COCO's objects are as thin as 1 to 10, and a shape that no anchor is near is learned last.
     head = FasterRCNN(FPN(channels=96, width=384, anchor_sizes=(12, 24, 48, 96, 192), candidates=(600, 400),
                           proposals=(300, 200), rois=128), aspects=(0.2, 0.5, 1.0, 2.0, 5.0), metric="AP50")

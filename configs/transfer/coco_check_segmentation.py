@@ -11,7 +11,7 @@ val2017 it asks what so few photos are worth. docs/results/dense_transfer.md has
 
 from typing import Literal
 
-from big_vision_lite.backbones.norm import BatchNorm
+from big_vision_lite.backbones.norm import whole_batch
 from big_vision_lite.backbones.resnet import ResNet
 from big_vision_lite.config import backbone_of
 from big_vision_lite.data.coco_panoptic import COCO_PANOPTIC
@@ -50,7 +50,7 @@ def get_config(root: str, init: str | None = None, images: int | None = None,
     return Experiment(
         train=photos("train2017", view, images),
         evals={split: photos(split, whole, images if by_heart else None)},
-        backbone=dilated(backbone_of(init) or ResNet(10, width=0.5, norm=BatchNorm(group=batch_size)), 16),
+        backbone=dilated(whole_batch(backbone_of(init) or ResNet(10, width=0.5)), 16),
         head=Segmentation(DeepLabV3Plus((1, 2, 3), channels=64, low_level_channels=32), size),
         optimizer=AdamW(2e-3, Poly(warmup=steps // 20), weight_decay=1e-4 if by_heart else 0.02),
         transfer=Transfer(init, freeze=("backbone",) if freeze else ()),

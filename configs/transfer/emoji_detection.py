@@ -8,9 +8,7 @@ Both ways of starting take the same steps. ``freeze=true`` learns the detector a
 [openmoji].
 """
 
-import dataclasses
-
-from big_vision_lite.backbones.norm import BatchNorm
+from big_vision_lite.backbones.norm import whole_batch
 from big_vision_lite.backbones.resnet import ResNet
 from big_vision_lite.config import backbone_of
 from big_vision_lite.data.emoji_scenes import EmojiScenes
@@ -38,7 +36,7 @@ def get_config(init: str | None = None, images: int = 2_000, classes: int = 20, 
                            prepared=True)
 
     # Batches are too small for groups: statistics are those of the whole batch.
-    backbone = dataclasses.replace(backbone_of(init) or ResNet(10, width=0.5), norm=BatchNorm())
+    backbone = whole_batch(backbone_of(init) or ResNet(10, width=0.5))
     head = FasterRCNN(FPN(channels=64, width=256, anchor_sizes=(12, 20, 32, 52, 84), candidates=(300, 200),
                           proposals=(150, 100), rois=48), max_boxes=16, metric="AP50")
     jitter = ScaleJitter(size, scale=(0.7, 1.4), of="fit", least_seen=0.3, masks=False)

@@ -8,7 +8,7 @@
 learns the decoder alone. Needs the extra [openmoji].
 """
 
-from big_vision_lite.backbones.norm import BatchNorm
+from big_vision_lite.backbones.norm import whole_batch
 from big_vision_lite.backbones.resnet import ResNet
 from big_vision_lite.config import backbone_of
 from big_vision_lite.data.emoji_scenes import EmojiScenes
@@ -34,11 +34,10 @@ def get_config(init: str | None = None, images: int = 2_000, classes: int = 20, 
         return EmojiScenes(split, count, size=size, style="openmoji", classes=classes, objects=(1, 3), zipf=0.5,
                            prepared=True)
 
-    backbone = backbone_of(init) or ResNet(10, width=0.5, norm=BatchNorm(group=min(32, batch_size)))
     return Experiment(
         train=Input(scenes("train", images), ScaleJitter(size, scale=(0.75, 1.5)), batch_size),
         evals={"test": Input(scenes("test", 500), Fit(size, size, ((size, size),), random=False), batch_size)},
-        backbone=dilated(backbone, 8),
+        backbone=dilated(whole_batch(backbone_of(init) or ResNet(10, width=0.5)), 8),
         head=Segmentation(DeepLabV3Plus((1, 2, 3), channels=64, low_level_channels=16), size),
         optimizer=AdamW(2e-3, Poly(warmup=steps // 20), weight_decay=0.02),
         transfer=Transfer(init, freeze=("backbone",) if freeze else ()),

@@ -11,6 +11,7 @@ What to expect depends on the data. From the starting points of the literature D
 76.8 (101) mIoU on VOC 2012 (mmseg's model zoo, at stride 8 and 512 pixels). Not measured yet.
 """
 
+from big_vision_lite.backbones.norm import whole_batch
 from big_vision_lite.backbones.resnet import ResNet
 from big_vision_lite.config import backbone_of
 from big_vision_lite.data.joint_transforms import Fit, ScaleJitter
@@ -37,7 +38,7 @@ def get_config(root: str, init: str | None = None, split: str = "val", size: int
     return Experiment(
         train=Input(MaskFolder(root, "train"), ScaleJitter(size, of="fit", photometric=True), batch_size),
         evals={split: Input(MaskFolder(root, split), Fit(size, size, ((size, size),), random=False), batch_size)},
-        backbone=dilated(backbone_of(init) or ResNet(depth), 16),
+        backbone=dilated(whole_batch(backbone_of(init) or ResNet(depth)), 16),
         head=Segmentation(DeepLabV3Plus(channels=channels, low_level_channels=max(channels // 5, 8)), size),
         optimizer=SGD(0.01 * batch_size / 16, Poly(warmup=steps // 40), weight_decay=1e-4),
         transfer=Transfer(init, freeze=("backbone",) if freeze else ()),
