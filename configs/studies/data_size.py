@@ -1,6 +1,6 @@
 """Performance against the number of pretraining images, the paper's main figure, on generated scenes.
 
-    bvl study configs/studies/data_size.py --workdir runs/data_size                          # 15 minutes on two cores
+    bvl study configs/studies/data_size.py --workdir runs/data_size                          # 12 minutes on two cores
     bvl study configs/studies/data_size.py:seeds=3,depths=(10,18) --workdir runs/data_size   # goes on from the above
 
 Five nested subsets over two decades. By default every run takes the same number of steps: the only thing that differs
@@ -15,7 +15,7 @@ from big_vision_lite.scaling.study import Run, Study
 
 
 def get_study(sizes: tuple[int, ...] = (500, 1_600, 5_000, 16_000, 50_000), depths: tuple[int, ...] = (10,),
-              seeds: int = 1, steps: int = 400, epochs: float | None = None, batch_size: int = 128) -> Study:
+              seeds: int = 1, steps: int = 1_200, epochs: float | None = None, batch_size: int = 128) -> Study:
     """
     Args:
       sizes: scenes to pretrain on.
