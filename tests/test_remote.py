@@ -30,15 +30,22 @@ STEPS = 8
 def store():
     """Of the whole module: the clients look for its address once."""
     import fsspec
+    import gcsfs
 
+    def forget():  # clients that other tests made, and then those of this store, which will be gone
+        gcsfs.GCSFileSystem.clear_instance_cache()
+        remote._store.cache_clear()
+
+    forget()
     server = ObjectStore()
     address = {"STORAGE_EMULATOR_HOST": server.url, "TENSORSTORE_GCS_HTTP_URL": server.url,
-               "GOOGLE_AUTH_TOKEN_FOR_TESTING": "nobody", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+               "GOOGLE_AUTH_TOKEN_FOR_TESTING": "nobody"}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in address.items():
             patch.setenv(name, value)
         patch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})
         yield server
+    forget()
     server.shutdown()
     server.server_close()
 
