@@ -5,7 +5,7 @@ import os
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 # Tests compile much and compute little.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
-# Read when gcsfs is first imported: folders of buckets would be asked for by another protocol, which no store here speaks.
+# Read when gcsfs is first imported: by default it asks for folders in a protocol that no store of these tests speaks.
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
 import tempfile

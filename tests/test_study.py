@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import shlex
 import signal
 import subprocess
@@ -152,7 +153,7 @@ sys.exit(runner.execute(study, Path({folder!r}), study.ordered(), command=comman
 '''
 
 
-def test_a_killed_study_ends_as_one_never_killed(tmp_path, trainer):
+def test_a_killed_study_ends_as_one_never_killed(tmp_path, trainer, start):
     study = tiny(25)
     assert runner.execute(study, tmp_path / "whole", study.ordered(), command=trainer) == 0
     folder = tmp_path / "broken"
@@ -171,9 +172,20 @@ def test_a_killed_study_ends_as_one_never_killed(tmp_path, trainer):
     assert (folder / "results.csv").read_text() == (tmp_path / "whole" / "results.csv").read_text()
 
 
-def start(command: list[str], **environment: str) -> subprocess.Popen:
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, **environment})
+@pytest.fixture
+def start():
+    """Starts processes, none of which outlives the test; a study's run ends when the study is gone."""
+    started = []
+
+    def start(command: list[str], **environment: str) -> subprocess.Popen:
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                        env={**os.environ, **environment}))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def running(folder: Path) -> bool:
@@ -199,8 +211,9 @@ def get_study(steps: int = 60):
 
 
 @pytest.mark.slow
-def test_a_study_that_trains_is_killed_ten_times(tmp_path):
-    path = tmp_path / "tiny.py"
+def test_a_study_that_trains_is_killed_ten_times(tmp_path, start):
+    """At random moments: most while a run trains, some while it starts; the study alone, or its run as well."""
+    path, folder = tmp_path / "tiny.py", tmp_path / "broken"
     path.write_text(STUDY_FILE.format(tests=str(Path(__file__).parent)))
     code = f"import sys; from big_vision_lite.commands.study import study; sys.exit(study({[str(path), '--workdir']}"
     environment = {"JAX_NUM_CPU_DEVICES": "1", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
@@ -208,24 +221,29 @@ def test_a_study_that_trains_is_killed_ten_times(tmp_path):
     def begin(name: str) -> subprocess.Popen:
         return start([sys.executable, "-c", f"{code} + [{str(tmp_path / name)!r}]))"], **environment)
 
+    def lines() -> int:
+        return sum(len(file.read_bytes().splitlines()) for file in folder.glob("*/metrics.jsonl"))
+
     whole = begin("whole")
     assert whole.communicate(timeout=600) and whole.returncode == 0
-    began, killed = time.monotonic(), 0
-    while killed < 10:
+    began, draw = time.monotonic(), random.Random()
+    for killed in range(10):
         process = begin("broken")
-        try:
-            process.wait(random.uniform(3, 20))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            killed += 1
+        if draw.random() < 0.7:
+            enough = lines() + draw.randint(1, 15)
+            wait_for(lambda enough=enough: lines() >= enough, 200)
+            time.sleep(draw.uniform(0, 0.5))
+        else:
+            time.sleep(draw.uniform(0.5, 6))
+        assert process.poll() is None, f"the study had ended before it was killed {killed + 1} times"
+        process.kill()
+        if draw.random() < 0.5:
+            subprocess.run(["pkill", "-KILL", "-f", re.escape(str(folder))])
         process.communicate()
-        if process.returncode == 0:
-            break
     last = begin("broken")
-    assert last.communicate(timeout=600) and last.returncode == 0
-    print(f"killed {killed} times in {time.monotonic() - began:.0f} s")
-    assert killed >= 3
-    assert (tmp_path / "broken" / "results.csv").read_text() == (tmp_path / "whole" / "results.csv").read_text()
+    assert "nothing is left to run" in last.communicate(timeout=600)[0] and last.returncode == 0
+    print(f"killed 10 times in {time.monotonic() - began:.0f} s")
+    assert (folder / "results.csv").read_text() == (tmp_path / "whole" / "results.csv").read_text()
 
 
 @pytest.mark.usefixtures("compile_once")
