@@ -159,6 +159,21 @@ def test_loss_leaves_void_out(strict):
     assert np.isfinite(loss) and not np.asarray(gradient)[mask == VOID].any()
 
 
+def test_loss_of_the_hardest_pixels(strict):
+    scores = jnp.asarray(np.random.default_rng(0).standard_normal((4, 5, 6, 3)), jnp.float32)
+    mask = np.random.default_rng(1).integers(0, 3, (4, 5, 6)).astype(np.uint8)
+    mask[0, :2], mask[2] = VOID, VOID
+    scores, mask[3] = scores.at[3].set(scores[3, 0, 0]), 1  # all equal
+    each = -np.asarray(jax.nn.log_softmax(scores))
+    each = [np.sort(each[i][mask[i] != VOID, mask[i][mask[i] != VOID]])[::-1] for i in range(4)]
+    hardest = lambda s: pixel_loss(s, jnp.asarray(mask), 0.3)  # noqa: E731
+    expected = [each[0][:6].mean(), each[1][:9].mean(), 0.0, each[3].mean()]
+    np.testing.assert_allclose(hardest(scores), expected, rtol=1e-5, atol=1e-7)
+    gradient = np.abs(np.asarray(jax.grad(lambda s: hardest(s).sum())(scores))).sum(-1)
+    assert [np.count_nonzero(row) for row in gradient] == [6, 9, 0, 30] and not gradient[mask == VOID].any()
+    np.testing.assert_allclose(pixel_loss(scores, jnp.asarray(mask), 1e-9)[:2], [each[0][0], each[1][0]], rtol=1e-5)
+
+
 @pytest.mark.parametrize("decoder", [ASPPL((1, 2)), SMALL, DeepLabV3Plus((1, 2), 16, 4)],
                          ids=lambda decoder: type(decoder).__name__)
 def test_every_decoder_learns_and_is_scored(decoder, tmp_path):

@@ -43,6 +43,10 @@ class Segmentation(Head):
     """Pixels of both sides, or (height, width), that a mask has room for: at least the transforms' largest."""
     auxiliary: float = 0.0
     """Weight of the loss of an FCN on the stage before the last, for training alone; 0: none. 0.4 is usual."""
+    hardest: float = 1.0
+    """Training averages the loss over this share of an image's pixels, those where it is highest: 0.1 to 0.25 make
+    small objects and rare classes count beside large areas (online bootstrapping; Wu, Shen and van den Hengel 2016).
+    Evaluation takes all pixels."""
     scales: tuple[float, ...] = (1.0,)
     """Evaluate the image at each of these sizes and average the probabilities; (0.5, 0.75, 1.0, 1.25, 1.5, 1.75) is
     what tables call multi-scale."""
@@ -60,6 +64,8 @@ class Segmentation(Head):
     def __post_init__(self) -> None:
         if self.auxiliary < 0:
             raise UserError(f"Segmentation: auxiliary={self.auxiliary}; expected a weight of at least 0")
+        if not 0 < self.hardest <= 1:
+            raise UserError(f"Segmentation: hardest={self.hardest}; expected a share above 0, at most 1")
         if not self.scales or min(self.scales) <= 0:
             raise UserError(f"Segmentation: scales={self.scales}; expected at least one, each above 0")
         if min(_sides(self.size)) < 1:
@@ -95,10 +101,10 @@ class Segmentation(Head):
         scores, auxiliary = model(batch["image"], train=True, keys=batch["key"])
         mask, pixels = self._mask(batch), batch["image"].shape[1:3]
         scores = upsample(scores, pixels)
-        loss = pixel_loss(scores, mask)
+        loss = pixel_loss(scores, mask, self.hardest)
         figures = {"pixel_accuracy": pixel_accuracy(scores, mask)}
         if auxiliary is not None:
-            figures["auxiliary_loss"] = pixel_loss(upsample(auxiliary, pixels), mask)
+            figures["auxiliary_loss"] = pixel_loss(upsample(auxiliary, pixels), mask, self.hardest)
             loss = loss + self.auxiliary * figures["auxiliary_loss"]
         return loss, figures
 
