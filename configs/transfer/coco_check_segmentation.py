@@ -52,7 +52,7 @@ def get_config(root: str, init: str | None = None, images: int | None = None,
         evals={split: photos(split, whole, images if by_heart else None)},
         backbone=dilated(whole_batch(backbone_of(init) or ResNet(10, width=0.5)), 16),
         head=Segmentation(DeepLabV3Plus((1, 2, 3), channels=64, low_level_channels=32), size,
-                          hardest=0.1 if by_heart else 1.0),  # each class counts alike, a few pixels as well as a sky
+                          hardest=0.1 if by_heart else 1.0),  # else a fork is not learned beside a table
         optimizer=AdamW(2e-3, Poly(warmup=steps // 20), weight_decay=1e-4 if by_heart else 0.02),
         transfer=Transfer(init, freeze=("backbone",) if freeze else ()),
         steps=steps,
