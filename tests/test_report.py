@@ -97,6 +97,14 @@ def test_page_says_what_is_missing(made):
         assert note.replace("'", "&#x27;") in html
 
 
+def test_many_unfinished_runs_are_one_line(tmp_path):
+    lines = ["run,study,status,images,test/top1", "one,some,done,10,0.5", "bad,some,failed,10,",
+             *(f"{name},some,missing,10," for name in "abcd")]
+    (tmp_path / "results.csv").write_text("\n".join(lines))
+    assert series.read([tmp_path]).notes == ("run 'bad' is failed",
+                                             "4 runs of some are missing, the first of them 'a'")
+
+
 def test_medians_and_levels(made):
     folder = made[0]
     runs = series.read([folder]).tasks()["pretraining, Classification"]

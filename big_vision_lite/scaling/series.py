@@ -128,6 +128,7 @@ def read(folders: Sequence[Path], imports: Sequence[str] = ()) -> Results:
     notes, runs = [], []
     unique: dict[tuple[str, str], tuple[Path, dict[str, str]]] = {}
     clashing: set[tuple[str, str]] = set()
+    unfinished: dict[tuple[str, str], list[str]] = {}  # by study and status
     for folder, row in zip(at, rows, strict=True):
         key = row.get("study", ""), row["run"]
         _, before = unique.setdefault(key, (folder, row))
@@ -142,7 +143,7 @@ def read(folders: Sequence[Path], imports: Sequence[str] = ()) -> Results:
         if key in clashing:
             continue
         if row.get("status", "done") not in ("", "done"):
-            notes.append(f"run {name!r} is {row['status']}")
+            unfinished.setdefault((key[0], row["status"]), []).append(name)
             continue
         if not values:
             notes.append(f"run {name!r} has no metrics: left out; finish it, or evaluate it")
@@ -158,6 +159,11 @@ def read(folders: Sequence[Path], imports: Sequence[str] = ()) -> Results:
         task = stage + (f", {row['head']}" if row.get("head") else "")
         runs.append(Result(name, folder, task, _number(row.get("images", "")), row.get("seed", ""), kept, values,
                            row.get("held", "")))
+    for (study, status), some in unfinished.items():
+        if len(some) <= 3:
+            notes += [f"run {name!r} is {status}" for name in some]
+        else:
+            notes.append(f"{len(some)} runs of {study or 'no study'} are {status}, the first of them {some[0]!r}")
     places = tuple(folder / row["run"] for folder, row in zip(at, rows, strict=True))
     return Results(tuple(rows), tuple(runs), tuple(metrics), tuple(notes), places)
 
