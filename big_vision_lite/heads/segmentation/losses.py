@@ -37,7 +37,7 @@ def _mean_of_highest(values: Float[Array, "b h w"], mask: UInt8[Array, "b h w"],
     taken = jnp.maximum(jnp.ceil(share * counted.astype(jnp.float32)).astype(jnp.int32), 1)
     # The gradient goes by weights, not through the sorting; values equal to the lowest that is taken share its place.
     fixed = jax.lax.stop_gradient(flat)
-    lowest = jnp.take_along_axis(-jnp.sort(-fixed, axis=1), taken[:, None] - 1, axis=1)
+    lowest = jnp.take_along_axis(jnp.sort(fixed, axis=1, descending=True), taken[:, None] - 1, axis=1)
     above, equal = fixed > lowest, fixed == lowest
     left = taken - above.sum(1)
     weights = above.astype(jnp.float32) + equal.astype(jnp.float32) * (
