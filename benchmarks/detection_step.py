@@ -2,22 +2,17 @@
 
     python benchmarks/detection_step.py --turns 5 --torch-python OTHER/bin/python
 
-Both learn the same images and boxes by SGD with stem and first stage fixed and BatchNorm's statistics kept. A process
-each, which computes only while the other waits; their first two steps are not counted. Needs torch and torchvision, in
-this environment or in that of ``--torch-python``.
+Both learn the same images and boxes by SGD with stem and first stage fixed and BatchNorm's statistics kept. `turns`
+says how they are timed. Needs torch and torchvision, in this environment or in that of ``--torch-python``.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import statistics
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
+import turns
 
 BOXES = 8
 
@@ -103,8 +98,11 @@ def torch_step(images: int, side: int):
     model.train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.001, 0.9)
     made = batch(images, side)
-    inputs = [torch.from_numpy(image).permute(2, 0, 1).float() / 255 for image in made["image"]]
-    targets = [{"boxes": torch.from_numpy(boxes[:BOXES]), "labels": torch.from_numpy(labels[:BOXES]).long() + 1}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+    inputs = [torch.from_numpy(image).to(device).permute(2, 0, 1).float() / 255 for image in made["image"]]
+    targets = [{"boxes": torch.from_numpy(boxes[:BOXES]).to(device),
+                "labels": torch.from_numpy(labels[:BOXES]).long().to(device) + 1}
                for boxes, labels in zip(made["boxes"], made["box_labels"], strict=True)]
 
     def step() -> float:
@@ -117,53 +115,5 @@ def torch_step(images: int, side: int):
     return step
 
 
-def work(step) -> None:
-    """Take a step for each line of input and answer with its seconds."""
-    for _ in sys.stdin:
-        begin = time.perf_counter()
-        step()
-        print(time.perf_counter() - begin, flush=True)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--images", type=int, default=2, help="in a batch")
-    parser.add_argument("--side", type=int, default=320, help="pixels")
-    parser.add_argument("--torch-python", default=sys.executable)
-    parser.add_argument("--before-torch", default="", help="a module to import before torchvision")
-    parser.add_argument("--only", choices=("jax", "torch"), help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.only:
-        if asked.only == "torch" and asked.before_torch:
-            __import__(asked.before_torch)
-        return work({"jax": jax_step, "torch": torch_step}[asked.only](asked.images, asked.side))
-
-    here = str(Path(__file__).resolve())
-    repository = os.pathsep.join(filter(None, (str(Path(here).parent.parent), os.environ.get("PYTHONPATH"))))
-    sides = {}
-    for name, python in (("jax", sys.executable), ("torch", asked.torch_python)):
-        sides[name] = subprocess.Popen([python, here, "--only", name, *sys.argv[1:]], text=True, stdin=subprocess.PIPE,
-                                       stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": repository})
-
-    def seconds(name: str) -> float:
-        print(file=sides[name].stdin, flush=True)
-        return float(sides[name].stdout.readline())
-
-    for name in sides:
-        for _ in range(2):
-            seconds(name)
-    times = {name: [] for name in sides}
-    for turn in range(asked.turns):
-        for name, found in times.items():
-            found.append(seconds(name))
-        print(f"turn {turn + 1}: " + ", ".join(f"{name} {found[-1]:.2f} s" for name, found in times.items()))
-    medians = {name: statistics.median(found) for name, found in times.items()}
-    for name, found in times.items():
-        print(f"{name}: median {medians[name]:.2f} s ({min(found):.2f} to {max(found):.2f})")
-        sides[name].stdin.close()
-    print(f"steps a second against torchvision's: {medians['torch'] / medians['jax']:.2f}")
-
-
 if __name__ == "__main__":
-    main()
+    turns.main(__doc__, {"jax": jax_step, "torch": torch_step}, images=2, side=320)

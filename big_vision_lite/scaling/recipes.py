@@ -35,8 +35,8 @@ def small_resnet(depth: int = 10, width: float = 0.25) -> ResNet:
 
 
 def scenes_pretraining(*, steps: int, curate: tuple[Curation, ...] = (), scenes: int = SCENES, depth: int = 10,
-                       batch_size: int = 128, seed: int = 0, classes: int = CLASSES, held_out: int = 2_000,
-                       probes: bool = True) -> Experiment:
+                       width: float = 0.25, batch_size: int = 128, seed: int = 0, classes: int = CLASSES,
+                       held_out: int = 2_000, probes: bool = True) -> Experiment:
     """Learn which objects are in generated scenes, many labels an image, as the paper's pretraining with its logistic
     loss; AdamW, for a few hundred steps are too few for the paper's RMSProp.
 
@@ -53,7 +53,7 @@ def scenes_pretraining(*, steps: int, curate: tuple[Curation, ...] = (), scenes:
     return Experiment(
         train=Input(source("train", scenes), PadCrop(SIZE, pad=SIZE // 8), batch_size, curate=curate),
         evals={"validation": Input(source("validation", held_out), Squash(SIZE), batch_size)},
-        backbone=small_resnet(depth),
+        backbone=small_resnet(depth, width),
         head=Classification("sigmoid"),
         optimizer=AdamW(3e-3 * (batch_size / 64) ** 0.5, schedule=Cosine(warmup=steps // 20), weight_decay=0.02),
         probes={"new_classes": Probe(new["train"], new["test"], shots=(10,))} if probes else {},
@@ -69,7 +69,7 @@ def new_scenes(split: str, images: int) -> EmojiScenes:
 
 
 def scenes_transfer(init: str | None, *, freeze: bool = False, images: int = 1_000, steps: int = 150, depth: int = 10,
-                    batch_size: int = 64, seed: int = 0) -> Experiment:
+                    width: float = 0.25, batch_size: int = 64, seed: int = 0) -> Experiment:
     """Learn `new_classes` from few scenes, by SGD with the rates usual for fine-tuning.
 
     Args:
@@ -79,7 +79,7 @@ def scenes_transfer(init: str | None, *, freeze: bool = False, images: int = 1_0
     return Experiment(
         train=Input(new_scenes("train", images), PadCrop(SIZE, pad=SIZE // 8), batch_size),
         evals={"test": Input(new_scenes("test", 1_000), Squash(SIZE), batch_size)},
-        backbone=small_resnet(depth),
+        backbone=small_resnet(depth, width),
         head=Classification("softmax"),
         optimizer=SGD((0.5 if freeze else 0.05) * batch_size / 64, schedule=Cosine(warmup=steps // 10),
                       weight_decay=0.0 if freeze else 1e-4),
@@ -96,5 +96,5 @@ def transfers(pretraining: Run, kinds: tuple[str, ...] = ("tuned", "frozen"), **
     return tuple(
         Run(f"{kind},{pretraining.name}",
             scenes_transfer(OF_A_RUN + pretraining.name, freeze=kind == "frozen", depth=experiment.backbone.depth,
-                            seed=experiment.seed, **more))
+                            width=experiment.backbone.width, seed=experiment.seed, **more))
         for kind in kinds)

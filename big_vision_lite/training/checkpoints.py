@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from big_vision_lite.remote import RemotePath, place
 from big_vision_lite.training.distributed import agreed, is_first, meet
 
 STATE, CONFIG, DATA = "state", "config", "data"
+SLICE = 2**24
+"""Bytes from which on an array that lies whole on every device is written in parts, one a device. To cut smaller ones
+takes longer than to copy them: for the 1,550 of a ResNet-152's state, seven times as long on two CPU devices."""
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -48,12 +52,15 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every step it takes
         folder = place(folder)
         self._ocp, self.folder, self._keep = ocp, folder, keep
+        self._thread, self._begun = ThreadPoolExecutor(1, "checkpoint"), None  # Future of a save that begins there
         if keep is None and not folder.is_dir():
             raise UserError(f"no checkpoints in {str(folder.parent)!r}; expected a run folder with checkpoints/")
         self._open()
 
     def _open(self) -> None:
         ocp, reading = self._ocp, self._keep is None
+        ocp.type_handlers.register_type_handler(
+            jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE), override=True)
         options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=not reading, read_only=reading,
                                                enable_async_checkpointing=not reading)
         handlers = {STATE: ocp.StandardCheckpointHandler(), CONFIG: ocp.JsonCheckpointHandler(),
@@ -74,23 +81,41 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, config: Any, data: dict[str, int]) -> None:
-        """Start saving; returns once the state is copied off the devices. ``data``: where the input stands.
+        """Start saving; returns once the state is on the host. ``data``: where the input stands.
 
         Raises:
-          NotSaved: this save or the one before it failed. Earlier checkpoints are untouched.
+          NotSaved: this save or the one before it failed; of this one mostly `wait` tells. Earlier checkpoints are
+            untouched.
         """
-        args = self._ocp.args
-        items = args.Composite(**{STATE: args.StandardSave(flatten(state)), CONFIG: args.JsonSave(config),
-                                  DATA: args.JsonSave(data)})
-        self._guard(lambda: self._manager.save(step, args=items, force=True))
+        def begin(leaves: dict[str, Any]) -> None:
+            args = self._ocp.args
+            items = args.Composite(**{STATE: args.StandardSave(leaves), CONFIG: args.JsonSave(config),
+                                      DATA: args.JsonSave(data)})
+            self._manager.save(step, args=items, force=True)
+
+        leaves = flatten(state)
+        if jax.process_count() > 1:  # parts lie on several hosts, which come to Orbax's meetings in the loop's order
+            self._guard(lambda: begin(leaves))
+        else:  # Orbax takes a tenth of a millisecond an array to begin, for which the loop need not wait
+            self._guard(self._end_beginning)
+            self._begun = self._thread.submit(begin, jax.device_get(leaves))
+
+    def _end_beginning(self) -> None:
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun.result()
 
     def writing(self) -> bool:
         """Whether a save that was started is not all written yet."""
-        return self._manager.is_saving_in_progress()
+        return (self._begun is not None and not self._begun.done()) or self._manager.is_saving_in_progress()
 
     def wait(self) -> None:
         """Return when all is written. Raises: NotSaved as ``save``."""
-        self._guard(self._manager.wait_until_finished)
+        def finish() -> None:
+            self._end_beginning()
+            self._manager.wait_until_finished()
+
+        self._guard(finish)
 
     def settle(self, say: Callable[[str], None]) -> None:
         """Return when what was being written is, or is given up: a disk may be away for a moment, and the next save
@@ -110,6 +135,7 @@ class Checkpoints:
             self._open()
 
     def close(self) -> None:
+        self._thread.shutdown()
         with contextlib.suppress(NotSaved):  # `wait` tells of it; here it would hide why the run ends
             self._guard(self._manager.close)
 

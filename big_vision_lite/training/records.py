@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import big_vision_lite
 from big_vision_lite.errors import UserError
 from big_vision_lite.remote import RemotePath, upload
 
@@ -162,7 +163,7 @@ def describe_run(**more: Any) -> dict[str, Any]:
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "python": platform.python_version(),
-        "versions": {"big_vision_lite": metadata.version("big_vision_lite"),
+        "versions": {"big_vision_lite": big_vision_lite.__version__,  # also where it is run without being installed
                      **{name: metadata.version(name) for name in packages}},
         "platform": devices[0].platform,
         "devices": [devices[0].device_kind, len(devices)],

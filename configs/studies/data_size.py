@@ -15,13 +15,15 @@ from big_vision_lite.scaling.study import Run, Study
 
 
 def get_study(sizes: tuple[int, ...] = (500, 1_600, 5_000, 16_000, 50_000), depths: tuple[int, ...] = (10,),
-              seeds: int = 1, steps: int = 1_200, epochs: float | None = None, batch_size: int = 128) -> Study:
+              seeds: int = 1, steps: int = 1_200, epochs: float | None = None, batch_size: int = 128,
+              width: float = 0.25) -> Study:
     """
     Args:
       sizes: scenes to pretrain on.
       seeds: 0 to below this; each chooses other subsets, starts and orders.
       steps: of each pretraining.
       epochs: instead of ``steps``, passes over each subset.
+      width: of the networks; 1 is the usual one.
     """
     runs = []
     for depth in depths:
@@ -29,7 +31,7 @@ def get_study(sizes: tuple[int, ...] = (500, 1_600, 5_000, 16_000, 50_000), dept
             for images in sizes:
                 length = steps if epochs is None else max(1, round(epochs * images / batch_size))
                 experiment = scenes_pretraining(steps=length, curate=(NestedSubset(images, seed=seed),), depth=depth,
-                                                scenes=max(sizes), batch_size=batch_size, seed=seed)
+                                                width=width, scenes=max(sizes), batch_size=batch_size, seed=seed)
                 pretraining = Run(f"images={images},depth={depth},seed={seed}", experiment, factors={"images": images})
                 runs += [pretraining, *transfers(pretraining)]
     return Study("data_size", tuple(runs))
