@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from big_vision_lite.backbones.norm import BatchNorm, GroupNorm
+from big_vision_lite.backbones.norm import BatchNorm, GroupNorm, divides
 from big_vision_lite.backbones.resnet import ResNet
 from big_vision_lite.data.source import Description
 from big_vision_lite.errors import UserError
@@ -20,6 +20,7 @@ from big_vision_lite.training import mesh as meshes
 from big_vision_lite.training.optimizers import SGD, AdamW, RMSProp
 from big_vision_lite.training.schedules import Constant, Cosine, Staircase, Step
 from big_vision_lite.training.step import Learner, split
+from big_vision_lite.training.transfer import Transfer
 
 DATA = Description(tuple("abcdefghij"), True, "toy", 64, "")
 
@@ -107,6 +108,30 @@ def test_accumulation_and_masked_slots_change_nothing():
     assert_close(whole, pieces)
     kept = {k: v[batch()["mask"]] for k, v in batch().items()}
     assert_close(whole, jax.jit(make.gradient)(params, stats, kept))
+
+
+@pytest.mark.parametrize(("norm", "accumulate"), [(BatchNorm(group=4), 1), (GroupNorm(groups=4), 2)])
+def test_gradients_that_are_summed_in_one_message(norm, accumulate):
+    """Devices have different numbers of unmasked examples; the mean is still over all of them."""
+    make, params, stats = learner(norm, accumulate=accumulate)
+    mesh = meshes.Mesh().build()
+    inputs = meshes.to_devices(batch(), mesh)
+    apart = jax.jit(dataclasses.replace(make, apart=mesh).gradient).lower(params, stats, inputs).compile()
+    assert_close(jax.jit(make.gradient)(params, stats, inputs), apart(params, stats, inputs))
+    assert apart.as_text().count("all-reduce(") == 1
+
+
+def test_which_models_examples_depend_on_others():
+    def model(norm):
+        return nnx.eval_shape(lambda: ResNet(10, 0.0625, norm=norm).build(nnx.Rngs(0)))
+
+    assert divides(model(GroupNorm(groups=4)), 3) and divides(model(BatchNorm(group=4)), 8)
+    assert not divides(model(BatchNorm()), 8) and not divides(model(BatchNorm(group=8)), 4)
+    fixed = model(BatchNorm())
+    Transfer(freeze_statistics=True).fix_statistics(nnx.Dict(backbone=fixed))
+    assert divides(fixed, 1)
+    assert not divides(nnx.Sequential(nnx.BatchNorm(4, rngs=nnx.Rngs(0))), 8)  # one of another library
+    assert Classification(mixup=0.1).mixes and not Classification().mixes
 
 
 def test_average_follows_the_parameters():

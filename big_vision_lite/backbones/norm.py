@@ -49,6 +49,14 @@ class GroupNorm:
         return _WithoutTrain(norm)
 
 
+def divides(model: nnx.Module, images: int) -> bool:
+    """Whether every BatchNorm of a model normalises each ``images`` consecutive ones of a batch by themselves."""
+    modules = [module for _, module in nnx.iter_modules(model)]
+    norms = (module for module in modules if isinstance(module, _BatchNorm))
+    return not any(isinstance(module, nnx.BatchNorm) for module in modules) and all(
+        norm.fixed or (norm.config.group and images % norm.config.group == 0) for norm in norms)
+
+
 def whole_batch(backbone: Any) -> Any:
     """A backbone whose BatchNorm, if it has one, takes statistics of the whole batch: for batches too small for the
     groups that it was pretrained with. Its parameters stay as they are."""

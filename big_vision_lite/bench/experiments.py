@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from big_vision_lite.backbones.norm import BatchNorm
 from big_vision_lite.backbones.resnet import ResNet
 from big_vision_lite.data.emoji_scenes import EmojiScenes
 from big_vision_lite.data.pipeline import Input
@@ -32,6 +33,8 @@ class Network:
     width: float = 1.0
     pixels: int = 64
     batch_size: int = 8
+    group: int | None = None
+    """Images that BatchNorm takes statistics over; None: all of a batch."""
 
     def __post_init__(self) -> None:
         if self.pixels < 16 or self.batch_size < 1:
@@ -40,8 +43,9 @@ class Network:
     def experiment(self, steps: int, save_every: int, log_every: int = 1, images: int = 256) -> Experiment:
         source = EmojiScenes("train", max(images, self.batch_size), size=self.pixels, classes=10)
         inputs = Input(source, PadCrop(self.pixels, pad=4), self.batch_size, threads=1)
-        return Experiment(inputs, {}, ResNet(self.depth, width=self.width, stem="half"), Classification(), SGD(0.01),
-                          steps=steps, save_every=save_every, keep=max(steps, 1), log_every=log_every)
+        return Experiment(inputs, {}, ResNet(self.depth, width=self.width, norm=BatchNorm(self.group), stem="half"),
+                          Classification(), SGD(0.01), steps=steps, save_every=save_every, keep=max(steps, 1),
+                          log_every=log_every)
 
 
 CONFIG = """

@@ -18,7 +18,7 @@ from big_vision_lite.errors import UserError
 class Options:
     """Measure training by two processes of one core each, beside one process of two cores."""
 
-    network: Network = Network(depth=10, width=0.5, pixels=32, batch_size=128)
+    network: Network = Network(depth=10, width=0.5, pixels=32, batch_size=128, group=32)
     steps: int = 60
     """Of each run; the speed is that of the second half, the median over its lines of metrics."""
     log_every: int = 5

@@ -55,6 +55,10 @@ class Classification(Head):
         if self.prior is not None and not 0.0 < self.prior < 1.0:
             raise UserError(f"Classification: prior={self.prior}; expected a probability above 0 and below 1")
 
+    @property
+    def mixes(self) -> bool:
+        return self.mixup > 0
+
     def build(self, backbone: Features, data: Described, rngs: nnx.Rngs) -> Classifier:
         classes = len(data.classes)
         bias = 0.0

@@ -67,6 +67,11 @@ class Scores(abc.ABC):
 class Head(abc.ABC):
     """A task on top of a backbone."""
 
+    @property
+    def mixes(self) -> bool:
+        """Whether the loss of an example depends on others of its batch, beside what BatchNorm does."""
+        return False
+
     @abc.abstractmethod
     def build(self, backbone: Features, data: Described, rngs: nnx.Rngs) -> nnx.Module:
         """The whole model: the backbone (as attribute ``backbone``) and this head's parameters."""

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from big_vision_lite.backbones.norm import divides
 from big_vision_lite.data.curation import Vocabulary, curated
 from big_vision_lite.data.pipeline import BatchMaker, Input, Targets, batches
 from big_vision_lite.data.source import Described, Records
@@ -59,12 +60,21 @@ class Job:
         self._evals: dict[str, Records] = {}
         self.taken_over: str | None = None
         self.beat: Callable[[], None] = lambda: None
-        graphdef, params, _ = split(nnx.eval_shape(self._build))
+        model = nnx.eval_shape(self._build)
+        graphdef, params, _ = split(model)
         transfer.check(params)
         if self.mesh.shape["fsdp"] > 1:
             optimizer = _sharded(optimizer, meshes.state_shardings(params, self.mesh))
         self.learner = Learner(graphdef, experiment.head, optimizer, experiment.accumulate, experiment.ema,
-                               transfer.frozen if transfer.freeze else None)
+                               transfer.frozen if transfer.freeze else None,
+                               self.mesh if self._apart(model) else None)
+
+    def _apart(self, model: nnx.Module) -> bool:
+        """Whether devices are to compute their gradients apart: where each message between them is slow, and nothing
+        else changes by it."""
+        rows = self.experiment.train.batch_size // self.mesh.size // self.experiment.accumulate
+        slow = jax.process_count() > 1 and self.mesh.devices.flat[0].platform == "cpu"
+        return slow and self.mesh.shape["fsdp"] == 1 and not self.experiment.head.mixes and divides(model, rows)
 
     def _build(self) -> nnx.Module:
         rngs = nnx.Rngs(self.experiment.seed)

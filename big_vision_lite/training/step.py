@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import Array
+from jax.flatten_util import ravel_pytree
+from jax.sharding import PartitionSpec
 
 from big_vision_lite.heads.head import Batch, Head
 
@@ -66,6 +68,10 @@ class Learner:
     ema: float | None = None
     frozen: Callable[[Tree], Tree] | None = None
     """For each parameter, whether it is a constant: then nothing is computed for its gradient."""
+    apart: jax.sharding.Mesh | None = None
+    """Devices that each compute the gradient of their own rows, of which the sum is taken in one message. None: as XLA
+    likes, which for CPUs is a message an array. The same up to rounding where no example's loss depends on an example
+    of another device."""
 
     def init(self, params: Tree, stats: Tree) -> TrainState:
         average = None if self.ema is None else params
@@ -84,8 +90,25 @@ class Learner:
 
     def gradient(self, params: Tree, stats: Tree, batch: Batch) -> tuple[Tree, Tree, dict[str, Array]]:
         """Gradient of the mean loss over unmasked examples, new statistics, and figures; in pieces if asked."""
-        total = jnp.maximum(batch["mask"].astype(jnp.float32).sum(), 1.0)
+        if self.apart is None:
+            total = jnp.maximum(batch["mask"].astype(jnp.float32).sum(), 1.0)
+            return self._gradient(params, stats, batch, total)
+        mesh, rows, whole = self.apart, PartitionSpec(self.apart.axis_names), PartitionSpec()
 
+        def own(params: Tree, stats: Tree, batch: Batch):
+            grads, stats, figures = self._gradient(params, stats, batch, 1.0)
+            stats = jax.tree.map(lambda leaf: leaf / mesh.size, stats)
+            flat, back = ravel_pytree((grads, stats, figures, batch["mask"].astype(jnp.float32).sum()))
+            grads, stats, figures, total = back(jax.lax.psum(flat, mesh.axis_names))
+            grads, figures = jax.tree.map(lambda leaf: leaf / jnp.maximum(total, 1.0), (grads, figures))
+            return grads, stats, figures
+
+        return jax.shard_map(own, mesh=mesh, in_specs=(whole, whole, rows), out_specs=whole,
+                             check_vma=False)(params, stats, batch)
+
+    def _gradient(self, params: Tree, stats: Tree, batch: Batch,
+                  total: Array | float) -> tuple[Tree, Tree, dict[str, Array]]:
+        """Of the sum of the loss over unmasked examples, divided by ``total``."""
         def piece(stats: Tree, batch: Batch):
             def loss_of(params: Tree):
                 if self.frozen is not None:
