@@ -117,9 +117,10 @@ def _task(made: _Page, task: str, runs: Sequence[Result], metrics: dict[str, str
     """All of one task. ``metrics`` are those to draw, by study."""
     made.parts.append(page.heading(task))
     _sizes(made, task, runs, metrics, draws)
+    for study, some in series.studies(runs).items():
+        for factor in (*_STUDIES, *_own_factors(some)):
+            _factor(made, f"{task}, {study}" if len(metrics) > 1 else task, some, metrics[study], factor)
     for metric in dict.fromkeys(metrics.values()):
-        for factor in (*_STUDIES, *_own_factors(runs)):
-            _factor(made, task, runs, metric, factor)
         made.parts += _table(runs, metric)
 
 
@@ -180,24 +181,24 @@ def _own_factors(runs: Sequence[Result]) -> list[str]:
     return sorted({name for run in runs for name in run.factors} - {*_STUDIES, "study", "table", "row", "scale"})
 
 
-def _factor(made: _Page, task: str, runs: Sequence[Result], metric: str, factor: str) -> None:
-    """What one factor does, all others equal. Where it does not vary, nothing is shown."""
+def _factor(made: _Page, what: str, runs: Sequence[Result], metric: str, factor: str) -> None:
+    """What one factor does in a study, all others equal. Where it does not vary, nothing is shown."""
     levels = series.along(runs, metric, factor)
     title, meaning = _STUDIES.get(factor, (factor, factor))
     if not levels:
         if len({run.factors.get(factor) for run in runs if metric in run.metrics}) > 1:
-            made.notes.append(f"{task}: {title.lower()}: no runs differ in {factor} alone")
+            made.notes.append(f"{what}: {title.lower()}: no runs differ in {factor} alone")
         return
-    made.parts.append(page.heading(title, 3))
+    made.parts.append(page.heading(f"{title}: {what}", 3))
     caption = f"{metric} by {factor}: {meaning}" if meaning != factor else f"{metric} by {factor}"
-    name = f"{task} {metric} {factor}"
+    name = f"{what} {factor}"
     if factor in ("noise", "classes"):
-        made.draw(name, lambda: figures.draw_levels(levels, task, meaning, log=factor == "classes"),
+        made.draw(name, lambda: figures.draw_levels(levels, what, meaning, log=factor == "classes"),
                   caption + "; a line a number of images")
     else:
         named = {"True": "frozen", "False": "fine-tuned"} if factor == "frozen" else {}
         named = [dataclasses.replace(one, label=named.get(one.label, one.label)) for one in levels]
-        made.draw(name, lambda: figures.draw_sizes(named, [None] * len(named), task, legend=factor), caption)
+        made.draw(name, lambda: figures.draw_sizes(named, [None] * len(named), what, legend=factor), caption)
 
 
 def _table(runs: Sequence[Result], metric: str) -> Iterator[str]:

@@ -16,7 +16,7 @@ from big_vision_lite.scaling.study import Run, Study
 
 def get_study(sizes: tuple[int, ...] = (500, 1_600, 5_000, 16_000, 50_000), depths: tuple[int, ...] = (10,),
               seeds: int = 1, steps: int = 1_200, epochs: float | None = None, batch_size: int = 128,
-              width: float = 0.25) -> Study:
+              width: float = 0.25, name: str = "data_size") -> Study:
     """
     Args:
       sizes: scenes to pretrain on.
@@ -24,6 +24,7 @@ def get_study(sizes: tuple[int, ...] = (500, 1_600, 5_000, 16_000, 50_000), dept
       steps: of each pretraining.
       epochs: instead of ``steps``, passes over each subset.
       width: of the networks; 1 is the usual one.
+      name: of the study, to be told from others in one report.
     """
     runs = []
     for depth in depths:
@@ -34,4 +35,4 @@ def get_study(sizes: tuple[int, ...] = (500, 1_600, 5_000, 16_000, 50_000), dept
                                                 width=width, scenes=max(sizes), batch_size=batch_size, seed=seed)
                 pretraining = Run(f"images={images},depth={depth},seed={seed}", experiment, factors={"images": images})
                 runs += [pretraining, *transfers(pretraining)]
-    return Study("data_size", tuple(runs))
+    return Study(name, tuple(runs))

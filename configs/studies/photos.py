@@ -20,7 +20,8 @@ RECIPE = Path(__file__).parent.parent / "image_folder.py"
 
 
 def get_study(root: str, sizes: tuple[int, ...] = (500, 1_600, 5_000, 16_000, 50_000), seeds: int = 1,
-              split: str = "val", size: int = 32, depth: int = 10, width: float = 0.25, steps: int = 1_000) -> Study:
+              split: str = "val", size: int = 32, depth: int = 10, width: float = 0.25, steps: int = 1_000,
+              name: str = "photos") -> Study:
     """
     Args:
       root: the folder.
@@ -29,11 +30,12 @@ def get_study(root: str, sizes: tuple[int, ...] = (500, 1_600, 5_000, 16_000, 50
       split: what to score on: val, or test where there is no val.
       size: pixels of the network's input.
       steps: of each run, of 128 photos.
+      name: of the study, to be told from others in one report.
     """
     runs = tuple(Run(f"images={images},seed={seed}", _experiment(root, images, seed, split, size, depth, width, steps),
                      factors={"images": images})
                  for seed in range(seeds) for images in sizes)
-    return Study("photos", runs)
+    return Study(name, runs)
 
 
 def _experiment(root: str, images: int, seed: int, split: str, size: int, depth: int, width: float,
