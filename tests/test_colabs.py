@@ -39,7 +39,6 @@ def pictures(book: dict) -> int:
     return sum("image/png" in output.get("data", {}) for output in outputs(book))
 
 
-@pytest.mark.slow  # minutes: a fresh kernel each
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebooks_run(name, tmp_path, tmp_path_factory):
     pytest.importorskip("nbclient")
@@ -54,7 +53,6 @@ def test_notebooks_run(name, tmp_path, tmp_path_factory):
         assert "stopped by SIGTERM after step" in printed(book) and "going on from step" in printed(book)
 
 
-@pytest.mark.slow  # until the full runs of transfer and paper_tables are kept
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebooks_are_kept_with_the_outputs_of_a_full_run(name):
     book = read(name)

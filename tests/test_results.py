@@ -3,38 +3,45 @@
 import csv
 from pathlib import Path
 
+import pytest
+
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 
 
-def table(study: str, columns: dict[str, tuple[str, dict[str, str]]]) -> list[str]:
-    """Rows of a table: a number of images, then lowest, median and highest of the seeds of each column, which is a
+def table(study: str, columns: dict[str, tuple[str, dict[str, str]]], by: str = "images") -> list[str]:
+    """Rows of a table: a level of ``by``, then lowest, median and highest of the seeds of each column, which is a
     metric of those runs that have some values."""
     with (RESULTS / study / "results.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["status"] == "done"]
 
-    def cell(images: str, metric: str, values: dict[str, str]) -> str:
+    def cell(level: str, metric: str, values: dict[str, str]) -> str:
         found = sorted(float(row[metric]) for row in rows
-                       if row[metric] and row["images"] == images and values.items() <= row.items())
+                       if row[metric] and row[by] == level and values.items() <= row.items())
         return ", ".join(f"{value:.3f}" for value in found)
 
-    sizes = sorted({row["images"] for row in rows}, key=int)
-    return [f"| {int(size):,} | " + " | ".join(cell(size, *column) for column in columns.values()) + " |"
-            for size in sizes]
+    levels = sorted({row[by] for row in rows}, key=float)
+    shown = {level: f"{int(level):,}" if by == "images" else f"{100 * float(level):.0f} %" for level in levels}
+    return [f"| {shown[level]} | " + " | ".join(cell(level, *column) for column in columns.values()) + " |"
+            for level in levels]
 
 
-SCENES = {f"{name}, depth {depth}": (metric, {"depth": depth, **values})
-          for depth in ("10", "18")
-          for name, metric, values in (("mAP", "validation/mAP", {}), ("few shots", "new_classes/few_shot_10", {}),
-                                       ("fine-tuned", "test/top1", {"frozen": "False"}),
-                                       ("frozen", "test/top1", {"frozen": "True"}))}
-PHOTOS = {"top-1": ("test/top1", {})}
+def of_scenes(**values: str) -> dict[str, tuple[str, dict[str, str]]]:
+    return {"mAP": ("validation/mAP", values), "few shots": ("new_classes/few_shot_10", values),
+            "fine-tuned": ("test/top1", {"frozen": "False", **values}),
+            "frozen": ("test/top1", {"frozen": "True", **values})}
 
 
-def test_tables_are_those_of_the_csv_files():
+NOISE = {name: column for name, column in of_scenes().items() if name != "frozen"}
+
+
+@pytest.mark.parametrize(("study", "columns", "by", "rows"), [
+    ("data_size", of_scenes(depth="10"), "images", 5), ("data_size", of_scenes(depth="18"), "images", 5),
+    ("scenes_wide", of_scenes(depth="18"), "images", 6), ("scenes_wide", of_scenes(depth="50"), "images", 6),
+    ("photos", {"top-1": ("test/top1", {})}, "images", 5), ("photos_wide", {"top-1": ("test/top1", {})}, "images", 5),
+    ("noise", NOISE, "noise", 4)])
+def test_tables_are_those_of_the_csv_files(study, columns, by, rows):
     text = (RESULTS / "studies.md").read_text()
-    for study, columns in (("data_size", {k: v for k, v in SCENES.items() if k.endswith("10")}),
-                           ("data_size", {k: v for k, v in SCENES.items() if k.endswith("18")}), ("photos", PHOTOS)):
-        rows = table(study, columns)
-        assert len(rows) == 5
-        for row in rows:
-            assert row in text, row
+    made = table(study, columns, by)
+    assert len(made) == rows
+    for row in made:
+        assert row in text, row
