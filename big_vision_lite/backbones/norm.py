@@ -51,7 +51,7 @@ class GroupNorm:
 
 def divides(model: nnx.Module, images: int) -> bool:
     """Whether every BatchNorm of a model normalises each ``images`` consecutive ones of a batch by themselves."""
-    modules = [module for _, module in nnx.iter_modules(model)]
+    modules = [module for _, module in nnx.iter_graph(model)]
     norms = (module for module in modules if isinstance(module, _BatchNorm))
     return not any(isinstance(module, nnx.BatchNorm) for module in modules) and all(
         norm.fixed or (norm.config.group and images % norm.config.group == 0) for norm in norms)
