@@ -45,12 +45,25 @@ COMMANDS = {"train": "runs", "evaluate": "runs", "probe": "runs", "config": "run
             "report": "laws", "preflight": "launch", "launch": "launch"}
 """Each command and the module of `commands` that has it."""
 
+_OF_A_CONFIG = {"train": "CONFIG", "doctor": "CONFIG", "preflight": "CONFIG", "study": "STUDY"}
+"""Commands whose options have the defaults of the file that comes first."""
+
+
+def _usage(command: str) -> str:
+    lines = USAGE.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith(f"  bvl {command} "))
+    return (f"{lines[first].strip()}\n\n"
+            f"bvl {command} {_OF_A_CONFIG[command]} --help lists all options with their defaults.")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 2 for bad input, 128 + n when signal n ended a run."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
+        return 0
+    if arguments[0] in _OF_A_CONFIG and arguments[1:] in (["-h"], ["--help"]):
+        print(_usage(arguments[0]))
         return 0
     try:
         if arguments[0] not in COMMANDS:

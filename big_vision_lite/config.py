@@ -7,6 +7,7 @@ allows), refuses unknown fields, and never runs the config file.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
@@ -193,6 +194,13 @@ def read(path: Path, allowed: Sequence[str] = ()) -> Any:
     except ValueError as error:  # not JSON, or not even text
         raise UserError(f"{path} is not valid JSON ({error}); it may have been cut") from None
     return from_json(tree, allowed)
+
+
+def with_defaults(old: Any) -> Any:
+    """A kept config with the fields that came into being since, which by default change nothing."""
+    with contextlib.suppress(UserError):  # of classes that a config file defines, or that are no more
+        return to_json(from_json(old))
+    return old
 
 
 def differences(old: Any, new: Any, ignore: Sequence[str] = (), at: str = "") -> list[str]:

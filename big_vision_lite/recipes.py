@@ -9,6 +9,7 @@ from big_vision_lite.backbones.backbone import Backbone, Pixels
 from big_vision_lite.backbones.norm import BatchNorm, whole_batch
 from big_vision_lite.backbones.resnet import ResNet
 from big_vision_lite.config import backbone_of
+from big_vision_lite.data.coco_json import CocoJson
 from big_vision_lite.data.curation import (
     AncestorLabels,
     Curation,
@@ -23,6 +24,7 @@ from big_vision_lite.data.pipeline import Input
 from big_vision_lite.data.source import Source
 from big_vision_lite.data.tfds_source import Tfds
 from big_vision_lite.data.transforms import ResizeCrop, Squash
+from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.heads.classification import Classification
 from big_vision_lite.heads.detection.faster_rcnn import FasterRCNN
@@ -205,6 +207,30 @@ def tfds_finetuning(name: str, known: Known, *, init: str | None, depth: int = 5
         train, {"evaluation": evaluate}, subset or known.images, init=init, pixels=known.pixels,
         backbone=backbone or backbone_of(init) or ResNet(depth), batch_size=batch_size, freeze=freeze, seed=seed,
         sides=sides, curate=curated_by(subset=subset, stratified=True))
+
+
+def coco(root: str | None = None, minival: str | None = None,
+         data_dir: str | None = None) -> tuple[Source, dict[str, Source]]:
+    """COCO 2017 for detection: what to learn from, and what to score on by the name that says what it is.
+
+    Args:
+      root: folder of COCO's own files (annotations/, train2017/, val2017/); None: TFDS's coco/2017.
+      minival: file of ids of val2014's images, one a line: scores are on these, named minival, and train2017, which has
+        all of 2014 but val2017, goes without them. Needs ``root``. None: scores are on val2017.
+
+    Raises:
+      UserError: a list without ``root``.
+    """
+    if root is None:
+        if minival is not None:
+            raise UserError(f"minival={minival} names images by COCO's ids; give the folder of COCO's files as root")
+        return Tfds("coco/2017", "train", data_dir), {"val2017": Tfds("coco/2017", "validation", data_dir)}
+
+    def split(name: str, **lists: str | None) -> CocoJson:
+        return CocoJson(f"{root}/annotations/instances_{name}.json", f"{root}/{name}", **lists)
+
+    held_out = {"val2017": split("val2017")} if minival is None else {"minival": split("val2014", only=minival)}
+    return split("train2017", without=minival), held_out
 
 
 def faster_rcnn(train: Source, evals: dict[str, Source], *, recipe: Literal["paper", "c4", "fpn"], steps: int,

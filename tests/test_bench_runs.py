@@ -23,8 +23,8 @@ def test_a_save_beside_a_bare_copy(tmp_path, capsys):
     assert "times the bare copy" in said and "a step, nothing being written" in said
     assert found["ratio"] == pytest.approx(found["blocked"]["median"] / found["copy"]["median"])
     assert found["copy"]["least"] > 0 and found["blocked"]["most"] <= found["written"]["most"]
-    blocked, step = found["blocked"]["median"], found["step"]["median"]
-    assert found["share"] == pytest.approx(blocked / (100 * step + blocked))
+    cost, step = found["blocked"]["median"] + found["slowed"]["median"], found["step"]["median"]
+    assert found["share"] == pytest.approx(cost / (100 * step + cost))
     experiment = TINY.experiment(steps=1, save_every=1)
     assert experiment.train.batch_size == 8 and experiment.keep == 1
     assert found["bytes"] > 2 * 4 * 10_000 and [p.name for p in tmp_path.iterdir()] == ["found.json"]

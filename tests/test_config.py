@@ -174,6 +174,8 @@ def test_typing_mistakes_end_at_once(arguments, near):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ([], "bvl: how much"),
+    (["train", "--help"], "bvl train CONFIG --help lists"),
+    (["study", "-h"], "bvl study STUDY --help lists"),
     (["trian"], "bvl: no command 'trian'; did you mean 'train'?"),
     (["train"], "bvl: bvl train needs a config"),
     (["config", "shwo"], "bvl: expected: bvl config show"),
@@ -181,7 +183,7 @@ def test_typing_mistakes_end_at_once(arguments, near):
 def test_commands(arguments, message, capsys):
     from big_vision_lite.cli import main
 
-    assert main(arguments) == (2 if arguments else 0)
+    assert main(arguments) == (2 if message.startswith("bvl: ") and arguments else 0)
     assert message in "".join(capsys.readouterr())
 
 

@@ -151,8 +151,8 @@ def alone(folder):
 
 
 def test_two_processes_stop_together_and_one_goes_on(folder, alone, capfd):
-    started = start(folder, "two", 2, 2, pace=0.05)
-    wait_for_step(folder, "two", started, 2)
+    started = start(folder, "two", 2, 2, "--profile", "1:2", pace=0.05)
+    wait_for_step(folder, "two", started, 3)
     started[1].send_signal(signal.SIGTERM)  # to the one that writes nothing
     assert codes(folder, "two", started) == [128 + signal.SIGTERM] * 2, [said(folder, "two", i) for i in range(2)]
     (out, err), (silent, other_err) = said(folder, "two", 0), said(folder, "two", 1)
@@ -160,14 +160,42 @@ def test_two_processes_stop_together_and_one_goes_on(folder, alone, capfd):
     assert stopped[0] == stopped[1] < STEPS and f"step {stopped[0]}/{STEPS}" in out and "step" not in silent
     run = folder / "two"
     assert read_run(run)["processes"] == 2 and read_run(run)["step"] == stopped[0]
+    assert len([*(run / "profile").rglob("*.xplane.pb")]) == 1  # of process 0
 
     assert main(command(folder, "two")) == 0  # alone, on as many devices as the test has
     assert f"going on from step {stopped[0]}" in capfd.readouterr().out
     assert_same(alone, run)
 
 
+def test_open_mpi_needs_no_flags(folder, alone):
+    """The variables that mpirun sets for each process, of which JAX finds the address of the first."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "OMPI_COMM_WORLD_SIZE": "2",
+                   "OMPI_MCA_orte_hnp_uri": f"{os.getpid() << 12}.0;tcp://127.0.0.1:34911",
+                   "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
+    started = []
+    for rank in ("0", "1"):
+        with open(folder / f"mpi.{rank}.out", "w") as out, open(folder / f"mpi.{rank}.err", "w") as err:
+            started.append(subprocess.Popen(
+                [sys.executable, "-m", "big_vision_lite", *command(folder, "mpi")], stdout=out, stderr=err,
+                env={**environment, "OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_LOCAL_RANK": rank}))
+    assert codes(folder, "mpi", started) == [0, 0], said(folder, "mpi", 0)
+    assert read_run(folder / "mpi")["processes"] == 2
+    assert_same(alone, folder / "mpi")
+
+
+def test_a_process_that_waits_for_others_in_vain(folder):
+    alone_of_two = start(folder, "vain", 2, 1, "--init-timeout", "3")
+    other = alone_of_two.pop()
+    other.kill()
+    other.wait()
+    assert codes(folder, "vain", alone_of_two) == [2], said(folder, "vain", 0)
+    assert "did not find each other within 3 s; all must reach 127.0.0.1:" in said(folder, "vain", 0)[1]
+    assert not (folder / "vain").exists()
+
+
 @pytest.mark.slow
 def test_four_processes_then_two(folder):
+    # GroupNorm: examples do not depend on one another, so that each device computes its gradient apart.
     assert main(command(folder, "deep_alone")) == 0
     name = "deep_four"
     started = start(folder, name, 4, 1, pace=0.05)

@@ -167,8 +167,10 @@ def test_slurm_queues_again_what_was_told_to_save(fakes):
     (fakes.root / "job").write_text(render(cluster, "a-run", "x.py", [HARD]).files["job.sbatch"])
     fakes.add("srun", 'case "$*" in *train*) printf %s "$X" >"$FAKES/x"; exit "${CODE:-0}" ;; esac')
     fakes.add("scontrol")
-    for code, again in (("0", []), ("1", []), ("143", [["requeue", "77"]])):
-        assert fakes.run("bash", "job", CODE=code, SLURM_JOB_ID="77").returncode == int(code)
+    for code, restarts, again in (("0", "0", []), ("1", "0", []), ("75", "20", []), ("75", "19", [["requeue", "77"]]),
+                                  ("143", "99", [["requeue", "77"]] * 2)):
+        came = fakes.run("bash", "job", CODE=code, SLURM_JOB_ID="77", SLURM_RESTART_COUNT=restarts)
+        assert came.returncode == int(code)
         assert fakes.calls("scontrol") == again
     copied, trained = fakes.calls("srun")[1:3]
     assert copied[3:] == ["rsync", "-a", "--", "/far/it's/", "/near/it's"]

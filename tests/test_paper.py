@@ -61,6 +61,9 @@ def test_studies_differ_in_what_they_vary():
     assert [noise.factors(run)["noise"] for run in noise.runs if run.start] == [0.0, 0.1, 0.2, 0.4]
     kept = of(CONFIGS / "paper" / "near_duplicates.py").runs
     assert [run.experiment.train.curate for run in kept] == [(), (Exclude("/ids.txt"),)]
+    listed = of(CONFIGS / "paper" / "data_size.py", "scale=full", "root=/coco", "minival=/ids.txt")
+    scored = {name: inputs.source for run in listed.runs if run.start for name, inputs in run.experiment.evals.items()}
+    assert [*scored] == ["minival"] and scored["minival"].only == "/ids.txt"
     with pytest.raises(UserError, match="needs root=FOLDER"):
         load(f"{CONFIGS}/paper/near_duplicates.py:exclude=/ids.txt")
 

@@ -3,10 +3,12 @@
 import dataclasses
 import importlib.util
 import json
+from pathlib import Path
 
 import jax
 import pytest
 
+from big_vision_lite import config
 from big_vision_lite.backbones.conv import by_xla
 from big_vision_lite.backbones.norm import BatchNorm
 from big_vision_lite.backbones.resnet import ResNet
@@ -155,6 +157,13 @@ def test_data_need_not_be_there(tmp_path):
     for wrong in ({"decode_rate": 0.0}, {"share": float("nan")}):
         with pytest.raises(UserError, match="expected a number above 0"):
             preflight(missing, "cpu:1", described(missing, classes=7), **wrong)
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_other_heads(task):
+    found = config.load(str(Path(__file__).parent.parent / "configs" / "transfer" / f"emoji_{task}.py"))
+    seen = preflight(found, "gpu:h100:1", described(found, classes=5))
+    assert seen.fits and seen.figures["flops_per_image"].value > 1e8
 
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, of the extra tpu")

@@ -366,7 +366,8 @@ def test_jobs(tmp_path, kind):
         subprocess.run(["bash", "-n", str(path)], check=True)
     fakes, log = tmp_path / "bin", tmp_path / "called"
     fakes.mkdir()
-    for name, body in (("sbatch", "echo $RANDOM"), ("sky", "true")):
+    for name, body in (("sbatch", "echo $RANDOM"), ("sky", "true"), ("gcloud", "true"),
+                       ("srun", 'exit "$CODE"'), ("scontrol", "true")):
         (fakes / name).write_text(f'#!/bin/bash\nprintf "%s|" "$@" >> "{log}"; echo >> "{log}"; {body}\n')
         (fakes / name).chmod(0o755)
     if kind == "shell":
@@ -377,8 +378,16 @@ def test_jobs(tmp_path, kind):
         subprocess.run(["bash", str(script)], check=True, cwd=tmp_path,
                        env={**os.environ, "PATH": f"{fakes}:{os.environ['PATH']}"})
         calls = log.read_text().splitlines()
+        if kind == "skypilot":
+            assert calls.pop(0) == f"storage|rsync|--recursive|{folder.resolve()}/configs|gs://bucket/a/configs|"
         assert len(calls) == 2
         if kind == "slurm":
+            for code, restarts, again in ((1, 0, False), (75, 19, True), (75, 20, False), (143, 99, True)):
+                given = {"CODE": str(code), "SLURM_RESTART_COUNT": str(restarts), "SLURM_JOB_ID": "7"}
+                ran = subprocess.run(["bash", str(jobs[0])], cwd=tmp_path,
+                                     env={**os.environ, **given, "PATH": f"{fakes}:{os.environ['PATH']}"})
+                assert ran.returncode == code
+                assert (log.read_text().splitlines()[-1] == "requeue|7|") == again
             assert sum("--dependency=afterok:" in call for call in calls) == 1
             assert all(str(folder.resolve()) in call for call in calls)
             assert "#SBATCH --gres=gpu:H100:1\n" in jobs[0].read_text()
@@ -388,10 +397,16 @@ def test_jobs(tmp_path, kind):
             assert task["file_mounts"] == {str(folder.resolve()): {"source": "gs://bucket/a", "mode": "MOUNT"}}
             assert task["resources"] == {"accelerators": "H100:1", "use_spot": True}
             words = shlex.split(task["run"])
-            assert words[0] == sys.executable and any(word.startswith(str(folder.resolve())) for word in words)
+            assert task["workdir"] == "." and "~/bvl/bin/python .'[gpu]'" in task["setup"]
+            assert words[:2] == ["exec", "~/bvl/bin/python"]
+            assert any(word.startswith(str(folder.resolve())) for word in words)
     assert not (tmp_path / "x").exists()
     with pytest.raises(UserError, match="--accelerators 'a b' is no such name"):
         emit.write(folder, study.runs, kind, accelerators="a b")
+    with pytest.raises(UserError, match="--storage None; jobs of SkyPilot run on machines that do not have"):
+        emit.write(folder, study.runs, "skypilot")
+    with pytest.raises(UserError, match=r"--workdir gs://\.\.\.: a study's folder must be on a disk"):
+        command.study(["configs/studies/quickstart.py", "--workdir", "gs://bucket/study", "--list"])
 
 
 def test_resolved_configs_hold_all_that_a_job_needs(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -21,7 +22,7 @@ class Options:
     saves: int = 5
     """Saves that are measured, each after a copy; one more before them warms up."""
     steps: int = 5
-    """Training steps that are timed without a save, and again while one is written."""
+    """Training steps that are timed without a save; while one is written they all are."""
     folder: Path | None = None
     """Where checkpoints go; None: the folder for temporary files."""
     out: Path | None = None
@@ -34,7 +35,8 @@ def bench_save(options: Options = Options()) -> dict[str, Any]:
     Returns:
       ``blocked`` (what the loop waits for, as it calls `Checkpoints`) and ``copy`` (of each array of the state, to
       memory that is new), their ``ratio``, ``step`` and ``step_while_writing``, ``written`` (until all is on the disk,
-      while steps go on), ``share`` (of wall time, at the default interval of 100 steps) and ``bytes`` of the state.
+      while steps go on), ``slowed`` (what steps take longer meanwhile, all together), ``share`` (of the wall time of
+      100 steps, the default interval, that a save costs: blocked and slowed) and ``bytes`` of the state.
 
     Raises:
       UserError: fewer than one save or step.
@@ -69,7 +71,7 @@ def bench_save(options: Options = Options()) -> dict[str, Any]:
     step()  # compiles
     alone = [step() for _ in range(options.steps)]
     copy()
-    copies, blocked, writing, written = [], [], [], []
+    copies, blocked, writing, written, slowed = [], [], [], [], []
     resolved = {"bench": "save"}
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench_save") as folder:
         checkpoints = Checkpoints(Path(folder) / "checkpoints", keep=1)
@@ -80,24 +82,28 @@ def bench_save(options: Options = Options()) -> dict[str, Any]:
             checkpoints.save(number, state, resolved, {"step": number})
             blocked.append(time.perf_counter() - began)
             during = []
-            while checkpoints.writing() and len(during) < options.steps:
+            while checkpoints.writing():
                 during.append(step())
             checkpoints.wait()
             written.append(time.perf_counter() - began)
             writing += during if number else []
+            slowed.append(sum(during) - len(during) * statistics.median(alone))
         checkpoints.close()
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     found = {"network": dataclasses.asdict(options.network), "devices": [d.device_kind for d in jax.devices()],
              "bytes": size, "copy": spread(copies[1:]), "blocked": spread(blocked[1:]), "written": spread(written[1:]),
-             "step": spread(alone), "step_while_writing": spread(writing) if writing else None}
+             "slowed": spread(slowed[1:]), "step": spread(alone),
+             "step_while_writing": spread(writing) if writing else None}
     found["ratio"] = found["blocked"]["median"] / found["copy"]["median"]
-    found["share"] = found["blocked"]["median"] / (100 * found["step"]["median"] + found["blocked"]["median"])
+    cost = found["blocked"]["median"] + found["slowed"]["median"]
+    found["share"] = cost / (100 * found["step"]["median"] + cost)
     print(f"ResNet-{options.network.depth}, a state of {size / 1e6:,.0f} MB, {options.saves} saves and copies by turns")
     print(said("a bare copy of the state to host memory", found["copy"], "s", 3))
     print(said("a save holds up the loop for", found["blocked"], "s", 3))
     print(f"{'  times the bare copy':46} {found['ratio']:10.2f}")
     print(f"{'  share of wall time, saving every 100 steps':46} {found['share']:10.3%}")
     print(said("until it is written, while steps go on", found["written"], "s", 3))
+    print(said("those steps together take longer by", found["slowed"], "s", 3))
     print(said("a step, nothing being written", found["step"], "s", 3))
     if writing:
         print(said("a step, while a checkpoint is written", found["step_while_writing"], "s", 3))

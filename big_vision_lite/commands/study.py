@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -47,6 +48,9 @@ def study(arguments: list[str]) -> int:
     spec = arguments[0]
     found = load(spec)
     asked = parse(Ask, arguments[1:], f"bvl study {spec}", Ask(Path("runs") / found.name))
+    if (scheme := re.match(r"[a-z][a-z0-9+.-]+:/", str(asked.workdir))):
+        raise UserError(f"--workdir {scheme[0]}/...: a study's folder must be on a disk; give one, such as a bucket "
+                        "that is mounted")
     runs = found.chosen(asked.only)
     if asked.list:
         print(listing(found, asked.workdir, runs))

@@ -105,14 +105,18 @@ def _skypilot(cluster: SkyPilot, name: str, workdir: str, arguments: list[str]) 
                   "job_recovery": {"strategy": "EAGER_NEXT_REGION", "max_restarts_on_errors": cluster.restarts}}
     run = (f"set -euo pipefail\nexec ~/bvl/bin/python -m big_vision_lite {shlex.join(arguments)}\n" if tpu else
            _fill("skypilot_run.sh", port=str(cluster.port), arguments=shlex.join(arguments)))
-    setup = ("set -euo pipefail\npip install --quiet uv\nuv venv --quiet --allow-existing --python 3.12 ~/bvl\n"
-             f"uv pip install --quiet --python ~/bvl/bin/python .{shlex.quote(_extras(cluster.extras))}\n")
     task = {"name": name, "workdir": ".", "num_nodes": cluster.nodes, "resources": resources,
             "envs": dict(cluster.environment),
             "file_mounts": {d.target: {"source": d.source, "mode": d.mode.upper()} for d in cluster.data},
-            "setup": setup, "run": run}
+            "setup": skypilot_setup(cluster.extras), "run": run}
     return Rendered({"task.yaml": "# Started by: sky jobs launch task.yaml, in the folder of the repository.\n"
                      + _yaml(task)}, ("sky", "jobs", "launch", "--yes", "--detach-run", "{folder}/task.yaml"))
+
+
+def skypilot_setup(extras: Sequence[str]) -> str:
+    """Commands that install the package of the task's ``workdir``, the folder of the repository, into ~/bvl."""
+    return ("set -euo pipefail\npip install --quiet uv\nuv venv --quiet --allow-existing --python 3.12 ~/bvl\n"
+            f"uv pip install --quiet --python ~/bvl/bin/python .{shlex.quote(_extras(extras))}\n")
 
 
 def _slurm(cluster: Slurm, name: str, workdir: str, arguments: list[str]) -> Rendered:

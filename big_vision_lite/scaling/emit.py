@@ -15,6 +15,7 @@ from typing import Literal
 import yaml
 
 from big_vision_lite.errors import UserError
+from big_vision_lite.launch.render import skypilot_setup
 from big_vision_lite.scaling.results import replace
 from big_vision_lite.scaling.runner import command_of
 from big_vision_lite.scaling.study import Run
@@ -32,18 +33,22 @@ def write(workdir: Path, runs: Sequence[Run], kind: Kind, accelerators: str | No
     Args:
       runs: in order; what they need outside of these is done.
       accelerators: such as ``H100:1``; for Slurm they become ``--gres=gpu:H100:1``.
-      storage: for SkyPilot, the bucket to mount at the study's folder.
+      storage: for SkyPilot, the bucket that is mounted at the study's folder on each machine, gs:// or s3://; the
+        script copies the runs' configs there first.
 
     Raises:
-      UserError: an argument that a job cannot carry, or the folder cannot be written.
+      UserError: an argument that a job cannot carry, no storage for SkyPilot, or the folder cannot be written.
     """
     for name, value in (("accelerators", accelerators), ("storage", storage)):
         if value is not None and not re.fullmatch(r"[A-Za-z0-9_.:/+-]+", value):
             raise UserError(f"--{name} {value!r} is no such name; expected one as "
                             + ("H100:1" if name == "accelerators" else "gs://BUCKET/study"))
     workdir = workdir.resolve()
-    if re.search(r"[\n\r%]", str(workdir)):
-        raise UserError(f"--workdir {str(workdir)!r} has a line break or %; jobs need a plain path")
+    if re.search(r'[\n\r%"]', str(workdir)):
+        raise UserError(f"--workdir {str(workdir)!r} has a line break, % or a quote; jobs need a plain path")
+    if kind == "skypilot" and not re.match("(gs|s3)://.", storage or ""):
+        raise UserError(f"--storage {storage}; jobs of SkyPilot run on machines that do not have {str(workdir)!r}: "
+                        "expected a bucket for it, as gs://BUCKET/study or s3://BUCKET/study")
     folder = workdir / "jobs"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,18 +57,26 @@ def write(workdir: Path, runs: Sequence[Run], kind: Kind, accelerators: str | No
     endings = {"shell": "sh", "slurm": "sbatch", "skypilot": "yaml"}
     paths = {run.name: folder / f"{run.name}.{endings[kind]}" for run in runs}
     for run in runs:
-        command = shlex.join([python, *command_of(run, workdir, imports), "--alone"])
+        words = shlex.join([*command_of(run, workdir, imports), "--alone"])
+        command = f"{shlex.quote(python)} {words}"
         log = workdir / "logs" / f"{run.name}.txt"
         if kind == "shell":
             text = f"#!/bin/bash\nexec {command} >> {shlex.quote(str(log))} 2>&1\n"
         elif kind == "slurm":
             text = _slurm(run, command, log, accelerators)
         else:
-            text = _skypilot(run, command, workdir, accelerators, storage)
+            text = _skypilot(run, words, workdir, accelerators, storage)
         replace(paths[run.name], text)
     needs = {run.name: [name for name in run.needs if name in paths] for run in runs}
     submit = {"shell": _in_order, "slurm": _sbatch, "skypilot": _waves}[kind](runs, paths, needs)
     collect = f"# When all are done: bvl study FILE --workdir {shlex.quote(str(workdir))} --collect\n"
+    if kind == "skypilot":
+        copy = {"gs": "gcloud storage rsync --recursive", "s3": "aws s3 sync"}[storage[:2]]
+        there, here = storage.rstrip("/"), shlex.quote(str(workdir))
+        first = ("# Start this in the folder of the repository, which is installed on each machine.\n"
+                 f"{copy} {here}/configs {there}/configs || exit\n")
+        submit = submit.replace("#!/bin/bash\n", "#!/bin/bash\n" + first)
+        collect = f"# When all are done: {copy} {there} {here}; then\n# bvl study FILE --workdir {here} --collect\n"
     replace(folder / "submit.sh", submit + collect)
     return folder / "submit.sh"
 
@@ -73,14 +86,18 @@ def _slurm(run: Run, command: str, log: Path, accelerators: str | None) -> str:
              "#SBATCH --requeue", "#SBATCH --signal=TERM@120"]
     if accelerators:
         lines.append(f"#SBATCH --gres=gpu:{accelerators}")
-    return "\n".join((*lines, f"exec srun {command}")) + "\n"
+    again = "status == 143 || (status == 75 && ${SLURM_RESTART_COUNT:-0} < 20)"
+    return "\n".join((*lines, "status=0", f"srun {command} || status=$?",
+                      "# 143: told to save before the limit. 75: it stood still.",
+                      f'if (({again})); then\n  scontrol requeue "${{SLURM_JOB_ID}}"\nfi', 'exit "${status}"')) + "\n"
 
 
-def _skypilot(run: Run, command: str, workdir: Path, accelerators: str | None, storage: str | None) -> str:
+def _skypilot(run: Run, words: str, workdir: Path, accelerators: str | None, storage: str) -> str:
     resources = {"accelerators": accelerators} if accelerators else {"cpus": "4+"}
-    mounts = {"file_mounts": {str(workdir): {"source": storage, "mode": "MOUNT"}}} if storage else {}
-    task = {"name": _plain(run.name), "resources": {**resources, "use_spot": True}, **mounts,
-            "setup": "pip install big_vision_lite", "run": command}
+    extras = ["tpu" if accelerators.lower().startswith("tpu") else "gpu"] if accelerators else []
+    task = {"name": _plain(run.name), "workdir": ".", "resources": {**resources, "use_spot": True},
+            "file_mounts": {str(workdir): {"source": storage, "mode": "MOUNT"}}, "setup": skypilot_setup(extras),
+            "run": f"exec ~/bvl/bin/python {words}"}
     return yaml.safe_dump(task, sort_keys=False, width=math.inf)
 
 

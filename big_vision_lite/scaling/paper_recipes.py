@@ -83,14 +83,17 @@ def pretrain_imagenet(scale: Scale, *, depth: int | None = None, seed: int = 0,
 
 
 def detection(scale: Scale, init: str | None, data: Literal["coco", "voc07"], *, depth: int | None = None,
-              root: str = "VOC0712", freeze: bool = False, seed: int = 0, data_dir: str | None = None) -> Experiment:
+              root: str | None = None, minival: str | None = None, freeze: bool = False, seed: int = 0,
+              data_dir: str | None = None) -> Experiment:
     """Faster R-CNN with C4 features: short side 600, 300 proposals, 256 anchors and 64 boxes an image, NMS at 0.6,
     BatchNorm fixed (Huang et al. 2017), momentum 0.9; COCO 3M steps of 9 workers' single images at rate 4e-4, VOC 590K
     at 3e-4, a tenth after 5/6 (unverified). Here synchronous: batches of 9 images, a ninth of the steps, 9 times the
     rate.
 
     Args:
-      root: for VOC, a tree with the images of 2007 and 2012 whose ImageSets/Main has trainval0712.txt and test2007.txt.
+      root: for VOC, a tree with the images of 2007 and 2012 whose ImageSets/Main has trainval0712.txt and test2007.txt;
+        for COCO, the folder of its own files, or None for TFDS's.
+      minival: as of `recipes.coco`.
       freeze: the layers before the detector's own stay as they were.
     """
     from big_vision_lite.data.voc_tree import VocTree
@@ -100,10 +103,9 @@ def detection(scale: Scale, init: str | None, data: Literal["coco", "voc07"], *,
         return _mini(FasterRCNN(C4(rpn_channels=64, candidates=(500, 500), proposals=(64, 64), rois=32, pool=6),
                                 max_boxes=16, metric=head.metric), init, Fit(64, 64), depth, freeze, seed, steps=300)
     if data == "coco":
-        train, test = (Tfds("coco/2017", split, data_dir) for split in ("train", "validation"))
+        train, evals = recipes.coco(root, minival, data_dir)
     else:
-        train, test = VocTree(root, "trainval0712"), VocTree(root, "test2007")
-    evals = {"val2017" if data == "coco" else "test": test}
+        train, evals = VocTree(root or "VOC0712", "trainval0712"), {"test": VocTree(root or "VOC0712", "test2007")}
     return recipes.faster_rcnn(train, evals, recipe="paper", batch_size=9, init=init, depth=depth or 101,
                                steps=(3_000_000 if data == "coco" else 590_000) // 9, drops=(5 / 6,), warmup=500,
                                freeze=freeze, metric=head.metric, seed=seed)

@@ -311,7 +311,7 @@ def paper_table(folders: Sequence[Path], name: str, imports: Sequence[str] = ())
         raise UserError(f"--table {name!r}: no such table" + nearest(name, paper.TABLES))
     results = series.read(folders, imports)
     rows, notes = _placed(results, _lineages(results, imports), name)
-    return "\n".join((paper.TABLES[name].text(rows), *_held(rows, name), *notes))
+    return "\n".join((paper.TABLES[name].text(rows), *_told_of(rows, name), *notes))
 
 
 def _lineages(results: Results, imports: Sequence[str]) -> dict[int, tuple[Trained, ...]]:
@@ -350,11 +350,16 @@ def _paper(results: Results, imports: Sequence[str]) -> Iterator[str]:
             if note:
                 yield page.paragraph(note, "soft")
         yield page.table([["row", "figure", "reported", "ours", "difference"], *told.cells(rows)])
-        for said in _held(rows, name):
+        for said in _told_of(rows, name):
             yield page.paragraph(said, "soft")
 
 
-def _held(rows: Sequence[dict[str, str]], table: str) -> list[str]:
-    """What our runs of a table kept as it was while they learnt, in a line."""
-    held = sorted({row["held"] for row in rows if row.get("table") == table and row.get("held")})
-    return [f"Held fixed in ours: {'; '.join(held)}."] if held else []
+def _told_of(rows: Sequence[dict[str, str]], table: str) -> list[str]:
+    """What our runs of a table kept as it was while they learnt, and what they are scored on."""
+    ours = [row for row in rows if row.get("table") == table]
+    held = sorted({row["held"] for row in ours if row.get("held")})
+    metrics = {column.metric.lower() for column in paper.TABLES[table].columns if column.metric}
+    scored = sorted({name.rpartition("/")[0] for row in ours for name, value in row.items()
+                     if value and "/" in name and name.rpartition("/")[2].lower() in metrics})
+    return ([f"Held fixed in ours: {'; '.join(held)}."] if held else []) + (
+        [f"Ours are scored on: {', '.join(scored)}."] if scored else [])

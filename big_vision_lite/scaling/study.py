@@ -165,7 +165,8 @@ class Study:
             if not started(workdir / run.name):
                 continue
             resolved = configs.to_json(self.experiment(run, workdir))
-            found = configs.differences(_config(workdir / run.name), resolved, _without_effect(run.experiment))
+            kept = configs.with_defaults(_config(workdir / run.name))
+            found = configs.differences(kept, resolved, _without_effect(run.experiment))
             if found:
                 raise UserError(f"run {run.name!r} in {str(workdir)!r} was made with another config: "
                                 + "; ".join(found[:3]) + "; choose another --workdir, or remove that run's folder")

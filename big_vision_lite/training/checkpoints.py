@@ -17,8 +17,8 @@ from big_vision_lite.training.distributed import agreed, is_first, meet
 
 STATE, CONFIG, DATA = "state", "config", "data"
 SLICE = 2**24
-"""Bytes from which on an array that lies whole on every device is written in parts, one a device. To cut smaller ones
-takes longer than to copy them: for the 1,550 of a ResNet-152's state, seven times as long on two CPU devices."""
+"""Bytes from which on several processes write an array that lies whole on every device in parts, one a device. To cut
+smaller ones takes longer than to copy them: for a ResNet-152's 1,550, seven times as long on two CPU devices."""
 
 
 def flatten(tree: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import ipaddress
 import multiprocessing
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -80,13 +81,27 @@ def join(processes: Processes, environment: Mapping[str, str] = os.environ) -> N
         given = {"coordinator_address": processes.coordinator, "num_processes": processes.processes,
                  "process_id": processes.process}
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    hint = ", which only processes on one machine can" if processes.on_this_machine else ""
+    where = f"; all must reach {processes.coordinator}{hint}" if processes.coordinator else ""
+
+    def in_vain(why: str = "") -> UserError:
+        return UserError(f"the run's processes did not find each other within {processes.init_timeout} s{why}{where}; "
+                         "--init-timeout waits for longer")
+
+    def give_up() -> None:
+        print(f"bvl: {in_vain()}", file=sys.stderr)
+        leave(2)
+
+    # JAX would end the process itself, without a word of what was waited for; it is given the time to be second.
+    waiting = threading.Timer(processes.init_timeout, give_up)
+    waiting.daemon = True
+    waiting.start()
     try:
-        jax.distributed.initialize(**given, initialization_timeout=processes.init_timeout)
+        jax.distributed.initialize(**given, initialization_timeout=processes.init_timeout + 60)
     except (RuntimeError, ValueError) as error:
-        hint = ", which only processes on one machine can" if processes.on_this_machine else ""
-        where = f"; all must reach {processes.coordinator}{hint}" if processes.coordinator else ""
-        raise UserError(f"the run's processes did not find each other within {processes.init_timeout} s: "
-                        f"{_first_line(error)}{where}; --init-timeout waits for longer") from None
+        raise in_vain(f": {_first_line(error)}") from None
+    finally:
+        waiting.cancel()
 
 
 def started_together(environment: Mapping[str, str]) -> bool:

@@ -35,7 +35,7 @@ def claim(workdir: Path, experiment: Experiment) -> Any:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if path.exists() and _has_checkpoint(workdir):
-            different = config.differences(_with_defaults(json.loads(path.read_text())), resolved, WITHOUT_EFFECT)
+            different = config.differences(config.with_defaults(json.loads(path.read_text())), resolved, WITHOUT_EFFECT)
             if different:
                 raise UserError(f"{str(workdir)!r} holds a run of another experiment: {'; '.join(different[:4])}"
                                 + (f"; and {len(different) - 4} more" if len(different) > 4 else "")
@@ -76,13 +76,6 @@ def _there(path: Path) -> bool:
     with contextlib.suppress(OSError):  # a bucket that cannot be asked
         return path.exists()
     return False
-
-
-def _with_defaults(old: Any) -> Any:
-    """A kept config with the fields that came into being since, which by default change nothing."""
-    with contextlib.suppress(UserError):  # of classes that a config file defines, or that are no more
-        return config.to_json(config.from_json(old))
-    return old
 
 
 def _has_checkpoint(workdir: Path) -> bool:

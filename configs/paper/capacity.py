@@ -19,12 +19,13 @@ from big_vision_lite.scaling.study import OF_A_RUN, Run, Study
 
 
 def get_study(scale: Scale = "mini", seeds: int = 1, name: str = "open_images_v4", images: int = OPEN_IMAGES,
-              data_dir: str | None = None) -> Study:
+              root: str | None = None, minival: str | None = None, data_dir: str | None = None) -> Study:
     """
     Args:
       scale: full, the paper's recipe; or mini, generated scenes.
       name: the large set, as TFDS names it.
       images: how many its train split has.
+      root, minival: COCO's files and a list of images to score on, as of `recipes.coco`.
       data_dir: where TFDS's data sets are.
     """
     large = {"name": name, "images": images, "data_dir": data_dir}
@@ -36,7 +37,8 @@ def get_study(scale: Scale = "mini", seeds: int = 1, name: str = "open_images_v4
             for data, experiment in (("ImageNet", imagenet),
                                      ("300M", pretrain_large(scale, depth=depth, seed=seed, **large))):
                 pretraining = Run(f"{data},depth={depth},seed={seed}", experiment)
-                tuned = detection(scale, OF_A_RUN + pretraining.name, "coco", depth=depth, seed=seed, data_dir=data_dir)
+                tuned = detection(scale, OF_A_RUN + pretraining.name, "coco", root=root, minival=minival, depth=depth,
+                                  seed=seed, data_dir=data_dir)
                 runs += [pretraining, Run(f"coco,{pretraining.name}", tuned, factors=placed(
                     "capacity", f"ResNet-{named}, {data}", scale, init=data))]
     return Study("paper_capacity", tuple(runs))

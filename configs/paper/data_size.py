@@ -14,12 +14,13 @@ from big_vision_lite.scaling.study import OF_A_RUN, Run, Study
 
 
 def get_study(scale: Scale = "mini", seeds: int = 1, name: str = "open_images_v4", images: int = OPEN_IMAGES,
-              data_dir: str | None = None) -> Study:
+              root: str | None = None, minival: str | None = None, data_dir: str | None = None) -> Study:
     """
     Args:
       scale: full, the paper's recipe; or mini, generated scenes.
       name: the large set, as TFDS names it.
       images: how many its train split has.
+      root, minival: COCO's files and a list of images to score on, as of `recipes.coco`.
       data_dir: where TFDS's data sets are.
     """
     large = {"name": name, "images": images, "data_dir": data_dir}
@@ -32,8 +33,8 @@ def get_study(scale: Scale = "mini", seeds: int = 1, name: str = "open_images_v4
                               factors={"images": count})
             runs.append(pretraining)
             for kind in ("tuned", "frozen"):
-                experiment = detection(scale, OF_A_RUN + pretraining.name, "coco", freeze=kind == "frozen", seed=seed,
-                                       data_dir=data_dir)
+                experiment = detection(scale, OF_A_RUN + pretraining.name, "coco", root=root, minival=minival,
+                                       freeze=kind == "frozen", seed=seed, data_dir=data_dir)
                 factors = placed("data_size", row, scale) if kind == "tuned" else {"scale": scale}
                 runs.append(Run(f"{kind},{pretraining.name}", experiment, factors=factors))
     return Study("paper_data_size", tuple(runs))

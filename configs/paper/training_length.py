@@ -13,12 +13,13 @@ from big_vision_lite.scaling.study import OF_A_RUN, Run, Study
 
 
 def get_study(scale: Scale = "mini", seeds: int = 1, name: str = "open_images_v4", images: int = OPEN_IMAGES,
-              data_dir: str | None = None) -> Study:
+              root: str | None = None, minival: str | None = None, data_dir: str | None = None) -> Study:
     """
     Args:
       scale: full, the paper's recipe; or mini, generated scenes.
       name: the large set, as TFDS names it.
       images: how many its train split has.
+      root, minival: COCO's files and a list of images to score on, as of `recipes.coco`.
       data_dir: where TFDS's data sets are.
     """
     large = {"name": name, "images": images, "data_dir": data_dir}
@@ -28,7 +29,8 @@ def get_study(scale: Scale = "mini", seeds: int = 1, name: str = "open_images_v4
             length = {"epochs": 4 * thirds / 3} if scale == "full" else {"steps": 300 * thirds}
             pretraining = Run(f"length={row},seed={seed}", pretrain_large(scale, seed=seed, **length, **large),
                               factors={"length": row})
-            experiment = detection(scale, OF_A_RUN + pretraining.name, "coco", seed=seed, data_dir=data_dir)
+            experiment = detection(scale, OF_A_RUN + pretraining.name, "coco", root=root, minival=minival, seed=seed,
+                                   data_dir=data_dir)
             runs += [pretraining, Run(f"coco,{pretraining.name}", experiment,
                                       factors=placed("training_length", row, scale, length=row))]
     return Study("paper_training_length", tuple(runs))

@@ -25,11 +25,8 @@ learn. Sampling in RoIAlign is 2 x 2 a bin where detectron2's adapts. Not run he
 
 from typing import Literal
 
-from big_vision_lite.data.coco_json import CocoJson
-from big_vision_lite.data.tfds_source import Tfds
-from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
-from big_vision_lite.recipes import faster_rcnn
+from big_vision_lite.recipes import coco, faster_rcnn
 
 
 def get_config(init: str | None = None, recipe: Literal["paper", "c4", "fpn"] = "paper",
@@ -47,20 +44,12 @@ def get_config(init: str | None = None, recipe: Literal["paper", "c4", "fpn"] = 
       freeze: the backbone stays as it is.
       tune_statistics: BatchNorm and the first stage learn as well.
     """
-    held_out = "val2017" if minival is None else "minival"
-    if root is None:
-        if minival is not None:
-            raise UserError(f"minival={minival} names images by COCO's ids; give the folder of COCO's files as root")
-        train, val = (Tfds("coco/2017", split, data_dir) for split in ("train", "validation"))
-    else:
-        train, val = (CocoJson(f"{root}/annotations/instances_{split}.json", f"{root}/{split}", **lists)
-                      for split, lists in (("train2017", {"without": minival}),
-                                           ("val2017" if minival is None else "val2014", {"only": minival})))
+    train, evals = coco(root, minival, data_dir)
     if recipe == "paper":
         length = {"steps": 3_000_000 // 9, "drops": (5 / 6,), "warmup": 500}
     else:
         length = {"1x": {"steps": 90_000, "drops": (60 / 90, 80 / 90)},
                   "3x": {"steps": 270_000, "drops": (210 / 270, 250 / 270)}}[schedule]
-    return faster_rcnn(train, {held_out: val}, recipe=recipe, init=init, depth=depth,
+    return faster_rcnn(train, evals, recipe=recipe, init=init, depth=depth,
                        batch_size=batch_size or (9 if recipe == "paper" else 16), freeze=freeze,
                        tune_statistics=tune_statistics, seed=seed, **length)
