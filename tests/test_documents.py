@@ -170,6 +170,8 @@ def checked(command: str, understood, cloud: bool) -> None:
         assert all((ROOT / path).exists() for path in paths), command
     elif program == "tfds":
         assert command.split()[1] == "build"
+    elif command.startswith("gcloud compute tpus tpu-vm ssh "):
+        understood(shlex.split(command.replace("CONFIG", "configs/quickstart.py"))[-1], cloud)
     else:
         raise AssertionError(f"no check for a command of {program!r}")
 

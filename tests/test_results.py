@@ -8,6 +8,19 @@ import pytest
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 
 
+def test_the_table_of_depths():
+    with (RESULTS / "capacity" / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    text = (RESULTS / "studies.md").read_text()
+    made = set()
+    for row in rows:
+        same = [other for other in rows if (other["images"], other["depth"]) == (row["images"], row["depth"])]
+        cells = [f"{float(next(r[metric] for r in same if r[metric])):.3f}"
+                 for metric in ("validation/mAP", "new_classes/few_shot_10", "test/top1")]
+        made.add(f"| {int(row['images']):,} | {row['depth']} | {' | '.join(cells)} |")
+    assert len(made) == 9 and all(line in text for line in made)
+
+
 def table(study: str, columns: dict[str, tuple[str, dict[str, str]]], by: str = "images") -> list[str]:
     """Rows of a table: a level of ``by``, then lowest, median and highest of the seeds of each column, which is a
     metric of those runs that have some values."""

@@ -169,7 +169,10 @@ def _finish(axis: Any, series: Sequence[Series], legend: str) -> None:
     values = np.concatenate([one.values for one in series])
     if not lower_is_better(metric) and values.min() >= 0:
         axis.set_ylim(bottom=0)
-    axis.legend(title=legend or None)
+    if sum(len(one.label) for one in series) > 80:  # too much to leave the curves free
+        axis.legend(title=legend or None, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    else:
+        axis.legend(title=legend or None)
     if len(series) > len(COLOURS) and axis.get_xlabel() == "images":
         axis.annotate(f"{len(series) - len(COLOURS)} more are not shown", (1, 1), xycoords="axes fraction", ha="right",
                       va="bottom", fontsize=8)

@@ -132,7 +132,7 @@ def _sizes(made: _Page, task: str, runs: Sequence[Result], metrics: dict[str, st
         label = f"{study} ({metrics[study]})" if several else study if len(metrics) > 1 else metrics[study]
         shown.append(series.reference(some, metrics[study], label))
     shown = sorted(filter(None, shown), key=lambda one: -len(one.sizes()))
-    enough = min(3, len(shown[0].sizes())) if shown else 0  # two sizes make no curve beside those that have more
+    enough = min(4, len(shown[0].sizes())) if shown else 0  # fewer make no curve beside those that have more
     shown = [one for one in shown if len(one.sizes()) >= max(enough, 2)]
     if not shown:
         made.notes.append(f"{task}: no runs tell two or more numbers of images, so there is no curve")
