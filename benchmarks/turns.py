@@ -54,7 +54,10 @@ def main(doc: str, contenders: Mapping[str, Callable[[int, int], Step]], images:
 
     def seconds(name: str) -> float:
         print(file=sides[name].stdin, flush=True)
-        return float(sides[name].stdout.readline())
+        told = sides[name].stdout.readline()
+        if not told:
+            raise SystemExit(f"{name} ended, with exit code {sides[name].wait()}")
+        return float(told)
 
     for name in sides:
         for _ in range(2):

@@ -1,11 +1,22 @@
 """The tables of docs/results/studies.md say what the studies' csv files say."""
 
 import csv
+import re
 from pathlib import Path
 
 import pytest
 
+from big_vision_lite.scaling.report import paper_table
+
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
+
+
+def test_the_papers_tables_are_what_report_prints():
+    text = (RESULTS / "paper_tables.md").read_text()
+    shown = re.findall(r"    bvl report (docs/results/paper/\w+) --table (\w+)\n\n```text\n(.*?)\n```", text, re.DOTALL)
+    assert sorted(Path(found[0]).name for found in shown) == sorted(path.name for path in (RESULTS / "paper").iterdir())
+    for folder, table_, printed in shown:
+        assert printed == paper_table([RESULTS.parent.parent / folder], table_), folder
 
 
 def test_the_table_of_depths():
@@ -36,6 +47,17 @@ def table(study: str, columns: dict[str, tuple[str, dict[str, str]]], by: str = 
     shown = {level: f"{int(level):,}" if by == "images" else f"{100 * float(level):.0f} %" for level in levels}
     return [f"| {shown[level]} | " + " | ".join(cell(level, *column) for column in columns.values()) + " |"
             for level in levels]
+
+
+def test_the_readme_has_the_medians():
+    text = (RESULTS.parent.parent / "README.md").read_text()
+    for study, metric, values in (("data_size", "validation/mAP", {"depth": "10"}),
+                                  ("data_size", "test/top1", {"depth": "10", "frozen": "False"}),
+                                  ("scenes_wide", "validation/mAP", {"depth": "50"}), ("photos", "test/top1", {}),
+                                  ("photos_wide", "test/top1", {})):
+        cells = [row.split("|")[2] for row in table(study, {"": (metric, values)})]
+        medians = [sorted(cell.split(", "))[len(cell.split(", ")) // 2].strip() for cell in cells]
+        assert f"| {' | '.join(medians)} |" in text, (study, metric)
 
 
 def of_scenes(**values: str) -> dict[str, tuple[str, dict[str, str]]]:

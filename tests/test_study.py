@@ -379,7 +379,7 @@ def test_jobs(tmp_path, kind):
                        env={**os.environ, "PATH": f"{fakes}:{os.environ['PATH']}"})
         calls = log.read_text().splitlines()
         if kind == "skypilot":
-            assert calls.pop(0) == f"storage|rsync|--recursive|{folder.resolve()}/configs|gs://bucket/a/configs|"
+            assert calls.pop(0) == f"storage|rsync|--recursive|{folder.resolve()}|gs://bucket/a|"
         assert len(calls) == 2
         if kind == "slurm":
             for code, restarts, again in ((1, 0, False), (75, 19, True), (75, 20, False), (143, 99, True)):

@@ -34,7 +34,7 @@ def write(workdir: Path, runs: Sequence[Run], kind: Kind, accelerators: str | No
       runs: in order; what they need outside of these is done.
       accelerators: such as ``H100:1``; for Slurm they become ``--gres=gpu:H100:1``.
       storage: for SkyPilot, the bucket that is mounted at the study's folder on each machine, gs:// or s3://; the
-        script copies the runs' configs there first.
+        script copies the folder there first.
 
     Raises:
       UserError: an argument that a job cannot carry, no storage for SkyPilot, or the folder cannot be written.
@@ -74,7 +74,7 @@ def write(workdir: Path, runs: Sequence[Run], kind: Kind, accelerators: str | No
         copy = {"gs": "gcloud storage rsync --recursive", "s3": "aws s3 sync"}[storage[:2]]
         there, here = storage.rstrip("/"), shlex.quote(str(workdir))
         first = ("# Start this in the folder of the repository, which is installed on each machine.\n"
-                 f"{copy} {here}/configs {there}/configs || exit\n")
+                 f"{copy} {here} {there} || exit\n")
         submit = submit.replace("#!/bin/bash\n", "#!/bin/bash\n" + first)
         collect = f"# When all are done: {copy} {there} {here}; then\n# bvl study FILE --workdir {here} --collect\n"
     replace(folder / "submit.sh", submit + collect)
