@@ -208,6 +208,23 @@ def test_four_processes_then_two(folder):
     assert_same(folder / "deep_alone", folder / name)
 
 
+@pytest.mark.slow
+def test_all_processes_are_killed_while_they_save(folder, alone):
+    name, begun = "killed", False
+    started = start(folder, name, 2, 2, pace=0.05)
+    while not begun:
+        begun = any(path.name.startswith("20.") for path in (folder / name).glob("checkpoints/*"))
+        assert all(process.poll() is None for process in started), said(folder, name, 0)
+    for process in started:
+        process.kill()
+    assert codes(folder, name, started) == [-signal.SIGKILL] * 2
+    assert not (folder / name / "checkpoints" / "20").exists()  # it was not complete
+    started = start(folder, name, 2, 2)
+    assert codes(folder, name, started) == [0, 0], said(folder, name, 0)
+    assert "going on from step 10" in said(folder, name, 0)[0]
+    assert_same(alone, folder / name)
+
+
 NEIGHBOURS = """
 import sys
 from big_vision_lite import config as configs

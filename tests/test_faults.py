@@ -221,7 +221,9 @@ def test_one_of_two_processes_is_killed(folder, victim):
         assert all(process.poll() is None for process in started), said(folder, name, 0)
         time.sleep(0.02)
     started[victim].kill()
+    began = time.monotonic()
     found = codes(folder, name, started)
+    assert time.monotonic() - began < 60 + 60  # the watchdog's time, and that of ending
     assert found[victim] == -signal.SIGKILL and found[1 - victim] in (TRY_AGAIN, -signal.SIGABRT)
     err = said(folder, name, 1 - victim)[1]
     assert any(text in err for text in ("nothing has moved for 60 s after step", "or the network between them is gone",
