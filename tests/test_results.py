@@ -73,7 +73,7 @@ NOISE = {name: column for name, column in of_scenes().items() if name != "frozen
     ("data_size", of_scenes(depth="10"), "images", 5), ("data_size", of_scenes(depth="18"), "images", 5),
     ("scenes_wide", of_scenes(depth="18"), "images", 6), ("scenes_wide", of_scenes(depth="50"), "images", 6),
     ("photos", {"top-1": ("test/top1", {})}, "images", 5), ("photos_wide", {"top-1": ("test/top1", {})}, "images", 5),
-    ("noise", NOISE, "noise", 4)])
+    ("noise", NOISE, "noise", 4), ("noise_more", NOISE, "noise", 3)])
 def test_tables_are_those_of_the_csv_files(study, columns, by, rows):
     text = (RESULTS / "studies.md").read_text()
     made = table(study, columns, by)
