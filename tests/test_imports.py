@@ -1,4 +1,4 @@
-"""Rooms import in one direction: data, backbones, evaluation, heads, training, scaling, commands."""
+"""Rooms import in one direction: data, backbones, evaluation, heads, training, launch, scaling, commands."""
 
 import ast
 from pathlib import Path
@@ -7,8 +7,8 @@ import big_vision_lite
 
 PACKAGE = Path(big_vision_lite.__file__).parent
 RANK = {"errors": 0, "remote": 0.5, "config": 1, "data": 1, "backbones": 2, "evaluation": 2, "heads": 3, "weights": 3.5,
-        "training": 4, "experiment": 4, "recipes": 5, "bench": 5, "scaling": 5.5,
-        "launch": 5.5, "commands": 6, "cli": 7, "__main__": 8, "__init__": 0}
+        "training": 4, "experiment": 4, "recipes": 5, "bench": 5, "launch": 5.5,
+        "scaling": 5.7, "commands": 6, "cli": 7, "__main__": 8, "__init__": 0}
 # Side rooms of equal rank do not know each other, but for the description of a run and what trains it.
 FRIENDS = {("training", "experiment"), ("experiment", "training")}
 

@@ -75,7 +75,8 @@ class Fakes:
 
     def add(self, name: str, body: str = "", folder: Path | None = None) -> None:
         path = (folder or self.bin) / name
-        note = f"{{ printf '%s\\037' \"${{0##*/}}\" \"$@\"; echo; }} >>'{self.record}'"
+        # In one piece: several may be called at once.
+        note = f"printf '%s\\n' \"$(printf '%s\\037' \"${{0##*/}}\" \"$@\")\" >>'{self.record}'"
         path.write_text(f"#!/bin/bash\n{note}\n{body}\n")
         path.chmod(0o755)
 
