@@ -11,6 +11,7 @@ import fnmatch
 import functools
 import importlib.util
 import io
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PosixPath
@@ -19,6 +20,12 @@ from typing import Any
 from big_vision_lite.errors import UserError
 
 SCHEME = "gs://"
+
+
+def scheme(path: Path) -> str | None:
+    """What a path that is an address begins with, such as ``gs:/``, which `Path` makes of it; None for others."""
+    found = re.match(r"[a-z][a-z0-9+.-]+:/", str(path))
+    return found and found[0]
 
 
 def place(path: Path | str) -> Path:

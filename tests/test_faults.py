@@ -12,8 +12,11 @@ import sys
 import threading
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from slow_crop import SlowCrop
 from test_distributed import CONFIG, codes, said, start, wait_for_step
 
@@ -188,6 +191,21 @@ def test_a_process_that_is_killed_while_it_saves(tmp_path):
     checkpoints.save(2, state, {}, {"step": 2})
     checkpoints.wait()
     assert checkpoints.steps() == [1, 2]
+    checkpoints.close()
+
+
+def test_steps_after_a_save_leave_it_alone(tmp_path):
+    """A save holds the state's own memory, which the step is told to use again."""
+    sharding = NamedSharding(jax.make_mesh((jax.device_count(),), ("data",)), PartitionSpec())
+    step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    state = step(jax.device_put({"params": jnp.zeros((2000, 1000))}, sharding))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    checkpoints.save(1, state, {}, {"step": 1})
+    for _ in range(20):
+        state = step(state)
+    checkpoints.wait()
+    kept, _ = checkpoints.restore(1, {"params": np.ones((2000, 1000), np.float32)})
+    assert (np.asarray(kept["params"]) == 1).all() and (np.asarray(state["params"]) == 21).all()
     checkpoints.close()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,6 +11,7 @@ import tyro
 
 from big_vision_lite.commands.arguments import parse, set_up_jax
 from big_vision_lite.errors import UserError
+from big_vision_lite.remote import scheme
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +48,8 @@ def study(arguments: list[str]) -> int:
     spec = arguments[0]
     found = load(spec)
     asked = parse(Ask, arguments[1:], f"bvl study {spec}", Ask(Path("runs") / found.name))
-    if (scheme := re.match(r"[a-z][a-z0-9+.-]+:/", str(asked.workdir))):
-        raise UserError(f"--workdir {scheme[0]}/...: a study's folder must be on a disk; give one, such as a bucket "
+    if address := scheme(asked.workdir):
+        raise UserError(f"--workdir {address}/...: a study's folder must be on a disk; give one, such as a bucket "
                         "that is mounted")
     runs = found.chosen(asked.only)
     if asked.list:

@@ -119,6 +119,17 @@ def skypilot_setup(extras: Sequence[str]) -> str:
             f"uv pip install --quiet --python ~/bvl/bin/python .{shlex.quote(_extras(extras))}\n")
 
 
+def slurm_training(command: str) -> str:
+    """A command of a Slurm job, which is queued again where another start goes on from the last checkpoint."""
+    return f"""status=0
+{command} || status=$?
+# 143: told to save before the limit. 75: it stood still, or a process of it is gone.
+if ((status == 143 || (status == 75 && ${{SLURM_RESTART_COUNT:-0}} < 20))); then
+  scontrol requeue "${{SLURM_JOB_ID}}"
+fi
+exit "${{status}}\""""
+
+
 def _slurm(cluster: Slurm, name: str, workdir: str, arguments: list[str]) -> Rendered:
     options = {"job-name": name, "nodes": str(cluster.nodes), "ntasks-per-node": str(max(cluster.gpus_per_node, 1)),
                "cpus-per-task": str(cluster.cpus_per_task), "time": cluster.time, "partition": cluster.partition,
@@ -132,7 +143,8 @@ def _slurm(cluster: Slurm, name: str, workdir: str, arguments: list[str]) -> Ren
                      for d in cluster.data)
     script = _fill("slurm.sbatch", options="\n".join(lines), directory=shlex.quote(cluster.directory),
                    environment=_exports(cluster.environment), setup="\n".join(cluster.setup), data=data,
-                   python=shlex.quote(cluster.python), arguments=shlex.join(arguments))
+                   training=slurm_training(f"srun --wait=300 {shlex.quote(cluster.python)} -m big_vision_lite "
+                                           f"{shlex.join(arguments)}"))
     return Rendered({"job.sbatch": script}, ("sbatch", "{folder}/job.sbatch"))
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 import yaml
 
 from big_vision_lite.errors import UserError
-from big_vision_lite.launch.render import skypilot_setup
+from big_vision_lite.launch.render import skypilot_setup, slurm_training
 from big_vision_lite.scaling.results import replace
 from big_vision_lite.scaling.runner import command_of
 from big_vision_lite.scaling.study import Run
@@ -86,10 +86,7 @@ def _slurm(run: Run, command: str, log: Path, accelerators: str | None) -> str:
              "#SBATCH --requeue", "#SBATCH --signal=TERM@120"]
     if accelerators:
         lines.append(f"#SBATCH --gres=gpu:{accelerators}")
-    again = "status == 143 || (status == 75 && ${SLURM_RESTART_COUNT:-0} < 20)"
-    return "\n".join((*lines, "status=0", f"srun {command} || status=$?",
-                      "# 143: told to save before the limit. 75: it stood still.",
-                      f'if (({again})); then\n  scontrol requeue "${{SLURM_JOB_ID}}"\nfi', 'exit "${status}"')) + "\n"
+    return "\n".join((*lines, slurm_training(f"srun {command}"))) + "\n"
 
 
 def _skypilot(run: Run, words: str, workdir: Path, accelerators: str | None, storage: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from big_vision_lite.data.manifest import manifest
 from big_vision_lite.data.source import Description, Records
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import WITHOUT_EFFECT, Experiment
-from big_vision_lite.remote import RemotePath
+from big_vision_lite.remote import RemotePath, scheme
 from big_vision_lite.training.distributed import is_first, meet
 
 PATIENCE = 300.0
@@ -28,8 +27,8 @@ def claim(workdir: Path, experiment: Experiment) -> Any:
     Raises:
       UserError: the folder cannot be written, or holds a run of another experiment; names the fields.
     """
-    if not isinstance(workdir, RemotePath) and (scheme := re.match(r"[a-z][a-z0-9+.-]+:/", str(workdir))):
-        raise UserError(f"--workdir {scheme[0]}/...; expected a folder on a disk, or gs://BUCKET/FOLDER")
+    if not isinstance(workdir, RemotePath) and (found := scheme(workdir)):
+        raise UserError(f"--workdir {found}/...; expected a folder on a disk, or gs://BUCKET/FOLDER")
     resolved = config.to_json(experiment)
     path = workdir / "config.json"
     try:
