@@ -1,9 +1,9 @@
-"""A training step of ResNet-50 in bfloat16 beside torchvision's, by turns in one run.
+"""A training step of ResNet-50 in bfloat16 against torchvision's, interleaved in one run.
 
     python benchmarks/classification_step.py --turns 10 --torch-python OTHER/bin/python
 
-Random images that lie on the device as bytes, 1,000 classes, softmax, SGD with Nesterov momentum, BatchNorm over the
-batch; torch with autocast and channels last, as written and compiled. `turns` says how they are timed. Needs torch and
+Random images in device memory, as bytes, 1,000 classes, softmax, SGD with Nesterov momentum, BatchNorm over the
+batch; torch with autocast and channels last, as written and compiled. `interleaved` does the timing. Needs torch and
 torchvision, in this environment or in that of ``--torch-python``.
 """
 
@@ -13,7 +13,7 @@ import sys
 import time
 
 import numpy as np
-import turns
+from interleaved import Step, main
 
 CLASSES = 1_000
 
@@ -24,42 +24,42 @@ def batch(images: int, side: int) -> tuple[np.ndarray, np.ndarray]:
             rng.integers(0, CLASSES, images).astype(np.int32))
 
 
-def jax_step(images: int, side: int) -> turns.Step:
+def jax_step(images: int, side: int) -> Step:
     import jax
     import jax.numpy as jnp
     import optax
     from flax import nnx
 
     from big_vision_lite.backbones.resnet import ResNet
-    from big_vision_lite.data.source import Description
+    from big_vision_lite.data.source import SavedDatasetInfo
     from big_vision_lite.heads.classification import Classification
-    from big_vision_lite.training.step import Learner, split
+    from big_vision_lite.training.step import TrainStep, split
 
     head = Classification("softmax")
-    description = Description(tuple(map(str, range(CLASSES))), False, "", 1, "")
+    data = SavedDatasetInfo(tuple(map(str, range(CLASSES))), False, "", 1, "")
 
     def network():
-        return head.build(ResNet(50, dtype="bfloat16").build(nnx.Rngs(0)), description, nnx.Rngs(1))
+        return head.build(ResNet(50, dtype="bfloat16").build(nnx.Rngs(0)), data, nnx.Rngs(1))
 
-    learner = Learner(split(nnx.eval_shape(network))[0], head, optax.sgd(0.001, 0.9, nesterov=True))
-    state = jax.jit(lambda: learner.init(*split(network())[1:]))()
+    program = TrainStep(split(nnx.eval_shape(network))[0], head, optax.sgd(0.001, 0.9, nesterov=True))
+    state = jax.jit(lambda: program.init(*split(network())[1:]))()
     pixels, labels = batch(images, side)
     padded = np.full((images, head.max_labels), -1, np.int32)
     padded[:, 0] = labels
     inputs = {"image": jnp.asarray(pixels), "labels": jnp.asarray(padded), "mask": jnp.ones(images, bool)}
     begin = time.perf_counter()
-    compiled = jax.jit(learner.train_step, donate_argnums=0).lower(state, inputs).compile()
-    print(f"compiling it: {time.perf_counter() - begin:.1f} s", file=sys.stderr)
+    compiled = jax.jit(program.train_step, donate_argnums=0).lower(state, inputs).compile()
+    print(f"compiling: {time.perf_counter() - begin:.1f} s", file=sys.stderr)
 
     def step() -> float:
         nonlocal state
-        state, measured = compiled(state, inputs)
-        return float(measured["loss"])
+        state, metrics = compiled(state, inputs)
+        return float(metrics["loss"])
 
     return step
 
 
-def torch_step(images: int, side: int, compiled: bool = False) -> turns.Step:
+def torch_step(images: int, side: int, compiled: bool = False) -> Step:
     import torch
     import torchvision
 
@@ -83,10 +83,9 @@ def torch_step(images: int, side: int, compiled: bool = False) -> turns.Step:
     return step
 
 
-def torch_compiled_step(images: int, side: int) -> turns.Step:
+def torch_compiled_step(images: int, side: int) -> Step:
     return torch_step(images, side, compiled=True)
 
 
 if __name__ == "__main__":
-    turns.main(__doc__, {"jax": jax_step, "torch": torch_step, "torch compiled": torch_compiled_step},
-               images=256, side=224)
+    main(__doc__, {"jax": jax_step, "torch": torch_step, "torch compiled": torch_compiled_step}, images=256, side=224)

@@ -1,9 +1,9 @@
-"""A training step of Faster R-CNN with R50-FPN beside torchvision's, by turns in one run.
+"""A training step of Faster R-CNN with R50-FPN against torchvision's, interleaved in one run.
 
     python benchmarks/detection_step.py --turns 5 --torch-python OTHER/bin/python
 
-Both learn the same images and boxes by SGD with stem and first stage fixed and BatchNorm's statistics kept. `turns`
-says how they are timed. Needs torch and torchvision, in this environment or in that of ``--torch-python``.
+Both train on the same images and boxes by SGD, with the stem, the first stage and BatchNorm's statistics frozen.
+`interleaved` does the timing. Needs torch and torchvision, in this environment or in that of ``--torch-python``.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import sys
 import time
 
 import numpy as np
-import turns
+from interleaved import Step, main
 
 BOXES = 8
 
 
 def batch(images: int, side: int) -> dict[str, np.ndarray]:
-    """Random pixels and boxes, as `FasterRCNN.targets` gives them."""
+    """Random pixels and boxes, as `FasterRCNN.targets` returns them."""
     rng = np.random.default_rng(0)
     corner = rng.uniform(0, side * 0.7, (images, BOXES, 2))
     boxes = np.zeros((images, 100, 4), np.float32)
@@ -38,47 +38,45 @@ def batch(images: int, side: int) -> dict[str, np.ndarray]:
     }
 
 
-def jax_step(images: int, side: int):
-    """A function that takes one step and returns its loss."""
+def jax_step(images: int, side: int) -> Step:
     import jax
     import jax.numpy as jnp
     import optax
     from flax import nnx
 
     from big_vision_lite.backbones.resnet import ResNet
-    from big_vision_lite.data.source import Description
+    from big_vision_lite.data.source import SavedDatasetInfo
     from big_vision_lite.heads.detection.faster_rcnn import FasterRCNN
     from big_vision_lite.heads.detection.variants import FPN
-    from big_vision_lite.training.step import Learner, split
+    from big_vision_lite.training.step import TrainStep, split
     from big_vision_lite.training.transfer import Transfer
 
     head = FasterRCNN(variant=FPN())
-    transfer = Transfer(freeze=("backbone.stem", "backbone.stem_norm", "backbone.stages.0"), freeze_statistics=True)
-    description = Description(tuple(map(str, range(20))), True, "", 1, "")
+    transfer = Transfer(freeze=("backbone.stem", "backbone.stem_norm", "backbone.stages.0"), freeze_batchnorm=True)
+    data = SavedDatasetInfo(tuple(map(str, range(20))), True, "", 1, "")
 
     def network():
-        model = head.build(ResNet(50).build(nnx.Rngs(0)), description, nnx.Rngs(1))
-        transfer.fix_statistics(model)
+        model = head.build(ResNet(50).build(nnx.Rngs(0)), data, nnx.Rngs(1))
+        transfer.fix_running_stats(model)
         return model
 
     graphdef = split(nnx.eval_shape(network))[0]
-    learner = Learner(graphdef, head, transfer.optimizer(optax.sgd(0.001, 0.9)), frozen=transfer.frozen)
-    state = jax.jit(lambda: learner.init(*split(network())[1:]))()
+    program = TrainStep(graphdef, head, transfer.optimizer(optax.sgd(0.001, 0.9)), frozen=transfer.frozen)
+    state = jax.jit(lambda: program.init(*split(network())[1:]))()
     inputs = jax.tree.map(jnp.asarray, batch(images, side))
     begin = time.process_time()
-    compiled = jax.jit(learner.train_step, donate_argnums=0).lower(state, inputs).compile()
-    print(f"compiling it: {time.process_time() - begin:.1f} s of CPU", file=sys.stderr)
+    compiled = jax.jit(program.train_step, donate_argnums=0).lower(state, inputs).compile()
+    print(f"compiling: {time.process_time() - begin:.1f} s of CPU", file=sys.stderr)
 
     def step() -> float:
         nonlocal state
-        state, measured = compiled(state, inputs)
-        return float(measured["loss"])
+        state, metrics = compiled(state, inputs)
+        return float(metrics["loss"])
 
     return step
 
 
-def torch_step(images: int, side: int):
-    """A function that takes one step and returns its loss."""
+def torch_step(images: int, side: int) -> Step:
     import torch
     import torchvision
 
@@ -97,13 +95,13 @@ def torch_step(images: int, side: int):
         parameter.requires_grad = not name.startswith(("conv1", "layer1"))
     model.train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.001, 0.9)
-    made = batch(images, side)
+    data = batch(images, side)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
-    inputs = [torch.from_numpy(image).to(device).permute(2, 0, 1).float() / 255 for image in made["image"]]
+    inputs = [torch.from_numpy(image).to(device).permute(2, 0, 1).float() / 255 for image in data["image"]]
     targets = [{"boxes": torch.from_numpy(boxes[:BOXES]).to(device),
                 "labels": torch.from_numpy(labels[:BOXES]).long().to(device) + 1}
-               for boxes, labels in zip(made["boxes"], made["box_labels"], strict=True)]
+               for boxes, labels in zip(data["boxes"], data["box_labels"], strict=True)]
 
     def step() -> float:
         loss = sum(model(inputs, targets).values())
@@ -116,4 +114,4 @@ def torch_step(images: int, side: int):
 
 
 if __name__ == "__main__":
-    turns.main(__doc__, {"jax": jax_step, "torch": torch_step}, images=2, side=320)
+    main(__doc__, {"jax": jax_step, "torch": torch_step}, images=2, side=320)

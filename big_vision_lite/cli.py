@@ -1,75 +1,91 @@
-"""The command ``bvl``: finds the command, and brings errors to the person who typed it."""
+"""The command ``bvl``: finds the command, and prints bad input as one line."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
+from big_vision_lite import __version__
 from big_vision_lite.errors import UserError, nearest
 
-USAGE = """bvl: how much better does vision get with more data?
 
-  bvl train CONFIG [--workdir DIR] [overrides]   train, score and draw; the same command resumes
-  bvl evaluate RUN [--split S] [--step N]        score a checkpoint again; --source SOURCE scores other data, and
-                                                 --submission FILE writes detections as COCO's server takes them
-  bvl probe RUN [--train SOURCE --test SOURCE]   what a run's frozen features are worth
-  bvl predict RUN IMAGE ...                      labels, boxes or masks of your own images, drawn and as JSON
-  bvl config show CONFIG [overrides]             print the resolved experiment
-  bvl doctor CONFIG [overrides]                  check before step 0 that all is there and fast enough
+class Command(NamedTuple):
+    """A line of the usage text."""
 
-  bvl study STUDY --workdir DIR                  many runs, what is missing of them, in order
-  bvl report DIR                                 figures, tables and fitted laws of a study, in one page
-  bvl laws FILE.csv                              fit and compare scaling laws: how many images for which error?
-
-  bvl preflight CONFIG --topology v5e:4x4        memory, speed and hours on devices that are not there
-  bvl launch CONFIG --on CLUSTER.toml            what starts it on a cluster, printed or run
-
-  bvl data inspect SOURCE                        features, sizes and classes of a source, and a contact sheet
-  bvl data prepare SOURCE --name NAME            any source as a TFDS data set of ArrayRecord files
-  bvl data duplicates --train SOURCE --against SOURCE ...
-                                                 near-duplicates, and the list that leaves them out
-  bvl weights import FILE --out RUN              a run of torchvision's, timm's or BiT's weights
-  bvl weights export RUN --to FORM --out FILE    a run's network for torchvision, timm or BiT
-  bvl bench input                                images a second of this pipeline and of others, side by side
-  bvl bench step CONFIG                          seconds and memory of a config's training step
-  bvl bench save | resume | processes            what a save, a start and working together cost
-
-SOURCE is a folder of images, of images/ and masks/, a VOC tree, a folder of tar files, a COCO json, a csv, the name of
-a TFDS data set, or a config file, which stands for what it trains on; fields follow as in /photos:split=val.
-CONFIG is a Python file with get_config(...), with arguments as configs/x.py:depth=50,root=/photos.
-Every field can be overridden: bvl train CONFIG --help lists them with their defaults.
-"""
-COMMANDS = {"train": "runs", "evaluate": "runs", "probe": "runs", "config": "runs", "doctor": "checks", "data": "data",
-            "weights": "weights", "bench": "checks", "predict": "predict", "study": "study", "laws": "laws",
-            "report": "laws", "preflight": "launch", "launch": "launch"}
-"""Each command and the module of `commands` that has it."""
-
-_OF_A_CONFIG = {"train": "CONFIG", "doctor": "CONFIG", "preflight": "CONFIG", "study": "STUDY"}
-"""Commands whose options have the defaults of the file that comes first."""
+    name: str
+    arguments: str
+    summary: str
+    function: str
+    """As MODULE.FUNCTION of `commands`."""
 
 
-def _usage(command: str) -> str:
-    lines = USAGE.splitlines()
-    first = next(number for number, line in enumerate(lines) if line.startswith(f"  bvl {command} "))
-    return (f"{lines[first].strip()}\n\n"
-            f"bvl {command} {_OF_A_CONFIG[command]} --help lists all options with their defaults.")
+COMMANDS = {command.name: command for command in (
+    Command("train", "CONFIG", "train, score and draw; run it again to resume", "train.train"),
+    Command("doctor", "CONFIG", "check data, memory and speed before step 0", "train.doctor"),
+    Command("evaluate", "RUN", "score a checkpoint again, or on another SOURCE", "runs.evaluate"),
+    Command("probe", "RUN", "score frozen features: few-shot, kNN, linear", "runs.probe"),
+    Command("predict", "RUN IMAGE ...", "label or segment images: pictures and JSON", "runs.predict"),
+    Command("config show", "CONFIG", "print the resolved experiment", "train.config_show"),
+    Command("config list", "[FOLDER]", "list configs and studies with their arguments", "train.config_list"),
+    Command("study", "STUDY", "run the unfinished experiments of a study", "study.study"),
+    Command("report", "FOLDER ...", "figures, tables and scaling laws on one page", "laws.report"),
+    Command("laws", "FILE.csv", "fit scaling laws: how many images for which error?", "laws.laws"),
+    Command("preflight", "CONFIG", "memory and speed on hardware you do not have yet", "launch.preflight"),
+    Command("launch", "CONFIG", "print or submit the job script", "launch.launch"),
+    Command("data inspect", "SOURCE", "features, sizes, classes and a contact sheet", "data.inspect"),
+    Command("data prepare", "SOURCE", "write a TFDS dataset of ArrayRecord files", "data.prepare"),
+    Command("data duplicates", "", "find near-duplicates between sources", "data.duplicates"),
+    Command("weights import", "FILE", "make a run from weights of torchvision, timm, BiT", "weights.import_"),
+    Command("weights export", "RUN", "write weights for torchvision, timm or BiT", "weights.export"),
+    Command("bench step", "CONFIG", "time and memory of a training step", "train.bench_step"),
+)}
+FOOT = """
+bvl COMMAND --help shows a command's options, and bvl train CONFIG --help a
+config's arguments as well. bvl --version prints the version.
+
+CONFIG   a Python file with get_config(...), its arguments after a colon:
+         configs/image_folder.py:root=/photos,depth=50. --FIELD VALUE overrides
+         a field of the experiment. A STUDY has get_study(...).
+RUN      the folder of a run, such as runs/quickstart.
+SOURCE   a folder of images, of images/ and masks/, or of tar files, a VOC tree,
+         a COCO json, a csv, the name of a TFDS dataset, or a CONFIG, for what
+         it trains on. Fields follow a colon: /photos:split=val."""
+
+
+def usage(group: str = "") -> str:
+    """The commands, or those of a group such as ``data``, a line each."""
+    lines = [f"  {f'bvl {command.name} {command.arguments}':28}{command.summary}" for command in COMMANDS.values()
+             if not group or command.name.startswith(f"{group} ")]
+    first = f"usage: bvl {group} COMMAND" if group else "bvl: how much better does vision get with more data?"
+    return "\n".join((first, "", *lines, *([] if group else [FOOT])))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 2 for bad input, 128 + n when signal n ended a run."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0
-    if arguments[0] in _OF_A_CONFIG and arguments[1:] in (["-h"], ["--help"]):
-        print(_usage(arguments[0]))
-        return 0
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
+    groups = {name.split()[0] for name in COMMANDS if " " in name}
     try:
-        if arguments[0] not in COMMANDS:
-            raise UserError(f"no command {arguments[0]!r}" + nearest(arguments[0], COMMANDS))
-        module = importlib.import_module(f"big_vision_lite.commands.{COMMANDS[arguments[0]]}")  # some bring in JAX
-        return getattr(module, arguments[0])(arguments[1:])
+        match arguments:
+            case ["--version", *_]:
+                print(f"big_vision_lite {__version__}")
+            case [] | ["-h" | "--help", *_]:
+                print(usage())
+            case [group] | [group, "-h" | "--help", *_] if group in groups:
+                print(usage(group))
+            case [*_]:
+                size = 2 if arguments[0] in groups else 1
+                name = " ".join(arguments[:size])
+                if name not in COMMANDS:
+                    valid = COMMANDS if size == 2 else {*COMMANDS, *groups}
+                    raise UserError(f"no command {name!r}" + nearest(name, valid))
+                module, function = COMMANDS[name].function.split(".")
+                run = getattr(importlib.import_module(f"big_vision_lite.commands.{module}"), function)
+                return run(arguments[size:])
     except UserError as error:
         print(f"bvl: {error}", file=sys.stderr)
         return 2
+    return 0

@@ -1,115 +1,168 @@
 """Configs: Python files that return an ``Experiment``, and its resolved form as JSON.
 
 ``load("configs/x.py:depth=50,root=/photos")`` calls the file's ``get_config(depth=50, root="/photos")``. In JSON each
-dataclass carries its class, and reading accepts only dataclasses of this package (or of modules that the caller
-allows), refuses unknown fields, and never runs the config file.
+dataclass carries its class; reading accepts only dataclasses of this package (or of modules the caller allows),
+rejects unknown fields and never runs the config file.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import importlib
 import importlib.util
 import inspect
 import json
-import os
 import re
 import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from big_vision_lite.errors import UserError, nearest
-from big_vision_lite.remote import RemotePath, place
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from big_vision_lite.errors import UserError, nearest
+from big_vision_lite.system.atomic import write_text
+from big_vision_lite.system.paths import as_path
+
+FORMAT = 2
+"""Version of a run's config.json and run.json; no other can be read."""
 _CLASS = "class"
 KINDS = {"config": "train", "study": "study"}
-"""What files describe by a function get_KIND, and the command that takes them."""
+"""What a file can describe, by a function get_KIND, and the command that takes it."""
+PARSERS = ConstructorRegistry()
+"""How tyro reads options and arguments: as always, but true, false and none may be lower case."""
+
+
+@PARSERS.primitive_rule
+def _lower_case(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    if info.type not in (bool, types.NoneType):
+        return None
+    values = {"true": True, "false": False} if info.type is bool else {"none": None}
+
+    def read(words: list[str]) -> bool | None:
+        if words[0].lower() not in values:
+            raise ValueError(f"{words[0]!r}; expected {' or '.join(values)}")
+        return values[words[0].lower()]
+
+    return PrimitiveConstructorSpec(1, "|".join(values), read, lambda value: type(value) is info.type,
+                                    lambda value: [str(value).lower()])
 
 
 def load(spec: str, kind: str = "config") -> Any:
-    """The experiment that a config file describes, or the study that a study's does.
+    """The experiment, or the study, that a file describes.
 
     Args:
-      spec: ``FILE.py`` or ``FILE.py:argument=value,argument=value``; values are read by the types that the
-        arguments of ``get_config`` are annotated with.
+      spec: ``FILE.py`` or ``FILE.py:argument=value,argument=value``; values are read by the annotations of
+        ``get_config``.
       kind: one of `KINDS`.
 
     Raises:
       UserError: no such file, argument or value; the message names the nearest valid ones.
     """
-    file, _, arguments = spec.partition(".py:")
-    path = Path(file if file.endswith(".py") else file + ".py")
-    if not path.is_file():
-        folder = path.parent
-        beside = [str(p) for p in sorted(folder.rglob("*.py"))] if folder.is_dir() else []
-        raise UserError(f"no {kind} file {str(path)!r}" + nearest(str(path), beside))
+    path, arguments = find_file(spec, kind)
     name = f"bvl_{kind}_" + re.sub(r"\W", "_", str(path.with_suffix("")))
     module_spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(module_spec)
-    sys.modules[name] = module  # dataclasses defined in a config look themselves up here
+    sys.modules[name] = module  # dataclasses defined in a config look up their own module
     module_spec.loader.exec_module(module)
-    make = getattr(module, f"get_{kind}", None)
-    if make is None:
+    function = getattr(module, f"get_{kind}", None)
+    if function is None:
         raise UserError(f"{path} has no function get_{kind}; a {kind} is a file with get_{kind}(...)"
                         + "".join(f"; bvl {command} takes one with get_{other}" for other, command in KINDS.items()
                                   if hasattr(module, f"get_{other}")))
-    return make(**_arguments(make, arguments, path))
-
-
-def _arguments(make: Any, text: str, path: Path) -> dict[str, Any]:
-    parameters = inspect.signature(make).parameters
-    hints = typing.get_type_hints(make)
-    values = {}
-    for piece in filter(None, re.split(r",(?=\s*[A-Za-z_]\w*=)", text)):  # a comma inside a value stays
-        key, equals, value = piece.strip().partition("=")
-        if not equals:
-            raise UserError(f"{path}: {piece.strip()!r} has no value; expected argument=value,argument=value")
-        if key not in parameters:
-            raise UserError(f"{path} has no argument {key!r}" + nearest(key, parameters))
-        try:
-            values[key] = parse(value, hints.get(key, str))
-        except ValueError:
-            expected = inspect.formatannotation(hints[key])
-            raise UserError(f"{path}: {key}={value!r} is not {expected}") from None
+    parameters, hints = inspect.signature(function).parameters, typing.get_type_hints(function)
+    values = parse_assignments(arguments, {name: hints.get(name, str) for name in parameters}, str(path), "argument")
     missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in values]
     if missing:
         raise UserError(f"{path} needs {', '.join(m + '=...' for m in missing)}; give it as {path}:{missing[0]}=VALUE")
+    return function(**values)
+
+
+def find_file(spec: str, kind: str = "config") -> tuple[Path, str]:
+    """The file of ``FILE.py:arguments``, and the arguments. Raises: UserError when there is no such file."""
+    file, _, arguments = spec.partition(".py:")
+    path = Path(file if file.endswith(".py") else file + ".py")
+    if path.is_file():
+        return path, arguments
+    if kind == "config" and Path(spec).is_dir():
+        raise UserError(f"{spec!r} is a folder, not a config; to train on a folder of photos: "
+                        f"bvl train configs/image_folder.py:root={spec}")
+    candidates = {str(p) for p in (*path.parent.glob("*.py"), *Path("configs").rglob("*.py"))}
+    raise UserError(f"no {kind} file {str(path)!r}" + nearest(str(path), candidates))
+
+
+def parse_assignments(text: str, hints: Mapping[str, Any], owner: str, what: str) -> dict[str, Any]:
+    """``name=value,name=value`` as values of annotated types.
+
+    Args:
+      owner: what has these names, for messages.
+      what: they are its arguments or fields.
+
+    Raises:
+      UserError: a name that is not among the hints, or a value of another type.
+    """
+    values = {}
+    for assignment in filter(None, re.split(r",(?=\s*[A-Za-z_]\w*=)", text)):  # commas within a value stay
+        name, equals, value = assignment.strip().partition("=")
+        if not equals:
+            raise UserError(f"{owner}: {name!r} has no value; expected {what}=value,{what}=value")
+        if name not in hints:
+            raise UserError(f"{owner} has no {what} {name!r}" + nearest(name, hints))
+        try:
+            values[name] = parse_value(value, hints[name])
+        except ValueError:
+            raise UserError(f"{owner}: {name}={value!r} is not {inspect.formatannotation(hints[name])}") from None
     return values
 
 
-def parse(text: str, hint: Any) -> Any:
-    """Text as a value of the annotated type. Raises: ValueError."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        def last(member: Any) -> int:  # anything is a text, and anything but a list of one is no list
-            return 2 if member is str else 0 if typing.get_origin(member) is not tuple else 1 if "," in text else 3
+def parse_value(text: str, hint: Any) -> Any:
+    """Text as a value of an annotated type, read by tyro as it reads options. Of a union's members, str comes after
+    what is stricter, and a tuple last: it takes what has a comma. Raises: ValueError."""
+    members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    members = sorted(members, key=lambda member: (typing.get_origin(member) is tuple, member is str))
+    union, words = typing.Union[tuple(members)], [text]  # noqa: UP007
+    if typing.get_origin(members[-1]) is tuple:
+        words = [word for word in text.strip("()").split(",") if word]
+    with PARSERS:
+        spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(union, set()))
+    if not isinstance(spec, PrimitiveConstructorSpec) or not set(words) <= set(spec.choices or words):
+        raise ValueError(text)
+    return spec.instance_from_str(words)
 
-        for member in sorted(inner, key=last):
-            try:
-                return parse(text, member)
-            except ValueError:
-                continue
-        raise ValueError(text)
-    if hint is type(None):
-        if text.lower() != "none":
-            raise ValueError(text)
+
+class Argument(typing.NamedTuple):
+    """An argument of a ``get_config`` or ``get_study``, as its source says."""
+
+    name: str
+    type: str
+    default: str | None
+    """None: it must be given."""
+    help: str
+
+
+def describe(path: Path) -> tuple[str, str, list[Argument]] | None:
+    """Read what a config or study says about itself, without running it.
+
+    Returns:
+      One of `KINDS`, the first line of the docstring, and the arguments; None for other files.
+    """
+    tree = ast.parse(path.read_text())
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    kind = next((kind for kind in KINDS if f"get_{kind}" in functions), None)
+    if kind is None:
         return None
-    if origin is typing.Literal:
-        for choice in inner:
-            if text == str(choice):
-                return choice
-        raise ValueError(text)
-    if origin is tuple:
-        return tuple(parse(piece, inner[0]) for piece in text.strip("()").split(",") if piece)
-    if hint is bool:
-        if text.lower() not in ("true", "false"):
-            raise ValueError(text)
-        return text.lower() == "true"
-    return hint(text)
+    function = functions[f"get_{kind}"]
+    helps = dict(re.findall(r"^ *(\w+): (.*(?:\n {8,}.*)*)", ast.get_docstring(function, clean=False) or "", re.M))
+    arguments, given = function.args, []
+    defaults = [*[None] * (len(arguments.args) - len(arguments.defaults)), *arguments.defaults, *arguments.kw_defaults]
+    for argument, default in zip([*arguments.args, *arguments.kwonlyargs], defaults, strict=True):
+        given.append(Argument(argument.arg, ast.unparse(argument.annotation) if argument.annotation else "str",
+                              default and ast.unparse(default), " ".join(helps.get(argument.arg, "").split())))
+    return kind, (ast.get_docstring(tree) or "").partition("\n")[0], given
 
 
 def to_json(value: Any) -> Any:
@@ -123,14 +176,14 @@ def to_json(value: Any) -> Any:
         return {str(k): to_json(v) for k, v in value.items()}
     if value is None or isinstance(value, str | int | float | bool):
         return value
-    raise TypeError(f"{type(value).__name__} cannot stand in a config: {value!r}")
+    raise TypeError(f"a config cannot hold a {type(value).__name__}: {value!r}")
 
 
 def from_json(value: Any, allowed: Sequence[str] = ()) -> Any:
     """The inverse of ``to_json``; lists become tuples.
 
     Args:
-      allowed: modules beside this package whose dataclasses may be made.
+      allowed: modules beside this package whose dataclasses may be built.
 
     Raises:
       UserError: a class that is not allowed or not a dataclass, or a field it does not have.
@@ -139,7 +192,7 @@ def from_json(value: Any, allowed: Sequence[str] = ()) -> Any:
         return tuple(from_json(v, allowed) for v in value)
     if not isinstance(value, dict):
         return value
-    if not isinstance(value.get(_CLASS), str):  # a plain dict may use the key for itself
+    if not isinstance(value.get(_CLASS), str):  # a plain dict, which may have this key too
         return {k: from_json(v, allowed) for k, v in value.items()}
     kind = _find_class(value[_CLASS], allowed)
     fields = {k: from_json(v, allowed) for k, v in value.items() if k != _CLASS}
@@ -150,7 +203,7 @@ def from_json(value: Any, allowed: Sequence[str] = ()) -> Any:
     missing = [f.name for f in dataclasses.fields(kind)
                if f.name not in fields and f.default is f.default_factory is dataclasses.MISSING]
     if missing:
-        raise UserError(f"config: {kind.__name__} needs {missing[0]!r}, which is not there")
+        raise UserError(f"config: {kind.__name__} needs {missing[0]!r}, which is missing")
     return kind(**fields)
 
 
@@ -169,42 +222,55 @@ def _find_class(name: str, allowed: Sequence[str]) -> type:
     return kind
 
 
-def save(value: Any, path: Path) -> None:
-    write(path, json.dumps(to_json(value), indent=2) + "\n")
+def dumps(experiment: Any) -> str:
+    """The text of an experiment's config.json."""
+    return json.dumps({"format": FORMAT, **to_json(experiment)}, indent=2) + "\n"
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file that is whole or not there, whenever the process ends."""
-    if isinstance(path, RemotePath):
-        path.write_text(text)
-        return
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
-    partial.replace(path)
+def save(experiment: Any, path: Path) -> None:
+    write_text(path, dumps(experiment))
 
 
 def read(path: Path, allowed: Sequence[str] = ()) -> Any:
-    """Raises: UserError when the file is missing, cut or holds what ``from_json`` refuses."""
-    path = place(path)
+    """The experiment in a config.json. Raises: UserError as `read_json` and `from_json` do."""
+    return from_json(read_json(path), allowed)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON values of a config.json, without its format.
+
+    Raises:
+      UserError: the file is missing, cut short or of another format.
+    """
+    path = as_path(path)
     try:
-        tree = json.loads(path.read_text())
+        values = json.loads(path.read_text())
     except OSError as error:
         raise UserError(f"cannot read {path.name} in {str(path.parent)!r}: {error.strerror or error}; a run folder "
                         "holds one") from None
     except ValueError as error:  # not JSON, or not even text
-        raise UserError(f"{path} is not valid JSON ({error}); it may have been cut") from None
-    return from_json(tree, allowed)
+        raise UserError(f"{path} is not valid JSON ({error}); it may have been cut short") from None
+    check_format(values, path)
+    return {key: value for key, value in values.items() if key != "format"}
 
 
-def with_defaults(old: Any) -> Any:
-    """A kept config with the fields that came into being since, which by default change nothing."""
-    with contextlib.suppress(UserError):  # of classes that a config file defines, or that are no more
-        return to_json(from_json(old))
-    return old
+def check_format(values: Any, path: Path) -> None:
+    """Raises: UserError when a config.json or run.json has another format than `FORMAT`, or none."""
+    found = values.get("format", 1) if isinstance(values, dict) else None
+    if found != FORMAT:
+        before = " (before 0.1.0)" if found == 1 else ""
+        raise UserError(f"{path} has format {found}{before}; this version reads {FORMAT}; train the run anew")
+
+
+def with_defaults(saved: Any) -> Any:
+    """A saved config, with fields added to its classes since at their defaults, which change nothing."""
+    with contextlib.suppress(UserError):  # classes defined in a config file, or removed since
+        return to_json(from_json(saved))
+    return saved
 
 
 def differences(old: Any, new: Any, ignore: Sequence[str] = (), at: str = "") -> list[str]:
-    """Where two JSON trees differ, as ``field: old -> new``, leaving out the named fields and what is below them."""
+    """Where two JSON trees differ, as ``field: old -> new``, without the ignored fields and what is below them."""
     if at in ignore:
         return []
     if isinstance(old, dict) and isinstance(new, dict):
@@ -219,5 +285,5 @@ def backbone_of(init: str | None) -> Any:
     Raises:
       UserError: as `read`.
     """
-    path = place(Path(init).expanduser()) / "config.json" if init else None
+    path = as_path(Path(init).expanduser()) / "config.json" if init else None
     return read(path).backbone if path is not None and path.is_file() else None

@@ -1,4 +1,4 @@
-"""Errors a person can act on: one line that says what was found, what was expected and what to do."""
+"""Errors that users can act on: one line that says what was found, what was expected and what to do."""
 
 from __future__ import annotations
 
@@ -18,17 +18,23 @@ class BadImageError(UserError):
         self.example_id = example_id
         self.reason = reason
 
-    def __reduce__(self):  # exceptions cross process borders by their constructor's arguments
+    def __reduce__(self):  # exceptions are pickled by their constructor's arguments
         return type(self), (self.example_id, self.reason)
 
 
-def nearest(name: str, valid: Iterable[str], most: int = 3) -> str:
-    """A hint for a misspelt name: ``"; did you mean 'train'?"``, or the valid names when none is near."""
+def nearest(name: str, valid: Iterable[str], limit: int = 3) -> str:
+    """A hint for a misspelt name: ``"; did you mean 'train'?"``, or the valid names where none is close."""
     names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=most, cutoff=0.5)
+    close = difflib.get_close_matches(name, names, n=limit, cutoff=0.5)
     if close:
         return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
     if not names:
         return ""
     shown = ", ".join(names[:12]) + (f", ... ({len(names)} in all)" if len(names) > 12 else "")
     return f"; valid: {shown}"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of another library's error, for a message of one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""``Experiment``: everything a run is. It knows the parts by their interfaces, not how any of them works."""
+"""``Experiment``: everything a run is. It knows its parts by their interfaces only."""
 
 from __future__ import annotations
 
@@ -11,60 +11,69 @@ from big_vision_lite.heads.head import Head
 from big_vision_lite.training.mesh import Mesh
 from big_vision_lite.training.optimizers import Optimizer
 from big_vision_lite.training.probe import Probe
+from big_vision_lite.training.schedules import check_length, steps_of
 from big_vision_lite.training.transfer import Transfer
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A training run: data, network, task, optimiser and length. Saved as config.json beside its results."""
+    """A training run: data, network, task, optimizer and length. Saved as config.json beside its results."""
 
     train: Input
-    """What it learns from."""
+    """Training data."""
     evals: dict[str, Input]
-    """What it is scored on, by name; the first is the one that counts."""
+    """Evaluation data by name; the first one is the main evaluation."""
     backbone: Backbone
     head: Head
     optimizer: Optimizer
     steps: int
-    """Optimiser steps in all."""
+    """Optimizer steps of the whole run."""
     seed: int = 0
-    """Of initialisation, order and augmentation."""
-    accumulate: int = 1
-    """Pieces in which a batch goes through the network, to fit a small device. BatchNorm then sees pieces."""
+    """Seed of initialization, data order and augmentation."""
+    grad_accum_steps: int = 1
+    """Micro-batches per step (gradient accumulation), to fit a small device. BatchNorm sees micro-batches."""
     ema: float | None = None
-    """Decay of an exponential moving average of the parameters, which evaluation then uses; None: no average."""
+    """Decay of an exponential moving average of the parameters, used by evaluation; None: no average."""
     probes: dict[str, Probe] = dataclasses.field(default_factory=dict)
-    """Probes of the backbone's features, by name, made with each evaluation."""
+    """Probes of the backbone's features by name, run with each evaluation."""
     transfer: Transfer = Transfer()
-    """What it starts from, and what of it stays fixed."""
+    """Weight loading, freezing and learning-rate multipliers."""
     mesh: Mesh = Mesh()
     deterministic: bool = False
-    """On GPUs: only operations that give the same bits each time. CPUs and TPUs always do."""
+    """On GPUs: only bit-reproducible operations. CPUs and TPUs always are."""
     log_every: int = 20
     """Steps between lines of metrics."""
-    eval_every: int | None = None
-    """Steps between evaluations; None: at the end alone."""
-    save_every: int | None = None
-    """Steps between checkpoints; None: a tenth of the run, at least 100."""
-    keep: int = 2
+    eval_every: float | None = None
+    """Interval between evaluations: below 1 a share of the run, from 1 on a number of steps; None: only at the end."""
+    save_every: float | None = None
+    """Interval between checkpoints, as ``eval_every``; None: a tenth of the run, at least 100 steps."""
+    max_checkpoints: int = 2
     """Newest checkpoints to keep."""
 
     def __post_init__(self) -> None:
-        wrong = [f"{name}={getattr(self, name)}" for name in
-                 ("steps", "accumulate", "log_every", "eval_every", "save_every", "keep")
-                 if getattr(self, name) is not None and getattr(self, name) < 1]
+        counts = ("steps", "grad_accum_steps", "log_every", "max_checkpoints")
+        wrong = [f"{name}={getattr(self, name)}" for name in counts if getattr(self, name) < 1]
         if wrong:
             raise UserError(f"Experiment: {', '.join(wrong)}; expected at least 1")
+        for name in ("eval_every", "save_every"):
+            if getattr(self, name) is not None:
+                check_length(f"Experiment: {name}", getattr(self, name))
         if self.ema is not None and not 0.0 < self.ema < 1.0:
             raise UserError(f"Experiment: ema={self.ema}; expected above 0 and below 1, or none")
 
     @property
+    def eval_interval(self) -> int | None:
+        """Steps between evaluations; None: only at the end."""
+        return None if self.eval_every is None else max(1, steps_of(self.eval_every, self.steps))
+
+    @property
     def save_interval(self) -> int:
         """Steps between checkpoints."""
-        return self.save_every or max(100, self.steps // 10)
+        if self.save_every is None:
+            return max(100, self.steps // 10)
+        return max(1, steps_of(self.save_every, self.steps))
 
 
-WITHOUT_EFFECT = ("log_every", "eval_every", "save_every", "keep", "train.threads", "train.workers", "train.prefetch",
-                  "evals", "probes", "mesh")
-"""Fields that may differ when a run is resumed: the parameters it ends with do not depend on them, but for the
-rounding of sums over another mesh."""
+WITHOUT_EFFECT = ("log_every", "eval_every", "save_every", "max_checkpoints", "mesh", "train.threads", "train.workers",
+                  "train.prefetch")
+"""Fields that do not change what a run learns, but for the rounding of sums over another mesh."""

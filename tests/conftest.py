@@ -1,17 +1,17 @@
-"""Eight CPU devices for every test, and signatures with shapes checked as they are called."""
+"""Eight CPU devices for every test; types and shapes in signatures are checked at each call."""
 
 import os
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 # Tests compile much and compute little.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
-# Read when gcsfs is first imported: by default it asks for folders in a protocol that no store of these tests speaks.
+# Read when gcsfs is first imported: by default it asks for folders by a protocol that the store of the tests lacks.
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
 import tempfile
 
 _CACHE = tempfile.TemporaryDirectory()
-os.environ["BVL_CACHE"] = _CACHE.name  # nothing that earlier runs kept may help a test
+os.environ["BVL_CACHE"] = _CACHE.name  # nothing cached by earlier runs may help a test
 
 import jaxtyping  # noqa: E402
 
@@ -26,7 +26,7 @@ from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 @pytest.fixture
 def strict():
-    """Mixed dtypes and implicit broadcasting over ranks are errors, as our own functions must not need them."""
+    """Makes mixed dtypes and implicit broadcasting over ranks errors: our own functions must not need them."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.numpy_dtype_promotion("strict"))
         stack.enter_context(jax.numpy_rank_promotion("raise"))
@@ -35,7 +35,7 @@ def strict():
 
 @pytest.fixture(scope="module")
 def compile_once(tmp_path_factory):
-    """For modules whose runs are mostly the same small program."""
+    """For modules whose runs compile mostly the same small programs."""
     old = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -1,12 +1,27 @@
-"""Small files that tests of sources share."""
+"""Small files and examples that tests of several sources share."""
 
+import hashlib
 import io
+import json
 import tarfile
 
 import numpy as np
 from PIL import Image
 
-from big_vision_lite.data.tar_images import TarImages
+from big_vision_lite.data.sources.coco_json import CocoJson
+from big_vision_lite.data.sources.csv_labels import CsvLabels
+from big_vision_lite.data.sources.image_folder import ImageFolderDataset
+from big_vision_lite.data.sources.tar_images import TarImages
+from big_vision_lite.data.sources.voc_tree import VocTree
+
+
+def digest(example) -> str:
+    """Over all keys and values of an example."""
+    state = hashlib.sha256()
+    for key, value in sorted(example.items()):
+        state.update(key.encode())
+        state.update(value.encode() if isinstance(value, str) else bytes(memoryview(value)))
+    return state.hexdigest()
 
 
 def jpeg(width=20, height=10, seed=0) -> bytes:
@@ -28,3 +43,61 @@ def tars(folder, images=3):
             info = tarfile.TarInfo("readme.txt")
             file.addfile(info, io.BytesIO(b""))
     return TarImages(str(folder))
+
+
+def coco(folder, change=lambda data: None):
+    """Three images of 20 x 10 pixels: with two objects, one of them a crowd; with four boxes that do not fit; empty."""
+    (folder / "images").mkdir(exist_ok=True)
+    for i in (3, 5, 9):
+        (folder / "images" / f"{i}.jpg").write_bytes(jpeg(seed=i))
+    square = [[2, 1, 6, 1, 6, 5, 2, 5]]
+    boxes = [(5, 90, [2, 1, 4, 4], square, 0), (5, 7, [0, 0, 20, 10], {"size": [10, 20], "counts": [190, 10]}, 1),
+             (3, 7, [-5, 2, 10, 3], [], 0), (3, 90, [15, 5, 10, 10], [], 0), (3, 13, [8, 8, 0, 2], [], 0),
+             (3, 13, [30, 2, 4, 4], [], 0)]
+    area = 11.5
+    data = {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "width": 20, "height": 10} for i in (5, 3, 9)],
+        "annotations": [{"id": k, "image_id": i, "category_id": c, "bbox": box, "segmentation": outline,
+                         "iscrowd": crowd, "area": area + k} for k, (i, c, box, outline, crowd) in enumerate(boxes)],
+        "categories": [{"id": 90, "name": "toothbrush"}, {"id": 7, "name": "train"}, {"id": 13, "name": "sign"}],
+    }
+    change(data)
+    (folder / "instances.json").write_text(json.dumps(data))
+    return CocoJson(str(folder / "instances.json"), str(folder / "images"), masks=True)
+
+
+VOC_XML = """<annotation><filename>{name}.jpg</filename>{size}{objects}</annotation>"""
+VOC_OBJECT = """<object><name>{}</name><difficult>{}</difficult><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax>
+<ymax>{}</ymax></bndbox></object>"""
+VOC_SIZE = "<size><width>20</width><height>10</height><depth>3</depth></size>"
+
+
+def voc(folder, objects=None, size=VOC_SIZE, classes=None):
+    objects = objects or [("dog", 0, 1, 1, 20, 10), ("cat", 1, 3, 2, 6, 5)]
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for name in ("a", "b"):
+        (folder / "JPEGImages" / f"{name}.jpg").write_bytes(jpeg())
+        text = VOC_XML.format(name=name, size=size, objects="".join(VOC_OBJECT.format(*o) for o in objects))
+        (folder / "Annotations" / f"{name}.xml").write_text(text)
+    (folder / "ImageSets/Main/train.txt").write_text("b  1\n")
+    (folder / "ImageSets/Main/val.txt").write_text("a\n\n")
+    return VocTree(str(folder), "train", classes)
+
+
+def csv_table(folder, text, **fields):
+    (folder / "deep").mkdir(exist_ok=True)
+    for i, name in enumerate(("x.jpg", "deep/y, z.jpg", "w.jpg")):
+        (folder / name).write_bytes(jpeg(seed=i))
+    (folder / "labels.csv").write_text(text)
+    return CsvLabels(str(folder / "labels.csv"), **fields)
+
+
+class CountsPickling(ImageFolderDataset):
+    """Here, and not in its test, because worker processes import it."""
+
+    pickled = 0
+
+    def __getstate__(self):
+        type(self).pickled += 1
+        return vars(self)

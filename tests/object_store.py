@@ -1,4 +1,4 @@
-"""An object store on this machine, as Google's answers: put, get, list, delete, copy; no appending, no renaming."""
+"""A local object store with Google's API: put, get, list, delete, copy; no appending, no renaming."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import google_crc32c
 
 
 class ObjectStore(http.server.ThreadingHTTPServer):
-    """Objects of one bucket by name, served under the addresses of the JSON interface.
+    """The objects of one bucket, served by the JSON API.
 
     Attributes:
-      objects: content and generation.
+      objects: content and generation by name.
       calls: (verb, name) of each request that changes something.
-      away: answers nothing but errors while this is set.
+      away: while this is set, every request fails.
     """
 
     daemon_threads = True
@@ -59,21 +59,21 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         address = urllib.parse.urlsplit(self.path)
         query = {k: v[0] for k, v in urllib.parse.parse_qs(address.query, keep_blank_values=True).items()}
         if self.server.away:
-            return self._say(403, {"error": {"code": 403, "message": "the store is away"}})
+            return self._respond(403, {"error": {"code": 403, "message": "the store is away"}})
         if address.path.startswith("/batch"):
             return self._batch(body)
         with self.server.lock:
-            self._say(*self._answer(self.command, address.path.removeprefix("/download"), query, body))
+            self._respond(*self._answer(self.command, address.path.removeprefix("/download"), query, body))
 
     do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _do
 
     def _chunks(self) -> bytes:
-        found = b""
+        body = b""
         while size := int(self.rfile.readline().split(b";")[0], 16):
-            found += self.rfile.read(size)
+            body += self.rfile.read(size)
             self.rfile.readline()
         self.rfile.readline()
-        return found
+        return body
 
     def _answer(self, verb: str, path: str, query: dict[str, str], body: bytes) -> tuple:
         store = self.server
@@ -92,7 +92,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 store.calls.append(("copy", target))
                 self._put(target, store.objects[name][0])
                 return 200, {"done": True, "resource": self._describe(target)}
-            if action:  # compose appends, moveTo renames
+            if action:  # compose would append, moveTo rename
                 return 405, {"error": {"code": 405, "message": f"this store knows no {action.partition('/')[0]}"}}
             if name not in store.objects:
                 return 404, {"error": {"code": 404, "message": f"No such object: {name}"}}
@@ -116,11 +116,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _content(self, data: bytes, generation: int) -> tuple:
         headers = {"x-goog-generation": str(generation), "etag": f'"{generation}"',
                    "content-type": "application/octet-stream"}
-        asked = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("range", ""))
-        if not asked:
+        requested = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("range", ""))
+        if not requested:
             return 200, data, headers
-        first = int(asked[1]) if asked[1] else max(len(data) - int(asked[2]), 0)
-        last = min(int(asked[2]), len(data) - 1) if asked[1] and asked[2] else len(data) - 1
+        first = int(requested[1]) if requested[1] else max(len(data) - int(requested[2]), 0)
+        last = min(int(requested[2]), len(data) - 1) if requested[1] and requested[2] else len(data) - 1
         if first >= len(data):
             return 416, b"", {"content-range": f"bytes */{len(data)}"}
         return 206, data[first:last + 1], headers | {"content-range": f"bytes {first}-{last}/{len(data)}"}
@@ -176,16 +176,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return {"kind": "storage#objects", "items": items, "prefixes": sorted(prefixes)}
 
     def _batch(self, body: bytes) -> None:
-        """Many requests in one: deletions, as the client makes them of a folder."""
+        """Several requests in one: the client deletes folders like this."""
         parts = []
         for verb, path in re.findall(rb"^(DELETE|GET) (\S+) HTTP", body, re.M):
             address = urllib.parse.urlsplit(path.decode())
             with self.server.lock:
                 code = self._answer(verb.decode(), address.path, {}, b"")[0]
             parts.append(f"--edge\r\nContent-Type: application/http\r\n\r\nHTTP/1.1 {code} Answered\r\n\r\n\r\n")
-        self._say(200, ("".join(parts) + "--edge--").encode(), {"content-type": 'multipart/mixed; boundary="edge"'})
+        self._respond(200, ("".join(parts) + "--edge--").encode(), {"content-type": 'multipart/mixed; boundary="edge"'})
 
-    def _say(self, code: int, body: bytes | dict, headers: dict[str, str] | None = None) -> None:
+    def _respond(self, code: int, body: bytes | dict, headers: dict[str, str] | None = None) -> None:
         if isinstance(body, dict):
             body, headers = json.dumps(body).encode(), {"content-type": "application/json"}
         with contextlib.suppress(ConnectionError):

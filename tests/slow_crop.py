@@ -1,16 +1,16 @@
-"""A crop that takes its time: in a module of its own, so that worker processes of the input can make it too."""
+"""A slow crop, in a module of its own so that worker processes of the input can import it."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
 
-from big_vision_lite.data.transforms import PadCrop
+from big_vision_lite.data.transforms.image import RandomCropPadded
 
 
 @dataclasses.dataclass(frozen=True)
-class SlowCrop(PadCrop):
-    """`PadCrop`, some seconds an image later."""
+class SlowCrop(RandomCropPadded):
+    """`RandomCropPadded` after a delay per image."""
 
     seconds: float = 0.05
 

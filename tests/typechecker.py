@@ -1,4 +1,4 @@
-"""What checks signatures in tests: beartype, where an int may stand for a float (PEP 484)."""
+"""Checks signatures in tests: beartype, where an int may stand for a float (PEP 484)."""
 
 import beartype
 

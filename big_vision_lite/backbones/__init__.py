@@ -1,1 +1,1 @@
-"""Images to features at four strides."""
+"""From images to features at four strides."""

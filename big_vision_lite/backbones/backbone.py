@@ -1,4 +1,4 @@
-"""What every head may ask of a backbone."""
+"""The interface between backbones and heads."""
 
 from __future__ import annotations
 
@@ -8,46 +8,57 @@ import dataclasses
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jaxtyping import Float, UInt8
-
-from big_vision_lite.errors import UserError
+from jaxtyping import Float, UInt8, UInt32
 
 ModuleList = getattr(nnx, "List", list)
-"""A list of modules as a part of a module; Flax before 0.12 takes a plain list."""
+"""A list of submodules; Flax before 0.12 takes a plain list."""
+
+Keys = UInt32[Array, "b 2"] | None
+"""One random key per image."""
 
 
-class Features(nnx.Module):
-    """A built backbone: a module from images to the outputs of its four stages (res2 to res5)."""
+class BackboneModule(nnx.Module):
+    """A built backbone: a stem and four stages (res2 to res5).
+
+    ``train`` selects batch statistics and updates the running ones. ``keys`` are for regularisation in training, such
+    as stochastic depth; heads pass ``batch["key"]``.
+    """
 
     channels: tuple[int, int, int, int]
     """Channels of each stage's output."""
     strides: tuple[int, int, int, int]
-    """Input pixels per output pixel, a stage each: (4, 8, 16, 32) for the ImageNet stem without dilation."""
+    """Input pixels per output pixel of each stage: (4, 8, 16, 32) for the ImageNet stem without dilation."""
 
     @abc.abstractmethod
-    def __call__(self, images: UInt8[Array, "b h w 3"], train: bool) -> tuple[Float[Array, "b _ _ _"], ...]:
-        """Stage outputs, finest first. ``train`` picks batch statistics (and updates the running ones)."""
-
     def begin(self, images: UInt8[Array, "b h w 3"], train: bool) -> Float[Array, "b h2 w2 c"]:
-        """What comes before the first stage, for heads that run a backbone in pieces. Raises: UserError."""
-        raise UserError(f"{type(self).__name__} runs only as a whole; take a ResNet for this head")
+        """The stem: what comes before the first stage."""
 
-    def stage(self, index: int, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 c2"]:
-        """One stage (0 to 3), on any input of the right number of channels. Raises: UserError."""
-        raise UserError(f"{type(self).__name__} runs only as a whole; take a ResNet for this head")
+    @abc.abstractmethod
+    def stage(self, index: int, x: Float[Array, "b h w c"], train: bool,
+              keys: Keys = None) -> Float[Array, "b h2 w2 c2"]:
+        """Stage ``index`` (0 to 3), for an input of any size."""
+
+    def __call__(self, images: UInt8[Array, "b h w 3"], train: bool,
+                 keys: Keys = None) -> tuple[Float[Array, "b _ _ _"], ...]:
+        """The outputs of all four stages, finest first."""
+        x, outputs = self.begin(images, train), []
+        for index in range(4):
+            x = self.stage(index, x, train, keys)
+            outputs.append(x)
+        return tuple(outputs)
 
 
 @dataclasses.dataclass(frozen=True)
 class Backbone(abc.ABC):
-    """The description of a backbone; ``build`` makes its parameters."""
+    """The config of a backbone; ``build`` creates its parameters."""
 
     @abc.abstractmethod
-    def build(self, rngs: nnx.Rngs) -> Features: ...
+    def build(self, rngs: nnx.Rngs) -> BackboneModule: ...
 
 
 @dataclasses.dataclass(frozen=True)
-class Pixels:
-    """How uint8 pixels become numbers: ``(pixel - mean) / std`` a channel. By default [-1, 1], as in the paper."""
+class PixelNormalization:
+    """How uint8 pixels become numbers: ``(pixel - mean) / std`` per channel. By default [-1, 1], as in the paper."""
 
     mean: tuple[float, float, float] = (127.5, 127.5, 127.5)
     std: tuple[float, float, float] = (127.5, 127.5, 127.5)

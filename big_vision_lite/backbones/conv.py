@@ -1,9 +1,9 @@
-"""2-D convolution that is quick on CPUs too.
+"""2-D convolution that is fast on CPUs too.
 
-XLA's CPU backend is good at most convolutions, and up to 50 times slower than its own matrix product at three
-kinds: the gradient of 1x1 filters, the gradient of 3x3 filters on large images, and everything about feature maps
-smaller than the filter. There a convolution is computed as a sum over the filter's taps of one matrix product
-each; other platforms always take ``lax.conv_general_dilated``. docs/performance.md has the measurement.
+XLA's CPU backend handles most convolutions well, but is up to 50 times slower than its own matrix product on three
+kinds: the gradient of 1x1 filters, the gradient of 3x3 filters on large images, and anything on feature maps smaller
+than the filter. On CPUs these are computed as a sum over the filter's taps, one matrix product per tap; other platforms
+always use ``lax.conv_general_dilated``. Measured in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
 
 _LARGE = 24
-"""Height of the output from which products win for the gradient of a 3x3 filter."""
+"""Output height from which products win for the gradient of a 3x3 filter."""
 _TINY = 3
-"""Height of the output up to which products win for everything."""
+"""Output height up to which products win for everything."""
 
 
 def conv_general_dilated(lhs, rhs, window_strides, padding, lhs_dilation=None, rhs_dilation=None,
                          dimension_numbers=None, feature_group_count=1, precision=None, out_sharding=None):
-    """Stands in for ``lax.conv_general_dilated`` inside ``nnx.Conv``: NHWC, explicit padding, one group."""
+    """A replacement for ``lax.conv_general_dilated`` inside ``nnx.Conv``: NHWC, explicit padding, one group."""
     del lhs_dilation, dimension_numbers, feature_group_count, precision, out_sharding
     return conv2d(lhs, rhs, tuple(window_strides), tuple(map(tuple, padding)), tuple(rhs_dilation or (1, 1)))
 
@@ -35,10 +35,10 @@ def conv_general_dilated(lhs, rhs, window_strides, padding, lhs_dilation=None, r
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def conv2d(x: Float[Array, "b h w i"], kernel: Float[Array, "p q i o"], strides: Pair, padding: Padding,
            dilation: Pair = (1, 1)) -> Float[Array, "b h2 w2 o"]:
-    """Cross-correlation of x with kernel, as ``lax.conv_general_dilated`` defines it."""
+    """Cross-correlation of ``x`` with ``kernel``, as ``lax.conv_general_dilated`` defines it."""
     form = dict(strides=strides, padding=padding, dilation=dilation)
     height = _outputs(x.shape, kernel.shape, **form)[0]
-    return _choose(height <= _TINY, lambda by: by(x, kernel, **form))
+    return _choose(height <= _TINY, lambda conv: conv(x, kernel, **form))
 
 
 def _choose(products: bool, compute: Callable[[Callable], Array]) -> Array:
@@ -55,9 +55,9 @@ def _backward(strides, padding, dilation, saved, gradient):
     x, kernel = saved
     form = dict(strides=strides, padding=padding, dilation=dilation)
     size, height = max(kernel.shape[:2]), gradient.shape[1]
-    to_x = _choose(height <= _TINY, lambda by: jax.vjp(lambda x: by(x, kernel, **form), x)[1](gradient)[0])
+    to_x = _choose(height <= _TINY, lambda conv: jax.vjp(lambda x: conv(x, kernel, **form), x)[1](gradient)[0])
     products = size == 1 or (size <= 3 and (height >= _LARGE or height <= _TINY))
-    to_kernel = _choose(products, lambda by: jax.vjp(lambda k: by(x, k, **form), kernel)[1](gradient)[0])
+    to_kernel = _choose(products, lambda conv: jax.vjp(lambda k: conv(x, k, **form), kernel)[1](gradient)[0])
     return to_x, to_kernel
 
 
@@ -70,15 +70,15 @@ def by_xla(x: Array, kernel: Array, strides: Pair, padding: Padding, dilation: P
 
 
 def by_products(x: Array, kernel: Array, strides: Pair, padding: Padding, dilation: Pair) -> Array:
-    """The same sum, one matrix product over channels for each tap of the filter."""
+    """The same sum, as one matrix product over channels per tap of the filter."""
     height, width = _outputs(x.shape, kernel.shape, strides, padding, dilation)
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
 
     def tap(row: int, column: int) -> Array:
         top, left = row * dilation[0], column * dilation[1]
-        seen = x[:, top:top + (height - 1) * strides[0] + 1:strides[0],
-                 left:left + (width - 1) * strides[1] + 1:strides[1]]
-        return jnp.einsum("bhwi,io->bhwo", seen, kernel[row, column])
+        window = x[:, top:top + (height - 1) * strides[0] + 1:strides[0],
+                   left:left + (width - 1) * strides[1] + 1:strides[1]]
+        return jnp.einsum("bhwi,io->bhwo", window, kernel[row, column])
 
     return sum(tap(row, column) for row in range(kernel.shape[0]) for column in range(kernel.shape[1]))
 

@@ -1,4 +1,4 @@
-"""Normalisation: BatchNorm with a choice of what a batch is, GroupNorm, and weight-standardised convolution."""
+"""Normalisation: BatchNorm over the global batch or groups of it, GroupNorm, and weight-standardised convolution."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from big_vision_lite.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class BatchNorm:
-    """BatchNorm (Ioffe and Szegedy 2015); statistics and arithmetic in float32 whatever the input."""
+    """BatchNorm (Ioffe and Szegedy 2015). Statistics and arithmetic are float32 for any input."""
 
     group: int | None = None
-    """Images that share statistics. None: the whole global batch, on any number of devices. 32 is the paper's
-    worker batch: consecutive images are normalised 32 at a time, which needs no communication between devices
-    when each holds whole groups."""
+    """Images that share statistics. None: the whole global batch, on any number of devices. 32 is the paper's worker
+    batch: consecutive images are normalised 32 at a time, without communication if each device holds whole groups."""
     momentum: float = 0.9
-    """Share of the running statistics that a step keeps."""
+    """Weight of the old running statistics in each update."""
     epsilon: float = 1e-5
 
     def build(self, channels: int, *, zero: bool, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Module:
@@ -49,17 +48,9 @@ class GroupNorm:
         return _WithoutTrain(norm)
 
 
-def divides(model: nnx.Module, images: int) -> bool:
-    """Whether every BatchNorm of a model normalises each ``images`` consecutive ones of a batch by themselves."""
-    modules = [module for _, module in nnx.iter_graph(model)]
-    norms = (module for module in modules if isinstance(module, _BatchNorm))
-    return not any(isinstance(module, nnx.BatchNorm) for module in modules) and all(
-        norm.fixed or (norm.config.group and images % norm.config.group == 0) for norm in norms)
-
-
 def whole_batch(backbone: Any) -> Any:
-    """A backbone whose BatchNorm, if it has one, takes statistics of the whole batch: for batches too small for the
-    groups that it was pretrained with. Its parameters stay as they are."""
+    """The backbone with BatchNorm statistics over the whole batch, for batches too small for the groups that it was
+    pretrained with. Its parameters do not change; one without BatchNorm is returned as it is."""
     norm = getattr(backbone, "norm", None)
     if not isinstance(norm, BatchNorm):
         return backbone
@@ -67,7 +58,7 @@ def whole_batch(backbone: Any) -> Any:
 
 
 class _WithoutTrain(nnx.Module):
-    """Lets a norm without batch statistics stand where BatchNorm is expected."""
+    """Gives a norm without batch statistics the signature of BatchNorm."""
 
     def __init__(self, norm: nnx.Module):
         self.norm = norm
@@ -79,7 +70,7 @@ class _WithoutTrain(nnx.Module):
 class _BatchNorm(nnx.Module):
     def __init__(self, config: BatchNorm, channels: int, zero: bool, dtype: DTypeLike):
         self.config, self.dtype = config, dtype
-        self.fixed = False  # always normalise by the running statistics; set by who fine-tunes
+        self.use_running_stats = False  # set by Transfer: normalise by the running statistics in training too
         self.scale = nnx.Param(jnp.full((channels,), 0.0 if zero else 1.0, jnp.float32))
         self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
         self.mean = nnx.BatchStat(jnp.zeros((channels,), jnp.float32))
@@ -87,26 +78,26 @@ class _BatchNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
         scale, bias = self.scale[...], self.bias[...]
-        if not train or self.fixed:
+        if not train or self.use_running_stats:
             return _affine(x, self.mean[...], self.var[...], scale, bias, self.config.epsilon, self.dtype)
         group = self.config.group or x.shape[0]
         if x.shape[0] % group:
             raise UserError(f"BatchNorm: a batch of {x.shape[0]} does not divide into groups of {group}; change "
-                            "the batch size, accumulate or group")
+                            "the batch size, grad_accum_steps or group")
         grouped = x.reshape(x.shape[0] // group, group, *x.shape[1:])
         mean, var = _statistics(grouped)
-        keep = self.config.momentum
-        self.mean[...] = keep * self.mean[...] + (1.0 - keep) * mean.mean(0)
-        self.var[...] = keep * self.var[...] + (1.0 - keep) * var.mean(0)
+        momentum = self.config.momentum
+        self.mean[...] = momentum * self.mean[...] + (1.0 - momentum) * mean.mean(0)
+        self.var[...] = momentum * self.var[...] + (1.0 - momentum) * var.mean(0)
         mean, var = (s[:, None, None, None] for s in (mean, var))
         return _affine(grouped, mean, var, scale, bias, self.config.epsilon, self.dtype).reshape(x.shape)
 
 
 def _statistics(x: Float[Array, "g n h w c"]) -> tuple[Float[Array, "g c"], Float[Array, "g c"]]:
-    """Mean and (biased) variance a group, in float32, in one pass over x."""
+    """Mean and (biased) variance per group, in float32, in one pass over ``x``."""
     x = x.astype(jnp.float32)
     mean = x.mean((1, 2, 3))
-    # One pass costs a little precision, which can leave a variance just below zero.
+    # A single pass loses a little precision, which can leave a variance just below zero.
     return mean, jnp.maximum((x * x).mean((1, 2, 3)) - mean * mean, 0.0)
 
 
@@ -117,14 +108,14 @@ def _affine(x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilo
 
 
 def standardize(kernel: Float[Array, "h w i o"], epsilon: float = 1e-10) -> Float[Array, "h w i o"]:
-    """Weight standardisation: every output filter gets mean 0 and variance 1 over (h, w, i)."""
+    """Weight standardisation: each output filter gets mean 0 and variance 1 over (h, w, i)."""
     mean = kernel.mean((0, 1, 2), keepdims=True)
     var = kernel.var((0, 1, 2), keepdims=True)
     return (kernel - mean) * jax.lax.rsqrt(var + epsilon)
 
 
 class StandardizedConv(nnx.Conv):
-    """A convolution whose kernel is standardised at each use. Without bias."""
+    """A convolution without bias whose kernel is standardised at each use."""
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
         kernel = standardize(self.kernel[...])

@@ -1,4 +1,4 @@
-"""ResNets (He et al. 2015) in Flax NNX: the paper's backbone and its kin.
+"""ResNets (He et al. 2015) in Flax NNX: the paper's backbone and its variants.
 
 Post-activation, stride in the 3x3 convolution of a bottleneck, symmetric padding: the arithmetic of torchvision's
 ResNets, so that weights go both ways.
@@ -10,12 +10,13 @@ import dataclasses
 from functools import partial
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, UInt8, UInt32
 
-from big_vision_lite.backbones.backbone import Backbone, Features, ModuleList, Pixels
+from big_vision_lite.backbones.backbone import Backbone, BackboneModule, Keys, ModuleList, PixelNormalization
 from big_vision_lite.backbones.conv import conv_general_dilated
 from big_vision_lite.backbones.norm import BatchNorm, GroupNorm, StandardizedConv
 from big_vision_lite.errors import UserError
@@ -24,40 +25,48 @@ BLOCKS = {
     10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3),
     200: (3, 24, 36, 3),
 }
-"""Blocks a stage by depth (He et al. 2015, table 1; 200 from He et al. 2016; 10 is 18 with one block a
-stage, for small machines)."""
+"""Blocks per stage by depth (He et al. 2015, table 1; 200 from He et al. 2016; 10 is 18 with one block per stage, for
+small machines)."""
 
 STEMS = {"imagenet": (7, 2), "half": (3, 2), "small": (3, 1)}
 """Size and stride of the first convolution."""
 
+_DROP_PATH_STREAM = 0x6470
+"""Folded into the keys, so that heads may draw from the same ones."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ResNet(Backbone):
-    """A residual network of 10 to 200 layers."""
+    """A residual network of 10 to 200 layers. Raises: UserError for a field out of range."""
 
     depth: Literal[10, 18, 34, 50, 101, 152, 200] = 50
-    """Layers; from 50 on the blocks are bottlenecks."""
+    """Layers; from 50 up the blocks are bottlenecks."""
     width: float = 1.0
     """Factor on the channels of every layer."""
     norm: BatchNorm | GroupNorm = BatchNorm()
     """BatchNorm, or GroupNorm with weight-standardised convolutions."""
     stem: Literal["imagenet", "half", "small"] = "imagenet"
-    """``imagenet``: 7x7 convolution of stride 2, then max-pooling of stride 2. For small images, one 3x3
-    convolution of stride 2 (``half``) or 1 (``small``); every stride is then a half or a quarter of its name."""
+    """``imagenet``: a 7x7 convolution of stride 2, then max-pooling of stride 2. For small images, one 3x3 convolution
+    of stride 2 (``half``) or 1 (``small``), which divides all strides by 2 or 4."""
     output_stride: Literal[8, 16, 32] = 32
-    """32, or less: the last stages then keep their resolution and dilate instead (with the ImageNet stem)."""
+    """Stride of the last stage with the ImageNet stem. Below 32 the last stages dilate instead of striding."""
     zero_last_norm: bool = True
     """Start every block as the identity, by a zero scale in its last norm (Goyal et al. 2017)."""
-    pixels: Pixels = Pixels()
+    drop_path: float = 0.0
+    """Stochastic depth (Huang et al. 2016): the chance that training skips the residual branch of the last block for an
+    image, falling linearly to the first block. What is not skipped is scaled up, so that its expectation stays."""
+    pixels: PixelNormalization = PixelNormalization()
     """How uint8 pixels become the network's input."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What convolutions compute in. Parameters and statistics are float32 always."""
+    """What convolutions compute in. Parameters and statistics are always float32."""
 
     def __post_init__(self) -> None:
         if self.depth not in BLOCKS:
             raise UserError(f"ResNet: depth={self.depth}; expected one of {', '.join(map(str, BLOCKS))}")
         if self.output_stride not in (8, 16, 32):
             raise UserError(f"ResNet: output_stride={self.output_stride}; expected 8, 16 or 32")
+        if not 0.0 <= self.drop_path < 1.0:
+            raise UserError(f"ResNet: drop_path={self.drop_path}; expected 0 to below 1")
         if round(64 * self.width) < 1:
             raise UserError(f"ResNet: width={self.width} leaves no channels; expected at least {1 / 64}")
 
@@ -79,13 +88,29 @@ def _norm(config: ResNet, channels: int, rngs: nnx.Rngs, last: bool = False) -> 
     return config.norm.build(channels, zero=last and config.zero_last_norm, dtype=jnp.dtype(config.dtype), rngs=rngs)
 
 
-class Block(nnx.Module):
-    """A residual block: two 3x3 convolutions, or the bottleneck 1x1, 3x3, 1x1."""
+def drop_path(x: Float[Array, "b h w c"], rate: float, keys: UInt32[Array, "b 2"],
+              block: int) -> Float[Array, "b h w c"]:
+    """Set an image's features to 0 with chance ``rate``, by its own key and the block's number; scale up the others."""
+    def is_kept(key: Array) -> Array:
+        key = jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), _DROP_PATH_STREAM)
+        return jax.random.bernoulli(jax.random.fold_in(key, block), 1.0 - rate)
 
-    def __init__(self, config: ResNet, inputs: int, channels: int, stride: int, dilation: tuple[int, int],
-                 rngs: nnx.Rngs):
+    factor = jnp.where(jax.vmap(is_kept)(keys), 1.0 / (1.0 - rate), 0.0).astype(x.dtype)
+    return x * factor[:, None, None, None]
+
+
+class Block(nnx.Module):
+    """A residual block: two 3x3 convolutions, or the bottleneck 1x1, 3x3, 1x1.
+
+    Args:
+      number: of the block in the network, from 1.
+    """
+
+    def __init__(self, config: ResNet, number: int, inputs: int, channels: int, stride: int,
+                 dilation: tuple[int, int], rngs: nnx.Rngs):
         conv, norm = partial(_conv, config, rngs=rngs), partial(_norm, config, rngs=rngs)
         first, rest = dilation  # a dilated stage's first block still sees features of the stage before
+        self.number, self.drop_path = number, config.drop_path * number / sum(BLOCKS[config.depth])
         self.bottleneck = config.depth >= 50
         if self.bottleneck:
             outputs = 4 * channels
@@ -100,18 +125,24 @@ class Block(nnx.Module):
         if self.project:
             self.shortcut, self.shortcut_norm = conv(inputs, outputs, 1, stride=stride), norm(outputs)
 
-    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 c2"]:
+    def __call__(self, x: Float[Array, "b h w c"], train: bool,
+                 keys: Keys = None) -> Float[Array, "b h2 w2 c2"]:
         y = nnx.relu(self.norm1(self.conv1(x), train))
         y = self.norm2(self.conv2(y), train)
         if self.bottleneck:
             y = self.norm3(self.conv3(nnx.relu(y)), train)
+        if train and self.drop_path:
+            if keys is None:
+                raise UserError("ResNet: drop_path needs a head that passes batch['key'] to its backbone in training; "
+                                "set it to 0")
+            y = drop_path(y, self.drop_path, keys, self.number)
         if self.project:
             x = self.shortcut_norm(self.shortcut(x), train)
         return nnx.relu(y + x)
 
 
-class ResNetModule(Features):
-    """A built ResNet. Attributes ``stem``, ``stem_norm`` and ``stages`` are there for surgery and weight import."""
+class ResNetModule(BackboneModule):
+    """A built ResNet. ``stem``, ``stem_norm`` and ``stages`` are public, for surgery and weight import."""
 
     def __init__(self, config: ResNet, rngs: nnx.Rngs):
         self.config = config
@@ -121,7 +152,7 @@ class ResNetModule(Features):
         self.stem = _conv(config, 3, base[0], size, stride=stem_stride, rngs=rngs)
         self.stem_norm = _norm(config, base[0], rngs)
         stride, channels, stages, strides = 4, base[0], [], []
-        dilation = 1
+        dilation, number = 1, 0
         for i, (count, width) in enumerate(zip(BLOCKS[config.depth], base, strict=True)):
             step, before = (1 if i == 0 else 2), dilation
             if stride * step > config.output_stride:
@@ -129,24 +160,15 @@ class ResNetModule(Features):
             stride *= step
             blocks = []
             for j in range(count):
+                number += 1
                 rates = (before if j == 0 else dilation, dilation)
-                blocks.append(Block(config, channels, width, step if j == 0 else 1, rates, rngs))
+                blocks.append(Block(config, number, channels, width, step if j == 0 else 1, rates, rngs))
                 channels = width * expansion
             stages.append(ModuleList(blocks))
             strides.append(stride if config.stem == "imagenet" else stride * stem_stride // 4)
         self.stages = ModuleList(stages)
         self.channels = tuple(w * expansion for w in base)
         self.strides = tuple(strides)
-
-    def __call__(self, images: UInt8[Array, "b h w 3"], train: bool,
-                 stages: int = 4) -> tuple[Float[Array, "b _ _ _"], ...]:
-        """Outputs of the first ``stages`` stages."""
-        x = self.begin(images, train)
-        features = []
-        for index in range(stages):
-            x = self.stage(index, x, train)
-            features.append(x)
-        return tuple(features)
 
     def begin(self, images: UInt8[Array, "b h w 3"], train: bool) -> Float[Array, "b h2 w2 c"]:
         x = self.config.pixels.normalize(images)
@@ -155,7 +177,8 @@ class ResNetModule(Features):
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         return x
 
-    def stage(self, index: int, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 c2"]:
+    def stage(self, index: int, x: Float[Array, "b h w c"], train: bool,
+              keys: Keys = None) -> Float[Array, "b h2 w2 c2"]:
         for block in self.stages[index]:
-            x = block(x, train)
+            x = block(x, train, keys)
         return x

@@ -15,7 +15,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, UInt8
 
-from big_vision_lite.backbones.backbone import Backbone, Features, ModuleList, Pixels
+from big_vision_lite.backbones.backbone import Backbone, BackboneModule, Keys, ModuleList, PixelNormalization
 from big_vision_lite.backbones.norm import GroupNorm, StandardizedConv
 from big_vision_lite.backbones.resnet import BLOCKS
 from big_vision_lite.errors import UserError
@@ -26,18 +26,18 @@ DEPTHS = (50, 101, 152, 200)
 @dataclasses.dataclass(frozen=True)
 class ResNetV2(Backbone):
     """A pre-activation residual network of bottlenecks. BiT-S, -M and -L are R50x1, R50x3, R101x1, R101x3, R152x2 and
-    R152x4: ``depth`` and ``width``."""
+    R152x4: R ``depth`` x ``width``. Raises: UserError for a field out of range."""
 
     depth: Literal[50, 101, 152, 200] = 50
     """Layers."""
     width: float = 1.0
     """Factor on the channels of every layer."""
     norm: GroupNorm = GroupNorm()
-    """GroupNorm of every layer. BiT's has 32 groups."""
-    pixels: Pixels = Pixels()
+    """BiT's has 32 groups."""
+    pixels: PixelNormalization = PixelNormalization()
     """How uint8 pixels become the network's input. BiT's is the default, [-1, 1]."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What convolutions compute in. Parameters are float32 always."""
+    """What convolutions compute in. Parameters are always float32."""
 
     def __post_init__(self) -> None:
         if self.depth not in DEPTHS:
@@ -89,9 +89,9 @@ class PreActivationBlock(nnx.Module):
         return x + y
 
 
-class ResNetV2Module(Features):
-    """A built ResNet-v2. Its last feature is after the final norm and ReLU, as BiT pools it for its classifier; the
-    other three are the stages' sums as they are."""
+class ResNetV2Module(BackboneModule):
+    """A built ResNet-v2. Its last stage ends in the final norm and ReLU, as BiT pools it for its classifier; the other
+    three return their sums as they are."""
 
     def __init__(self, config: ResNetV2, rngs: nnx.Rngs):
         self.config = config
@@ -109,14 +109,14 @@ class ResNetV2Module(Features):
         self.channels = tuple(4 * width for width in base)
         self.strides = (4, 8, 16, 32)
 
-    def __call__(self, images: UInt8[Array, "b h w 3"], train: bool) -> tuple[Float[Array, "b _ _ _"], ...]:
+    def begin(self, images: UInt8[Array, "b h w 3"], train: bool) -> Float[Array, "b h2 w2 c"]:
         x = self.stem(self.config.pixels.normalize(images))
-        # The stem's output has no ReLU yet: zeros at the border are not what padding of max-pooling would be.
+        # The stem's output has no ReLU yet, so zeros at the border are not what max-pooling would pad with.
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding="VALID")
-        features = []
-        for stage in self.stages:
-            for block in stage:
-                x = block(x)
-            features.append(x)
-        return (*features[:3], nnx.relu(self.norm(features[3])))
+        return nnx.max_pool(x, (3, 3), strides=(2, 2), padding="VALID")
+
+    def stage(self, index: int, x: Float[Array, "b h w c"], train: bool,
+              keys: Keys = None) -> Float[Array, "b h2 w2 c2"]:
+        for block in self.stages[index]:
+            x = block(x)
+        return nnx.relu(self.norm(x)) if index == 3 else x

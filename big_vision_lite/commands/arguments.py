@@ -1,127 +1,152 @@
-"""What the commands share: configs and options from the command line, and JAX made ready."""
+"""What the commands share: how configs and options are parsed, and how their help is shown."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
-import importlib
-import os
-from collections.abc import Sequence
+import dataclasses
+import inspect
+import io
+import itertools
+import re
+import textwrap
+import typing
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import filelock
 import tyro
 
 from big_vision_lite import config as configs
-from big_vision_lite.data.cache import cache_dir
-from big_vision_lite.data.cores import usable_cores
 from big_vision_lite.errors import UserError
-from big_vision_lite.experiment import Experiment
-from big_vision_lite.training.distributed import Processes, join
 
-Flat = Annotated[Experiment, tyro.conf.arg(name="")]
-"""An experiment whose fields stand at the top of the command line: --steps, not --experiment.steps."""
-Arguments = TypeVar("Arguments")
-
-
-def load(arguments: list[str], command: str) -> tuple[str, Any]:
-    """The config that the first argument names, and a name for its run."""
-    if not arguments or arguments[0].startswith("-"):
-        raise UserError(f"bvl {command} needs a config: bvl {command} configs/quickstart.py")
-    experiment = configs.load(arguments[0])
-    if not isinstance(experiment, Experiment):
-        raise UserError(f"{arguments[0]}: get_config returned {type(experiment).__name__}, expected an Experiment")
-    return Path(arguments[0].partition(".py")[0]).name, experiment
+Options = TypeVar("Options")
+Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="Folder of a run.")]
+Step = Annotated[int | None, tyro.conf.arg(metavar="N", help="Checkpoint to use; by default the newest.")]
+Imports = Annotated[tuple[str, ...], tyro.conf.arg(
+    name="import", metavar="[MODULE ...]", help="Modules outside this package that classes in configs come from.")]
+Source = Annotated[str, tyro.conf.arg(metavar="SOURCE")]
+HELP = ("-h", "--help")
+COMMON_FIELDS = ("steps", "train.batch_size", "optimizer.learning_rate", "optimizer.weight_decay", "ema", "seed",
+                 "eval_every", "save_every", "grad_accum_steps", "transfer.init", "transfer.freeze", "train.workers",
+                 "mesh.fsdp")
+"""Fields of an experiment that its help shows; --help-all shows all."""
 
 
-def parse(kind: type[Arguments], arguments: list[str], program: str, default: Arguments | None = None) -> Arguments:
-    """Arguments as ``kind``; on a wrong one prints the nearest valid ones and exits with code 2."""
+def parse(kind: type[Options], arguments: list[str], program: str, default: Options | None = None,
+          description: str | None = None) -> Options:
+    """Parse arguments as ``kind``. On --help, and on a wrong argument with the nearest valid ones, prints and exits."""
     given = {} if default is None else {"default": default}
 
-    def cli() -> Arguments:
-        return tyro.cli(kind, args=arguments, prog=program, config=(tyro.conf.AvoidSubcommands,), **given)
+    def cli() -> Options:
+        return tyro.cli(kind, args=arguments, prog=program, description=description, registry=configs.PARSERS,
+                        config=(tyro.conf.AvoidSubcommands,), **given)
 
+    if not set(HELP).isdisjoint(arguments):
+        with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+            cli()
+        for line in re.sub(r"\n{3,}", "\n\n", printed.getvalue().rstrip()).splitlines():
+            print(line.rstrip() if line.startswith(" ") else textwrap.fill(line, 80))  # tyro wraps indented lines alone
+        raise SystemExit(0)
     try:
         return cli()
     except SystemError:  # before CPython 3.11.8, two threads that parse sources at once disturb each other (gh-106905)
         return cli()
 
 
-def set_up_for(run: Path, imports: Sequence[str] = ()) -> Experiment:
-    """Make JAX ready for a run of which the folder is there, and return its experiment.
+def require_config(arguments: list[str], command: str) -> str:
+    """The CONFIG among a command's arguments. Raises: UserError when it is not the first."""
+    if not arguments or arguments[0].startswith("-"):
+        raise UserError(f"bvl {command} needs a config: bvl {command} configs/quickstart.py")
+    return arguments[0]
+
+
+def run_name(spec: str) -> str:
+    """The name that a config or study gives its folder: that of its file."""
+    return Path(spec.partition(".py")[0]).name
+
+
+def parse_with_config(kind: type[Options], arguments: list[str], command: str,
+                      processes: bool = False) -> tuple[Any, ...]:
+    """Parse ``CONFIG [options] [overrides of the experiment's fields]``.
 
     Args:
-      imports: modules beside this package that the classes in the run's config may come from.
+      kind: a dataclass of the command's own options.
+      processes: whether the options of `training.distributed.Processes` belong to the command.
+
+    Returns:
+      The experiment, the options, and with ``processes`` those.
 
     Raises:
-      UserError: no such module, or the folder holds no run.
+      UserError: there is no CONFIG, it returns no experiment, or as `config.load`.
     """
-    for module in imports:
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            raise UserError(f"--import {module}: {error}") from None
-    experiment = configs.read(run / "config.json", imports)
-    set_up_jax(experiment)
-    return experiment
-
-
-COMPILED = 10 * 2**30
-"""Most bytes of compiled programs that are kept for later runs; the ones used longest ago go first."""
-
-
-def set_up_jax(experiment: Experiment, together: Processes | None = None) -> None:
-    """Settings that must be made before JAX looks for devices.
-
-    Args:
-      together: which of several processes this is; None: the only one.
-
-    Raises:
-      UserError: there is no device, or the other processes are not found.
-    """
-    if experiment.deterministic:
-        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
-    import jax
-
-    if jax.config.jax_compilation_cache_dir is None:  # neither $JAX_COMPILATION_CACHE_DIR nor an earlier command chose
-        compiled = cache_dir() / "compiled"
-        mend_compiled(compiled)
-        jax.config.update("jax_compilation_cache_dir", str(compiled))
-        jax.config.update("jax_compilation_cache_max_size", COMPILED)
-    if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", "") and "JAX_NUM_CPU_DEVICES" not in os.environ:
-        with contextlib.suppress(RuntimeError):  # a second command in a process keeps the first one's devices
-            jax.config.update("jax_num_cpu_devices", _cpu_devices(experiment, together or Processes()))
-    if together is not None:
-        join(together)
+    if arguments and arguments[0] in HELP:
+        parse(kind, ["--help"], f"bvl {command} CONFIG", description=f"{kind.__doc__}\n\n`bvl {command} CONFIG --help` "
+              "shows a config's arguments and the most used fields, --help-all all fields.")
+    spec, overrides = require_config(arguments, command), arguments[1:]
+    program, help_wanted = f"bvl {command} {spec}", not set(HELP).isdisjoint(overrides)
+    if help_wanted:
+        print_arguments(spec)
     try:
-        jax.devices()
-    except RuntimeError as error:
-        raise UserError(f"JAX finds no device: {error}") from None
+        experiment = configs.load(spec)
+    except UserError as error:  # such as a missing argument
+        if help_wanted:
+            parse(kind, ["--help"], program, description=f"{kind.__doc__}\n\nFor the fields of the experiment: {error}")
+        raise
+    from big_vision_lite.experiment import Experiment
+
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"{spec}: get_config returned {type(experiment).__name__}, expected an Experiment")
+    workdir = {"workdir": Path("runs") / run_name(spec)} if hasattr(kind, "workdir") else {}
+    values = [experiment, kind(**workdir)]
+    if help_wanted:
+        _print_common_options(values[1], experiment, program)
+    if processes:
+        from big_vision_lite.training.distributed import Processes
+
+        values.append(Processes())
+    everything = dataclasses.make_dataclass(
+        "Everything", [(f"part{i}", Annotated[type(value), tyro.conf.arg(name="")]) for i, value in enumerate(values)])
+    overrides = ["--help" if word == "--help-all" else word for word in overrides]
+    parsed = parse(everything, overrides, program, everything(*values), kind.__doc__)
+    return tuple(vars(parsed).values())
 
 
-def mend_compiled(folder: Path) -> None:
-    """Remove compiled programs whose writing was cut short.
+def print_arguments(spec: str, kind: str = "config") -> None:
+    """Print what the file of a config or study says about itself and its arguments."""
+    path, _ = configs.find_file(spec, kind)
+    _, summary, arguments = configs.describe(path) or (kind, "", [])
+    print(textwrap.fill(f"{path}: {summary}", 80))
+    if arguments:
+        print(f"\nArguments, given as {path}:{arguments[0].name}=VALUE,...")
+    for argument in arguments:
+        default = f" = {argument.default}" if argument.default else " (required)"
+        print(f"  {argument.name}: {argument.type}{default}")
+        if argument.help:
+            print(textwrap.fill(argument.help, 80, initial_indent=" " * 8, subsequent_indent=" " * 8))
+    print()
 
-    JAX writes a program and then when it was last used. A process that is killed in between leaves one of which the
-    second is missing, and for want of it no process would ever add another.
-    """
-    if folder.is_dir():
-        with filelock.FileLock(folder / ".lockfile"):  # the lock that JAX takes
-            for program in folder.glob("*-cache"):
-                if not program.with_name(f"{program.name.removesuffix('-cache')}-atime").exists():
-                    program.unlink()
+
+def _print_common_options(options: Any, experiment: Any, program: str) -> None:
+    """Print help for a command's options and `COMMON_FIELDS`, as far as the experiment has them, and exit."""
+    fields = [("options", Annotated[type(options), tyro.conf.arg(name="")], options)]
+    for path in COMMON_FIELDS:
+        *parents, name = path.split(".")
+        owner = experiment
+        for parent in parents:
+            owner = getattr(owner, parent)
+        if hasattr(owner, name):
+            option = tyro.conf.arg(name=path.replace("_", "-"), help=_field_help(type(owner), name))
+            fields.append((path.replace(".", "_"), Annotated[typing.get_type_hints(type(owner))[name], option],
+                           getattr(owner, name)))
+    common = dataclasses.make_dataclass("Common", [(name, hint) for name, hint, _ in fields])
+    parse(common, ["--help"], program, common(*(value for *_, value in fields)),
+          f"{type(options).__doc__}\n\n--help-all shows all fields of the experiment.")
 
 
-def _cpu_devices(experiment: Experiment, together: Processes, most: int = 8) -> int:
-    """CPU devices for a run: XLA computes much of a convolution's step on one core, so that splitting the batch
-    over devices is what keeps all cores busy (docs/performance.md). At most one a core, and as batches divide."""
-    processes = together.processes or 1
-    here = processes if together.on_this_machine else 1
-    batches = [experiment.train.batch_size // experiment.accumulate]
-    batches += [inputs.batch_size for inputs in experiment.evals.values()]
-    count = min(max(usable_cores() // here, 1), most)
-    while any(size % (count * processes) for size in batches) or count * processes % experiment.mesh.fsdp:
-        if count == 1:
-            break
-        count -= 1
-    return count
+def _field_help(kind: type, field: str) -> str:
+    """The docstring below a dataclass's field."""
+    owner = next(base for base in kind.__mro__ if field in vars(base).get("__annotations__", {}))
+    body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body
+    texts = {statement.target.id: after.value.value for statement, after in itertools.pairwise(body)
+             if isinstance(statement, ast.AnnAssign) and isinstance(after, ast.Expr)}
+    return " ".join(texts.get(field, "").split())

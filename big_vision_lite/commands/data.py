@@ -8,133 +8,128 @@ from typing import Annotated, Literal
 
 import tyro
 
-from big_vision_lite.commands.arguments import parse, set_up_for
-from big_vision_lite.commands.sources import input_of, source_of
-from big_vision_lite.data.duplicates import MIN_CORRELATION, THRESHOLD
-from big_vision_lite.data.label_index import label_index
-from big_vision_lite.errors import UserError, nearest
-
-
-def data(arguments: list[str]) -> int:
-    commands = {"inspect": inspect, "prepare": prepare, "duplicates": duplicates}
-    if not arguments or arguments[0] not in commands:
-        close = nearest(arguments[0], commands) if arguments else ""
-        raise UserError("expected: bvl data " + "|".join(commands) + close)
-    return commands[arguments[0]](arguments[1:])
+from big_vision_lite.commands.arguments import Source, parse
+from big_vision_lite.errors import UserError
+from big_vision_lite.near_duplicates import MIN_CORRELATION, THRESHOLD
 
 
 @dataclasses.dataclass(frozen=True)
 class Inspect:
     """Print what a source holds, and write a contact sheet of it."""
 
-    source: Annotated[str, tyro.conf.Positional]
-    """A folder, a json, csv or config file, or the name of a TFDS data set; see `bvl --help`."""
+    source: Annotated[Source, tyro.conf.Positional]
+    """A folder, a json, csv or config file, or the name of a TFDS dataset; see `bvl help`."""
     out: Path | None = None
-    """The contact sheet; by default NAME.png here."""
+    """The contact sheet; by default NAME.png in this folder."""
     curated: bool = True
-    """Of a config: apply the steps of its curation."""
+    """For a config: apply its curation."""
 
 
 def inspect(arguments: list[str]) -> int:
-    asked = parse(Inspect, arguments, "bvl data inspect")
-    from big_vision_lite.data.inspect import inspect
+    options = parse(Inspect, arguments, "bvl data inspect")
+    from big_vision_lite.commands.sources import input_of, source_of
+    from big_vision_lite.data.tools.inspect import inspect
 
-    inputs = input_of(asked.source) if asked.curated else None
-    records = inputs.open() if inputs else source_of(asked.source).open()
-    name = Path(asked.source.partition(":")[0]).stem
-    inspect(records, asked.source, asked.out or Path(f"{name}.png"))
+    inputs = input_of(options.source) if options.curated else None
+    dataset = inputs.open() if inputs else source_of(options.source).open()
+    name = Path(options.source.partition(":")[0]).stem
+    inspect(dataset, options.source, options.out or Path(f"{name}.png"))
     return 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepare:
-    """Write a source's splits as a TFDS data set of ArrayRecord files, without TensorFlow. Started again after it was
-    stopped, it goes on."""
+    """Write a source's splits as a TFDS dataset of ArrayRecord files, without TensorFlow. Run again, it resumes."""
 
-    source: Annotated[str, tyro.conf.Positional]
-    """A folder, a json, csv or config file; see `bvl --help`."""
-    name: str
-    """Of the data set."""
+    source: Annotated[Source, tyro.conf.Positional]
+    """A folder, a json, csv or config file; see `bvl help`."""
+    name: Annotated[str, tyro.conf.arg(metavar="NAME")]
+    """Name of the dataset."""
     splits: tuple[str, ...] = ()
-    """Splits of the source; by default the one that it names."""
+    """Splits of the source; by default the one it names."""
     data_dir: Path | None = None
-    """Where data sets are; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    """Folder of datasets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
     processes: int | None = None
-    """Worker processes; by default one a core."""
+    """Worker processes; by default one per core."""
     on_bad_image: str = "raise"
-    """raise, or skip: leave out what cannot be read and list it beside the data."""
+    """raise, or skip: leave out unreadable images and list them beside the data."""
 
 
 def prepare(arguments: list[str]) -> int:
-    asked = parse(Prepare, arguments, "bvl data prepare")
-    from big_vision_lite.data.prepare import prepare
-    from big_vision_lite.data.tfds_source import Tfds, default_data_dir
+    options = parse(Prepare, arguments, "bvl data prepare")
+    from big_vision_lite.commands.sources import source_of
+    from big_vision_lite.data.curation.label_index import label_index
+    from big_vision_lite.data.sources.tfds import Tfds, default_data_dir
+    from big_vision_lite.data.tools.prepare import prepare
 
-    source = source_of(asked.source)
-    if asked.splits and "split" not in [field.name for field in dataclasses.fields(source)]:
-        raise UserError(f"{type(source).__name__} has no splits; leave --splits out")
+    source = source_of(options.source)
+    if options.splits and "split" not in [field.name for field in dataclasses.fields(source)]:
+        raise UserError(f"{type(source).__name__} has no splits; omit --splits")
     split = getattr(source, "split", "train")
-    sources = {name: dataclasses.replace(source, split=name) for name in asked.splits} or {split: source}
-    data_dir = default_data_dir(asked.data_dir and str(asked.data_dir))
-    folder = prepare({name: one.open() for name, one in sources.items()}, Path(data_dir), asked.name,
-                     processes=asked.processes, on_bad_image=asked.on_bad_image)
+    sources = {name: dataclasses.replace(source, split=name) for name in options.splits} or {split: source}
+    data_dir = default_data_dir(options.data_dir and str(options.data_dir))
+    folder = prepare({name: source.open() for name, source in sources.items()}, Path(data_dir), options.name,
+                     processes=options.processes, on_bad_image=options.on_bad_image)
     for name in sources:
-        label_index(Tfds(asked.name, name, data_dir).open(), folder / "label_index")
-    print(f"{folder} is ready: Tfds({asked.name!r}, SPLIT) with " + ", ".join(sources))
+        label_index(Tfds(options.name, name, data_dir).open(), folder / "label_index")
+    print(f"{folder} is ready: Tfds({options.name!r}, SPLIT) with " + ", ".join(sources))
     return 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Duplicates:
-    """Find images of a training source that are nearly the same as images of other sources."""
+    """Find images of a training source that nearly equal images of other sources."""
 
-    train: str
-    """The source in which they are looked for; see `bvl --help`."""
-    against: tuple[str, ...]
-    """The sources, such as test sets, that they must not be in. The training source itself: those within it."""
+    train: Source
+    """The source to search; see `bvl help`."""
+    against: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE ...")]
+    """Sources, such as test sets, to compare with. The training source itself: duplicates within it."""
     out: Path = Path("duplicates")
-    """Folder for exclude.txt (what `Exclude` reads), pairs.csv, pairs.html and summary.json."""
+    """Folder for exclude.txt (for the curation step Exclude), pairs.csv, pairs.html and summary.json."""
     threshold: int = THRESHOLD
-    """Bits in which two hashes of 64 may differ."""
+    """Bits of 64 in which two hashes may differ."""
     min_correlation: float | None = MIN_CORRELATION
-    """How well pixels must agree, above 0 to 1; none: hashes decide alone."""
-    embed: Path | None = None
-    """A run whose features must also agree."""
+    """Least correlation of the pixels, above 0 to 1; none: hashes alone decide."""
+    embed: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    """A run whose features must agree as well."""
     max_embedding_distance: float = 0.1
-    """1 minus the cosine of the angle between features."""
+    """1 minus the cosine similarity of the features."""
     runner: str | None = None
-    """Any of Beam's runners; by default this machine."""
+    """A Beam runner; by default this machine."""
     beam_options: tuple[str, ...] = ()
-    """For the runner: --beam-options=--project=... and so on."""
+    """Options for the runner: --beam-options=--project=... and so on."""
     shared: str | None = None
-    """Folder or bucket that all machines of the runner can write to."""
+    """Folder or bucket that all the runner's machines can write to."""
     workers: int | None = None
-    """Threads on this machine; by default one a core."""
+    """Threads on this machine; by default one per core."""
     on_bad_image: Literal["list", "raise"] = "list"
-    """An image that cannot be read is listed in unreadable.csv, or an error."""
+    """Whether an unreadable image is listed in unreadable.csv or raises an error."""
     pairs_shown: int = 200
     """Pairs in pairs.html, the doubtful ones first."""
 
 
 def duplicates(arguments: list[str]) -> int:
-    asked = parse(Duplicates, arguments, "bvl data duplicates")
-    from big_vision_lite.data.duplicates import find_duplicates
+    options = parse(Duplicates, arguments, "bvl data duplicates")
+    from big_vision_lite.commands.sources import input_of, source_of
+    from big_vision_lite.near_duplicates.find import find_duplicates
 
     embed = {}
-    if asked.embed is not None:
-        from big_vision_lite.training.embed import Embedder
+    if options.embed is not None:
+        from big_vision_lite.commands.setup import set_up_for
+        from big_vision_lite.runs.features import Embedder
 
-        set_up_for(asked.embed)
-        embedder = Embedder(asked.embed)
-        embed = {"embed": embedder, "embed_size": embedder.size, "max_embedding_distance": asked.max_embedding_distance}
-    against = {spec: input_of(spec) or source_of(spec) for spec in asked.against}
+        set_up_for(options.embed)
+        embedder = Embedder(options.embed)
+        embed = {"embed": embedder, "embed_size": embedder.size,
+                 "max_embedding_distance": options.max_embedding_distance}
+    against = {spec: input_of(spec) or source_of(spec) for spec in options.against}
     summary = find_duplicates(
-        input_of(asked.train) or source_of(asked.train), against, asked.out, asked.threshold,
-        min_correlation=asked.min_correlation, runner=asked.runner, beam_options=asked.beam_options,
-        shared=asked.shared, workers=asked.workers, on_bad_image=asked.on_bad_image, pairs_shown=asked.pairs_shown,
-        **embed)
-    for name, found in summary.against.items():
-        print(f"{name}: {found.with_duplicates:,} of {found.images:,} images have a near-duplicate in {asked.train}")
-    print(f"{summary.excluded:,} of {summary.train_images:,} training images are to be left out: "
-          f"Exclude({str(asked.out / 'exclude.txt')!r}); look at {asked.out / 'pairs.html'}")
+        input_of(options.train) or source_of(options.train), against, options.out, options.threshold,
+        min_correlation=options.min_correlation, runner=options.runner, beam_options=options.beam_options,
+        shared=options.shared, workers=options.workers, on_bad_image=options.on_bad_image,
+        pairs_shown=options.pairs_shown, **embed)
+    for name, counts in summary.against.items():
+        print(f"{name}: {counts.with_duplicates:,} of {counts.images:,} images have near-duplicates in {options.train}")
+    print(f"exclude {summary.excluded:,} of {summary.train_images:,} training images with "
+          f"Exclude({str(options.out / 'exclude.txt')!r}); see {options.out / 'pairs.html'}")
     return 0

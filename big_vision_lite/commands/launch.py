@@ -1,96 +1,104 @@
-"""The commands for other machines: ``bvl preflight`` says what a run would take there, ``bvl launch`` starts it."""
+"""The commands for other machines: ``bvl preflight`` predicts a run there, ``bvl launch`` starts it."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Annotated
 
-from big_vision_lite.commands.arguments import Flat, load, parse
-from big_vision_lite.commands.runs import Train
+import tyro
+
+from big_vision_lite import config as configs
+from big_vision_lite.commands.arguments import HELP, parse, parse_with_config, require_config, run_name
 from big_vision_lite.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Preflight:
-    """Compile a run's own step for devices that are not here: does it fit, how fast can it be, how long will it take?
+    """Compile a run's step for hardware you do not have yet: does it fit, how fast can it be, how long will it take?
 
     Exits with 1 when it does not fit."""
 
-    experiment: Flat
-    topology: str
+    topology: str = "v5e:4x4"
     """v5e:4x4, v4-32, v5litepod-16 (compiled by libtpu), cpu:N (compiled) or gpu:h100:8 (counted)."""
     classes: int | None = None
-    """Of the model, to look at the step where its data is not. None: open the data."""
+    """Number of the model's classes, where its data is not here; by default read from the data."""
     decode_rate: float | None = None
-    """Images a second that one core of a host decodes; None: assumed."""
+    """Images/s that one core of a host decodes; by default assumed."""
     share: float | None = None
-    """Of the roofline's speed, that the run reaches; None: assumed."""
+    """Share of the roofline's speed that the run reaches; by default assumed."""
     json: bool = False
-    """Print JSON, with where each figure comes from."""
+    """Print JSON, with the source of each figure."""
 
 
 def preflight(arguments: list[str]) -> int:
-    _, experiment = load(arguments, "preflight")
-    asked = parse(Preflight, arguments[1:], f"bvl preflight {arguments[0]}", Preflight(experiment, "v5e:4x4"))
-    # The devices are described, not used; those that are here stay free for others.
+    experiment, options = parse_with_config(Preflight, arguments, "preflight")
     import jax
 
-    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_platforms", "cpu")  # the target is described, not used; local accelerators stay free
     from rich.console import Console
 
-    from big_vision_lite.launch.compiled import show_cpu_devices
-    from big_vision_lite.launch.preflight import described, preflight, table
-    from big_vision_lite.launch.slices import slice_of
+    from big_vision_lite.launch.accelerators import parse_topology
+    from big_vision_lite.launch.compiled import request_cpu_devices
+    from big_vision_lite.launch.preflight import dataset_info, preflight, preflight_table
 
-    show_cpu_devices(slice_of(asked.topology))
-    console = Console(highlight=False, stderr=asked.json)
-    with console.status(f"compiling for {asked.topology}"):
-        found = preflight(asked.experiment, asked.topology, described(asked.experiment, asked.classes),
-                          asked.decode_rate, asked.share)
-    if asked.json:
-        print(json.dumps(found.to_json(), indent=2))
+    request_cpu_devices(parse_topology(options.topology))
+    console = Console(highlight=False, stderr=options.json)
+    with console.status(f"compiling for {options.topology}"):
+        result = preflight(experiment, options.topology, dataset_info(experiment, options.classes),
+                           options.decode_rate, options.share)
+    if options.json:
+        print(json.dumps(result.to_json(), indent=2))
     else:
-        console.print(table(found))
-    return int(found.fits is False)
+        console.print(preflight_table(result))
+    return int(result.fits is False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """Print the job script that starts a run elsewhere, or submit it. All other options are those of `bvl train`."""
+
+    cluster: Annotated[Path, tyro.conf.arg(metavar="FILE.toml")]
+    """Where to run, such as configs/clusters/slurm.toml."""
+    name: str | None = None
+    """Name of the run; by default the config's."""
+    out: Path | None = None
+    """Folder to write the files to, instead of printing them."""
+    run: bool = False
+    """Write the files (to launches/NAME, or --out) and start the run."""
 
 
 def launch(arguments: list[str]) -> int:
-    """Prints the scripts; with --run runs them. What is not its own goes to `bvl train`, and is checked as there."""
-    own = argparse.ArgumentParser("bvl launch CONFIG", allow_abbrev=False, description="Render what starts a run "
-                                  "elsewhere, and print it. All other options are those of bvl train.")
-    own.add_argument("--on", required=True, metavar="FILE.toml", type=Path, help="where; see configs/clusters")
-    own.add_argument("--name", help="of the run; by default the config's")
-    own.add_argument("--out", type=Path, metavar="DIR", help="write the files there instead of printing them")
-    own.add_argument("--run", action="store_true", help="write the files (to launches/NAME, or --out) and start it")
-    if arguments[:1] in (["-h"], ["--help"]):
-        own.print_help()
-        return 0
-    _, experiment = load(arguments, "launch")
-    asked, overrides = own.parse_known_args(arguments[1:])
-    parse(Train, overrides, f"bvl launch {arguments[0]}", Train(experiment, Path("runs")))
-    from big_vision_lite.launch.clusters import read
-    from big_vision_lite.launch.render import name_of, render
+    if not set(HELP).isdisjoint(arguments):
+        parse(Launch, ["--help"], "bvl launch CONFIG")
+    from big_vision_lite.commands.train import Train
 
-    name = asked.name or name_of(arguments[0])
-    cluster = read(asked.on)
-    rendered = render(cluster, name, arguments[0], overrides)
-    if not asked.run and not asked.out:
+    spec = require_config(arguments, "launch")
+    options, overrides = tyro.cli(Launch, args=arguments[1:], prog="bvl launch CONFIG", registry=configs.PARSERS,
+                                  return_unknown_args=True)
+    parse_with_config(Train, [spec, *overrides], "launch", processes=True)  # only to check them
+    from big_vision_lite.launch.clusters import read_cluster
+    from big_vision_lite.launch.render import cloud_name, render
+
+    name = options.name or cloud_name(run_name(spec))
+    cluster = read_cluster(options.cluster)
+    rendered = render(cluster, name, spec, overrides)
+    if not options.run and not options.out:
         for file, text in rendered.files.items():
             print(f"==> {file} <==\n{text}")
         print(f"==> started by <==\n{' '.join(rendered.command).replace('{folder}/', '')}")
         return 0
-    folder = asked.out or Path("launches") / name
+    folder = options.out or Path("launches") / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for file, text in rendered.files.items():
             (folder / file).write_text(text)
     except OSError as error:
         raise UserError(f"cannot write to {str(folder)!r}: {error.strerror or error}; choose another --out") from None
-    if not asked.run:
+    if not options.run:
         print(f"wrote {', '.join(str(folder / file) for file in rendered.files)}")
         return 0
     if shutil.which(cluster.program) is None:

@@ -8,93 +8,96 @@ from typing import Annotated
 
 import tyro
 
-from big_vision_lite.commands.arguments import parse
+from big_vision_lite.commands.arguments import Imports, parse
 from big_vision_lite.errors import UserError, nearest
 
 
 @dataclasses.dataclass(frozen=True)
 class Laws:
-    """Fit every law to the learning curves in a csv, choose by extrapolation, and say what an error takes.
+    """Fit laws to the learning curves in a csv file, choose by extrapolation, and say how many images an error takes.
 
-    Columns: the size, the error, and where there: split (train or extrapolate), seed, curve (a name).
+    Columns: the size, the error, and optionally split (train or extrapolate), seed and curve (a name).
     """
 
-    file: Annotated[Path, tyro.conf.Positional]
-    """A csv with a header."""
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.csv")]
+    """Csv file with a header."""
     x: str | None = None
-    """Column of the size. By default x, images or seen_examples, whichever is there."""
+    """Column of the size; by default x, images or seen_examples, whichever exists."""
     error: str = "error"
     """Column of the error: above 0, lower is better."""
     split: str = "split"
-    """Column that marks rows that no fit may see (extrapolate)."""
+    """Column that marks held-out rows with "extrapolate"."""
     seed: str = "seed"
-    """Column that tells runs at one size apart."""
+    """Column that distinguishes runs of equal size."""
     curve: str = "curve"
-    """Column that names curves, when the file has several."""
-    reach: tuple[float, ...] = ()
+    """Column that names the curves of a file with several."""
+    target_error: tuple[float, ...] = ()
     """Errors: how many images does each take?"""
     law: str | None = None
-    """Use this law instead of the one that extrapolates best: log-linear, power, asymptote, shifted or sigmoid."""
+    """Law to use instead of the one that extrapolates best: log-linear, power, asymptote, shifted or sigmoid."""
     chance: float | None = None
-    """The error of guessing, where it is known: the sigmoid law then starts from it."""
+    """Known chance-level error, from which the sigmoid law then starts."""
     upstream: str | None = None
     """Column of the upstream error: fit downstream against upstream error instead (Abnar et al. 2021)."""
-    draws: int = 200
-    """Of the bootstrap, for intervals."""
+    bootstrap: int = 200
+    """Bootstrap samples for the intervals."""
     figure: Path | None = None
-    """Draw curves and fits into this file (.png or .svg)."""
+    """File (.png or .svg) to draw curves and laws into."""
 
 
 def laws(arguments: list[str]) -> int:
-    asked = parse(Laws, arguments, "bvl laws")
-    from big_vision_lite.scaling import curves, extrapolation, fitting
-    from big_vision_lite.scaling.laws import laws as all_laws
+    options = parse(Laws, arguments, "bvl laws")
+    from big_vision_lite.scaling.laws import curves, extrapolation, fitting
+    from big_vision_lite.scaling.laws.families import laws as all_laws
 
-    if asked.draws < 20:
-        raise UserError(f"--draws {asked.draws}: an interval takes at least 20")
-    if asked.figure is not None and asked.figure.suffix not in (".png", ".svg"):
-        raise UserError(f"--figure {str(asked.figure)!r}: expected a name that ends in .png or .svg")
-    if any(not error > 0 for error in asked.reach):
-        raise UserError(f"--reach {min(asked.reach):g}: expected errors above 0")
-    if asked.chance is not None and not asked.chance > 0:
-        raise UserError(f"--chance {asked.chance:g}: expected an error above 0")
-    if asked.upstream is not None:
-        print(extrapolation.downstream_report(asked.file, asked.upstream, asked.error, asked.draws))
+    _check_bootstrap(options.bootstrap)
+    if options.figure is not None and options.figure.suffix not in (".png", ".svg"):
+        raise UserError(f"--figure {str(options.figure)!r}: expected a name that ends in .png or .svg")
+    if any(not error > 0 for error in options.target_error):
+        raise UserError(f"--target-error {min(options.target_error):g}: expected errors above 0")
+    if options.chance is not None and not options.chance > 0:
+        raise UserError(f"--chance {options.chance:g}: expected an error above 0")
+    if options.upstream is not None:
+        print(extrapolation.downstream_report(options.file, options.upstream, options.error, options.bootstrap))
         return 0
-    found = curves.read_curves(asked.file, asked.x, asked.error, asked.split, asked.seed, asked.curve)
-    compared = []
-    for curve in found:
-        comparison = extrapolation.compare(curve, all_laws(asked.chance))
-        if asked.law is not None:
-            comparison = _choose(comparison, asked.law)
-        draws = fitting.bootstrap(comparison.fit, curve, asked.draws)
-        compared.append((comparison, draws))
-        points = int((~curve.held).sum())
-        print(f"{curve.name or asked.file}: {points} points at {curve.train.sizes} sizes"
-              + (f", {int(curve.held.sum())} held back" if curve.held.any() else ""))
-        print(_columns(extrapolation.table(comparison, draws)))
-        for error in asked.reach:
-            print(extrapolation.reach(comparison.fit, curve, draws, error))
+    fitted = []
+    for curve in curves.read_curves(options.file, options.x, options.error, options.split, options.seed, options.curve):
+        comparison = extrapolation.compare(curve, all_laws(options.chance))
+        if options.law is not None:
+            comparison = _choose(comparison, options.law)
+        samples = fitting.bootstrap(comparison.fit, curve, options.bootstrap)
+        fitted.append(extrapolation.ChosenLaw(comparison, samples))
+        points = int((~curve.held_out).sum())
+        print(f"{curve.name or options.file}: {points} points at {curve.train.sizes} sizes"
+              + (f", {int(curve.held_out.sum())} held out" if curve.held_out.any() else ""))
+        print(_columns(extrapolation.law_table(comparison, samples)))
+        for error in options.target_error:
+            print(extrapolation.estimate_size(comparison.fit, curve, samples, error))
         print()
-    print("fit, inner, extrapolate: root mean square of the log error. inner: fitted to sizes up to half the largest,\n"
-          "scored on the rest; the choice goes by it alone. Intervals: 95 %, bootstrap over seeds and points.")
-    if asked.figure is not None:
-        from big_vision_lite.scaling import figures
+    print("fit, inner, extrapolate: RMS of the log error. inner: of a fit to the sizes up to half the largest, on the\n"
+          "rest; this alone is the criterion of the choice. Intervals: 95 %, bootstrap over seeds and points.")
+    if options.figure is not None:
+        from big_vision_lite.scaling.report import figures
 
-        figures.save(figures.draw_laws(compared), asked.figure)
-        print(f"drawn: {asked.figure}")
+        figures.save(figures.draw_laws(fitted), options.figure)
+        print(f"figure: {options.figure}")
     return 0
 
 
+def _check_bootstrap(samples: int) -> None:
+    if samples < 20:
+        raise UserError(f"--bootstrap {samples}: an interval needs at least 20 samples")
+
+
 def _choose(comparison, name: str):
-    """The same comparison with another law. Raises: UserError when there is no such law, or it has no fit."""
-    named = {row.law.name.split(" ")[0]: row for row in comparison.rows}
-    row = named.get(name.split(" ")[0])
-    if row is None:
-        raise UserError(f"--law {name!r}: no such law" + nearest(name, named))
-    if row.fit is None:
-        raise UserError(f"--law {name!r}: {row.note}, the curve has {comparison.curve.train.sizes}")
-    return dataclasses.replace(comparison, chosen=row)
+    """The same comparison with another law. Raises: UserError when there is no such law, or it was not fitted."""
+    by_name = {score.law.name.split(" ")[0]: score for score in comparison.scores}
+    chosen = by_name.get(name.split(" ")[0])
+    if chosen is None:
+        raise UserError(f"--law {name!r}: no such law" + nearest(name, by_name))
+    if chosen.fit is None:
+        raise UserError(f"--law {name!r}: {chosen.note}, the curve has {comparison.curve.train.sizes}")
+    return dataclasses.replace(comparison, chosen=chosen)
 
 
 def _columns(cells: list[list[str]]) -> str:
@@ -105,34 +108,38 @@ def _columns(cells: list[list[str]]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Write report.html and figures/ of studies and runs: curves, laws, tables, pictures, provenance."""
+    """Write report.html and figures/ of studies and runs: curves, laws, tables, predictions, provenance."""
 
-    folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders with results.csv, of studies or made by hand, and of single runs. Several make one report."""
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER ...")]
+    """Folders with a results.csv, and of single runs; several make one report."""
     out: Path | None = None
     """Folder to write to; by default the first of the folders."""
     table: str | None = None
-    """Print this table of the paper beside the results, and write nothing: coco, voc07, ... Runs that no study put
-    into a row are put there by their configs."""
+    """Table of the paper, such as coco, to print beside the results; writes nothing."""
+    row: str | None = None
+    """Row of the table, such as "ImageNet", for the runs that their study puts into none."""
     metric: str | None = None
     """Column to draw; by default the main metric of the runs."""
-    draws: int = 200
-    """Of the bootstrap, for intervals."""
-    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
-    """Modules beside this package that the classes in runs' configs may come from."""
+    lower_is_better: bool = False
+    """Direction of --metric where it is no run's main metric."""
+    bootstrap: int = 200
+    """Bootstrap samples for the intervals."""
+    imports: Imports = ()
 
 
 def report(arguments: list[str]) -> int:
-    asked = parse(Report, arguments, "bvl report")
-    if asked.draws < 20:
-        raise UserError(f"--draws {asked.draws}: an interval takes at least 20")
-    if not asked.folders:
+    options = parse(Report, arguments, "bvl report")
+    _check_bootstrap(options.bootstrap)
+    if options.row is not None and options.table is None:
+        raise UserError("--row names a row of a table; give --table as well")
+    if not options.folders:
         raise UserError("bvl report needs the folder of a study or of a run: bvl report runs/data_size")
-    from big_vision_lite.scaling import report as reports
+    from big_vision_lite.scaling.report import report as reports
 
-    if asked.table is not None:
-        print(reports.paper_table(asked.folders, asked.table, asked.imports))
+    if options.table is not None:
+        print(reports.paper_table(options.folders, options.table, options.row, options.imports))
         return 0
-    for line in reports.write(asked.folders, asked.out, asked.metric, asked.draws, asked.imports):
+    for line in reports.write_report(options.folders, options.out, options.metric, options.lower_is_better,
+                                     options.bootstrap, options.imports):
         print(line)
     return 0

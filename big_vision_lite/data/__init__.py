@@ -1,1 +1,1 @@
-"""Bytes to batches: sources, transforms and the input pipeline."""
+"""From bytes to batches: the source interface and the input pipeline."""

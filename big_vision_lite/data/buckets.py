@@ -1,15 +1,14 @@
-"""Which shape the images of a step have, when there are several: a pure function of the seed and the step.
+"""Batches of several image shapes: which bucket each step uses, as a pure function of seed and step.
 
-Every image belongs to one bucket, by its size, which is known without decoding. In training each bucket has its own
-endless shuffled stream, and steps are dealt out among the buckets by their shares of the images: of n images, any n
-steps from a multiple of n on have exactly as many steps of a bucket as it has images. Within them the steps of a bucket
-are spread evenly, each at a random place within its own stretch. In evaluation one bucket follows the other.
+Every image belongs to one bucket, by its size. In training, each bucket has its own endless shuffled stream, and steps
+are assigned to buckets in proportion to their images: with n images, each period of n steps has as many steps of a
+bucket as the bucket has images. Within the period, a bucket's steps are spread evenly with random jitter. In
+evaluation, the buckets follow one another.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,9 +16,9 @@ import numpy as np
 @dataclasses.dataclass(frozen=True, eq=False)
 class Buckets:
     """Attributes:
-    members: of each bucket, int64 ``[k]``, the indices of its images in ascending order.
-    bucket: int8 ``[period]``: of each step its bucket; in training the steps repeat with this period.
-    batch: int64 ``[period]``: which of the bucket's batches it is, counted from 0.
+    members: per bucket, int64 ``[k]``: the indices of its images, ascending.
+    bucket: int8 ``[period]``: the bucket of each step; in training, steps repeat with this period.
+    batch: int64 ``[period]``: which of the bucket's batches the step uses, counted from 0.
     """
 
     members: tuple[np.ndarray, ...]
@@ -30,10 +29,10 @@ class Buckets:
     def of(cls, which: np.ndarray, count: int, batch_size: int, seed: int | None) -> Buckets:
         """Args:
         which: int64 ``[n]``, the bucket of each image, below ``count``.
-        seed: of the order of steps; None for evaluation.
+        seed: for the order of steps; None for evaluation.
 
-        In training, a bucket of fewer images than a batch would show each of them several times at once; its images
-        go to the bucket that has most.
+        In training, a bucket with fewer images than a batch would repeat images within a batch, so its images go to
+        the largest bucket.
         """
         if seed is not None:
             sizes = np.bincount(which, minlength=count)
@@ -50,17 +49,14 @@ class Buckets:
         return cls(members, bucket, np.concatenate([np.arange(len(m)) for m in members])[order])
 
     def at(self, step: int) -> tuple[int, int]:
-        """The bucket of a step, and which batch of that bucket it is."""
-        period, place = divmod(step, len(self.bucket))
-        bucket = int(self.bucket[place])
-        return bucket, period * len(self.members[bucket]) + int(self.batch[place])
+        """The bucket of a step, and which of that bucket's batches it uses."""
+        period, offset = divmod(step, len(self.bucket))
+        bucket = int(self.bucket[offset])
+        return bucket, period * len(self.members[bucket]) + int(self.batch[offset])
 
 
-def seed_of(seed: int, bucket: int) -> int:
-    """Of the shuffled stream of a bucket."""
+def bucket_seed(seed: int, bucket: int) -> int:
+    """The seed of a bucket's shuffled stream."""
     return int(np.random.SeedSequence((seed, bucket)).generate_state(1)[0])
 
 
-def of_batch(members: np.ndarray, positions: Sequence[int]) -> list[int]:
-    """The images at these positions of a bucket in evaluation; -1 past its end."""
-    return [int(members[p]) if p < len(members) else -1 for p in positions]

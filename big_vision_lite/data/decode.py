@@ -1,12 +1,10 @@
-"""Encoded images to uint8 RGB pixels, reading no more of a file than the wanted pixels need.
+"""Encoded images to uint8 RGB pixels.
 
-JPEG, the format of nearly all photos, is decoded by libjpeg-turbo at a quarter, half or full of its
-resolution, whichever still has a pixel for every pixel of the result, and down to the last row that is wanted.
-Ordinary PNG goes through OpenCV; everything else (CMYK, alpha, 16 bits, WebP, BMP, GIF, TIFF, HEIC) through
-Pillow.
+JPEG, the format of nearly all photos, is decoded by libjpeg-turbo at the smallest of 1/8, 1/4, 1/2 and full resolution
+that has a pixel for every output pixel. Ordinary PNG goes through OpenCV, everything else (CMYK, alpha, 16 bits, WebP,
+BMP, GIF, TIFF, HEIC) through Pillow.
 
-Every result is upright (all 8 EXIF orientations). Damage in what was read is an error, and so is a file cut off on
-its way: it is never a photo with a grey half, nor a crop of the half that is there.
+Every result is upright (all 8 EXIF orientations). A damaged or truncated file is an error, never a half-grey photo.
 """
 
 from __future__ import annotations
@@ -37,29 +35,26 @@ MILD_SHRINK = 1.5
 """Up to this factor bilinear interpolation is as close to an ideal (Lanczos) resize as the mean over areas;
 beyond, it aliases: on a photo of fine structure 33 dB against 34 at 1.5, 27 against 34 at 1.9."""
 
-WORTH_SKIPPING = 16_384
-"""Pixels below the wanted rows of a JPEG file that are worth not being decoded."""
+MAX_SCRATCH = 16_000_000
+"""Bytes above which a thread's scratch buffer is not kept for the next image."""
 
-SCRATCH = 16_000_000
-"""Most bytes that a thread keeps for pixels on their way, a buffer."""
-
-cv2.setNumThreads(0)  # the pipeline keeps every core busy with an image of its own
+cv2.setNumThreads(0)  # the pipeline decodes one image per core
 
 
 class DecodeError(ValueError):
-    """Damaged, too large or of an unknown format; the message is the reason. The caller knows which image."""
+    """An image is damaged, too large or of an unknown format. The message gives the reason but not which image."""
 
 
 class Header(NamedTuple):
-    """What the first bytes of an image tell."""
+    """What can be known of an image without decoding it."""
 
-    height: int  # in pixels of the upright image
+    height: int  # of the upright image, in pixels
     width: int
-    orientation: int  # EXIF's, 1 to 8, of the pixels as ``reader`` gives them
+    orientation: int  # EXIF orientation, 1 to 8, of the pixels that ``reader`` returns
     reader: str  # "array", "jpeg", "png" or "pillow"
 
 
-# From stored to upright pixels: whether to transpose, then whether to flip rows, then columns.
+# How to turn stored pixels upright: transpose first, then flip rows, then flip columns.
 _UPRIGHT = {
     1: (False, False, False),
     2: (False, False, True),
@@ -76,16 +71,16 @@ def image_size(image: bytes | np.ndarray) -> tuple[int, int]:
     """(height, width) in pixels after EXIF orientation, without decoding.
 
     Raises:
-      DecodeError: not an image, damaged in its header, or too large.
+      DecodeError: not an image, a damaged header, or too large.
     """
     return read_header(image)[:2]
 
 
 def read_header(image: bytes | np.ndarray) -> Header:
-    """Size and orientation, without decoding. For uint8 ``[h, w, 3]`` it is the array's own size.
+    """Size and orientation, without decoding. An array, uint8 ``[h, w, 3]``, is upright already.
 
     Raises:
-      DecodeError: not an image, damaged in its header (of PNG: anywhere), or too large.
+      DecodeError: not an image, a damaged header (in PNG: damage anywhere), or too large.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -99,21 +94,18 @@ def read_header(image: bytes | np.ndarray) -> Header:
         header = _pillow_header(image)
     limit = MAX_PIXELS_JPEG if header.reader == "jpeg" else MAX_PIXELS
     if header.height * header.width > limit:
-        raise DecodeError(
-            f"{header.width} x {header.height} pixels are more than the {limit / 1e6:.0f} megapixels allowed"
-        )
+        raise DecodeError(f"{header.width} x {header.height} pixels exceed the limit of {limit / 1e6:.0f} megapixels")
     return header
 
 
 def decode(image: bytes | np.ndarray) -> np.ndarray:
     """The whole image, upright, at its full resolution: uint8 ``[height, width, 3]``.
 
-    Transparent pixels are put on white, the page that such drawings are made for. 16-bit values keep their
-    upper 8 bits, so that the range of values maps to 0 to 255.
+    Transparent pixels are composited on white. 16-bit values keep their upper 8 bits.
 
     Raises:
       DecodeError: damaged, truncated, too large, or of an unknown format.
-      UserError: a HEIC file, and the reader for it is not installed.
+      UserError: a HEIC file while pillow_heif is not installed.
     """
     header = read_header(image)
     out = np.empty((header.height, header.width, 3), np.uint8)
@@ -133,13 +125,12 @@ def decode_crop_resize(
 
     Args:
       image: an encoded file, or uint8 ``[h, w, 3]``.
-      crop: (top, left, height, width) in pixels of the upright image at full resolution; None for all of it.
-        Its edges move to whole pixels of the decoded image, by at most half a pixel of the file or of
-        ``out``, whichever is larger. It lies within the image.
-      out: uint8 ``[H, W, 3]``, C-contiguous, for example one image of a batch. On an error its content is
-        undefined.
+      crop: (top, left, height, width) within the image, in pixels of the upright image at full resolution; None for
+        all of it. Edges are rounded to whole pixels of the decoded image: they move by at most half a pixel of the
+        file or of ``out``, whichever is larger.
+      out: uint8 ``[H, W, 3]``, C-contiguous, for example one image of a batch. Undefined after an error.
       flip: mirror left to right.
-      header: of ``image``, if it was read already.
+      header: the header of ``image``, if already read.
       antialias: see ``resize``.
 
     Raises:
@@ -152,7 +143,7 @@ def decode_crop_resize(
     out_height, out_width, _ = out.shape
     transpose, flip_rows, flip_columns = _UPRIGHT[header.orientation]
 
-    # The window moves to where the file stores it: few pixels are turned upright instead of all.
+    # The window is moved to where the file stores it, so that only its pixels are turned upright.
     if flip_rows:
         top = header.height - top - height
     if flip_columns:
@@ -164,8 +155,8 @@ def decode_crop_resize(
     if header.reader == "jpeg":
         enough = (n for n in (1, 2, 4) if height * n >= 8 * out_height and width * n >= 8 * out_width)
         eighths = next(enough, 8)
-    pixels, available = _pixels(image, header, eighths, top + height)
-    rows = _whole_pixels(top, height, eighths, available)
+    pixels = _pixels(image, header, eighths)
+    rows = _whole_pixels(top, height, eighths, pixels.shape[0])
     columns = _whole_pixels(left, width, eighths, pixels.shape[1])
     pixels = pixels[rows, columns]
 
@@ -174,7 +165,7 @@ def decode_crop_resize(
         resize(pixels, out, antialias)
         return
     if pixels.shape[:2] != (out_height, out_width):
-        resized = _stored.array(out_height, out_width, 3)
+        resized = _resized.array(out_height, out_width, 3)
         resize(pixels, resized, antialias)
         pixels = resized
     if transpose:
@@ -186,38 +177,38 @@ def decode_crop_resize(
 
 
 def _whole_pixels(start: float, length: float, eighths: int, available: int) -> slice:
-    """The window [start, start + length) on the grid of the image decoded at ``eighths`` / 8."""
+    """The window [start, start + length) on the pixel grid of the image decoded at ``eighths`` / 8."""
     count = min(max(round(length * eighths / 8), 1), available)
     first = min(max(round(start * eighths / 8), 0), available - count)
     return slice(first, first + count)
 
 
 class _Scratch(threading.local):
-    """A thread's own memory for pixels between two steps: fresh pages cost as much as what is written to them."""
+    """Reused memory, one buffer per thread: faulting in fresh pages costs as much as writing the pixels."""
 
     def __init__(self) -> None:
         self.memory = np.empty(0, np.uint8)
 
     def array(self, *shape: int) -> np.ndarray:
-        """uint8 of any content, until the next call in this thread."""
+        """uint8, uninitialised, valid until the next call in this thread."""
         size = math.prod(shape)
-        if size > SCRATCH:
+        if size > MAX_SCRATCH:
             return np.empty(shape, np.uint8)
         if size > len(self.memory):
             self.memory = np.empty(size, np.uint8)
         return self.memory[:size].reshape(shape)
 
 
-_blocks, _stored = _Scratch(), _Scratch()
+_blocks, _resized = _Scratch(), _Scratch()
 
 
 def resize(source: np.ndarray, out: np.ndarray, antialias: bool = True) -> None:
     """Resize uint8 ``[h, w, 3]`` into ``out``, uint8 ``[H, W, 3]`` and contiguous.
 
-    With antialiasing it is bilinear as far as it does not alias; a stronger reduction goes to a multiple of the
-    wanted size first and ends with the mean of whole blocks. That is as faithful as INTER_AREA in one step (within
-    1 dB of it at most factors, 2 dB at worst, against Lanczos) and twice as fast between 1.5 and 3, where random
-    crops are, because OpenCV has vector code only for the mean of 2 x 2. Without, it is bilinear at every reduction.
+    With antialiasing, mild reductions are bilinear; stronger ones go bilinearly to a multiple of the target size and
+    then take the mean of whole blocks. That is as faithful as INTER_AREA in one step (within 1 dB of it at most
+    factors, 2 dB at worst, against Lanczos) and twice as fast between 1.5 and 3, where random crops are, because OpenCV
+    has vector code only for the mean of 2 x 2. Without antialiasing, every reduction is bilinear.
     """
     height, width, _ = source.shape
     out_height, out_width, _ = out.shape
@@ -233,73 +224,30 @@ def resize(source: np.ndarray, out: np.ndarray, antialias: bool = True) -> None:
     cv2.resize(blocks, (out_width, out_height), dst=out, interpolation=cv2.INTER_AREA)
 
 
-def _pixels(image: bytes | np.ndarray, header: Header, eighths: int, bottom: float) -> tuple[np.ndarray, int]:
-    """uint8 [h, w, 3], not yet upright, and h; of JPEG ``eighths`` / 8 of the full size, rounded up. Rows below
-    ``bottom`` (of the full size) may be missing; h counts them."""
+def _pixels(image: bytes | np.ndarray, header: Header, eighths: int) -> np.ndarray:
+    """uint8 ``[h, w, 3]``, not yet upright; of JPEG at ``eighths`` / 8 of the full size, rounded up."""
     if header.reader == "array":
-        pixels = image
-    elif header.reader == "jpeg":
+        return image
+    if header.reader == "jpeg":
         height, width = (header.width, header.height) if header.orientation >= 5 else header[:2]
-        least = {"min_height": -(-height * eighths // 8), "min_width": -(-width * eighths // 8)} if eighths < 8 else {}
-        # Two rows more (decoded ones): edges move to whole pixels, and chroma is interpolated between rows.
-        rows = math.ceil(bottom) + 16 // eighths
-        if (height - rows) * width >= WORTH_SKIPPING:
-            pixels = _first_rows(image, rows, width, eighths)
-            if pixels is not None:
-                return pixels, -(-height * eighths // 8)
-        pixels = _simplejpeg(image, **least)
-    elif header.reader == "png":
+        scaled = {"min_height": -(-height * eighths // 8), "min_width": -(-width * eighths // 8)} if eighths < 8 else {}
+        try:  # strict by default: libjpeg's warnings, such as a premature end, are errors
+            return simplejpeg.decode_jpeg(image, **scaled)
+        except ValueError as error:
+            raise DecodeError(str(error)) from None
+    if header.reader == "png":
         pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if pixels is None:
             raise DecodeError("damaged PNG")
-        cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
-    else:
-        pixels = _pillow_pixels(image)
-    return pixels, pixels.shape[0]
-
-
-def _first_rows(data: bytes, rows: int, width: int, eighths: int) -> np.ndarray | None:
-    """The upper ``rows`` (before scaling) of a JPEG file, at the same values as of the whole; None where that cannot
-    be had: progressive files, restart markers, damage.
-
-    The decoder is given the file with a smaller height in its header. It then reports that data are left before the
-    end of the image, and this as its first complaint: what it decoded is sound, and the file not cut off.
-    """
-    at, height_at = 2, 0
-    while data[at : at + 1] == b"\xff" and at + 10 < len(data):
-        kind = data[at + 1]
-        if kind == 0xDA:  # the pixels, expected to be one scan of all components
-            break
-        if kind == 0xC0:
-            height_at = at + 5
-        elif kind == 0xDD or (0xC1 <= kind <= 0xCF and kind != 0xC4):
-            return None
-        at += 2 + int.from_bytes(data[at + 2 : at + 4])
-    if not height_at or data[at : at + 2] != b"\xff\xda" or data[at + 4] != data[height_at + 4]:
-        return None
-    shape = (-(-rows * eighths // 8), -(-width * eighths // 8), 3)
-    out = np.empty(shape, np.uint8)
-    shorter = b"".join((data[:height_at], rows.to_bytes(2), data[height_at + 2 :]))
-    try:
-        simplejpeg.decode_jpeg(shorter, min_height=shape[0], min_width=shape[1], buffer=out.reshape(-1))
-    except ValueError as error:
-        if not str(error).endswith("extraneous bytes before marker 0xd9"):
-            return None
-    return out
-
-
-def _simplejpeg(data: bytes, **least) -> np.ndarray:
-    try:  # strict by default: libjpeg's warnings, such as a premature end, are errors
-        return simplejpeg.decode_jpeg(data, **least)
-    except ValueError as error:
-        raise DecodeError(str(error)) from None
+        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
+    return _pillow_pixels(image)
 
 
 def _jpeg_header(data: bytes) -> Header:
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
-        return _pillow_header(data)  # rare ways of subsampling, or damage: then Pillow gives the reason
+        return _pillow_header(data)  # rare chroma subsampling, or damage, for which Pillow gives the reason
     if space in ("CMYK", "YCCK"):
         return _pillow_header(data)
     orientation = 1
@@ -316,7 +264,7 @@ def _jpeg_header(data: bytes) -> Header:
 
 
 def _exif_orientation(tiff: bytes) -> int:
-    """EXIF's orientation; 1 where there is none or it is unreadable, for the pixels may be fine."""
+    """The EXIF orientation; 1 when it is missing or unreadable, since the pixels may be fine."""
     try:
         exif = Image.Exif()
         exif.load(tiff)
@@ -327,7 +275,7 @@ def _exif_orientation(tiff: bytes) -> int:
 
 
 def _png_header(data: bytes) -> Header:
-    """Reads all chunks: EXIF may follow the pixels, and Pillow does not look at the checksums of pixels."""
+    """Reads all chunks: EXIF may follow the pixels, and Pillow does not verify the checksums of pixels."""
     at, kind, seen, orientation = 8, b"", set(), 1
     view = memoryview(data)
     try:
@@ -353,11 +301,11 @@ def _png_header(data: bytes) -> Header:
 
 
 def _pillow_header(data: bytes) -> Header:
-    with _pillow_reasons():
+    with _decode_errors():
         image = _pillow_open(data)
         width, height = image.size
         if image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
-            height, width = width, height  # of TIFF, Pillow gives the upright size itself
+            height, width = width, height  # for TIFF, Pillow returns the upright size itself
     return Header(height, width, 1, "pillow")
 
 
@@ -370,28 +318,28 @@ def _pillow_open(data: bytes) -> Image.Image:
 
 
 def _pillow_pixels(data: bytes) -> np.ndarray:
-    with _pillow_reasons():
+    with _decode_errors():
         image = ImageOps.exif_transpose(_pillow_open(data))
-        if image.mode.startswith("I;16"):  # Pillow's own conversion would clip to 255
+        if image.mode.startswith("I;16"):  # Pillow's own conversion clips to 255
             return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
         if image.mode in ("I", "F"):
-            raise DecodeError("32-bit pixels have no agreed range; convert the file to 8 or 16 bits")
+            raise DecodeError("32-bit pixels have no standard range; convert the file to 8 or 16 bits")
         if image.has_transparency_data:
-            drawing = image.convert("RGBA")
-            image = Image.new("RGB", drawing.size, "white")
-            image.paste(drawing, mask=drawing)
+            rgba = image.convert("RGBA")
+            image = Image.new("RGB", rgba.size, "white")
+            image.paste(rgba, mask=rgba)
         return np.asarray(image.convert("RGB"))
 
 
 @contextlib.contextmanager
-def _pillow_reasons():
-    """Pillow's readers raise OSError, SyntaxError, struct.error, IndexError and others for damage."""
+def _decode_errors():
+    """Maps errors to `DecodeError`: for damage, Pillow raises OSError, SyntaxError, struct.error, IndexError, ..."""
     try:
         yield
     except (DecodeError, UserError, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise DecodeError("not an image of a known format, or damaged at its start") from None
+        raise DecodeError("unknown image format, or damage at the start of the file") from None
     except Exception as error:
         raise DecodeError(str(error) or type(error).__name__) from error
 
@@ -399,7 +347,7 @@ def _pillow_reasons():
 @functools.cache
 def _register_heif() -> None:
     if importlib.util.find_spec("pillow_heif") is None:
-        raise UserError("HEIC images need one more package: pip install 'big_vision_lite[heic]'")
+        raise UserError("HEIC images need pillow_heif: pip install 'big_vision_lite[heic]'")
     import pillow_heif
 
     pillow_heif.register_heif_opener()

@@ -1,4 +1,4 @@
-"""The one interface between places where examples are stored and the pipeline that reads them."""
+"""The interface between stored examples and the pipeline that reads them."""
 
 from __future__ import annotations
 
@@ -6,71 +6,94 @@ import abc
 import concurrent.futures
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from big_vision_lite.data.cache import cache_dir, kept
 from big_vision_lite.data.decode import DecodeError, image_size
 from big_vision_lite.errors import BadImageError
+from big_vision_lite.system.cache import cache_dir, cached_file
 
 Example = dict[str, Any]
-"""One example. Always there:
+"""One example. Required keys:
 
-``id``      str, stable over runs and machines
+``id``      str, stable across runs and machines
 ``image``   bytes (an encoded file) or uint8 ``[height, width, 3]``
-``labels``  int32 ``[n]``, the ids of the classes that are present, without repeats
+``labels``  int32 ``[n]``, the ids of the classes present, without duplicates
 
-Where the source knows objects:
+If the source has objects:
 
-``boxes``         float32 ``[n, 4]``, (ymin, xmin, ymax, xmax) as fractions of the image, TFDS's order
+``boxes``         float32 ``[n, 4]``, (x1, y1, x2, y2) as fractions of the image
 ``box_labels``    int32 ``[n]``
-``visible``       float32 ``[n]``, the share of each object's pixels that nothing covers
-``instance_mask`` bytes (PNG) or uint8 ``[height, width]``; 0 background, k the k-th box
-``class_mask``    bytes (PNG) or uint16 ``[height, width]``; 0 background, c + 1 for class c, 255 undecided (VOC's void)
-``crowd``         bool ``[n]``, boxes around many objects (COCO)
-``difficult``     bool ``[n]``, objects that do not count in a score (VOC)
+``visible``       float32 ``[n]``, the fraction of each object that is not occluded
+``instance_mask`` bytes (PNG) or uint8 ``[height, width]``; 0 background, k for the k-th box
+``class_mask``    bytes (PNG) or uint16 ``[height, width]``; 0 background, c + 1 for class c, 255 void
+``crowd``         bool ``[n]``, boxes around groups of objects (COCO)
+``difficult``     bool ``[n]``, objects ignored in scores (VOC)
 ``area``          float32 ``[n]``, in square pixels as annotated (COCO)
-``image_id``      int, COCO's number of the image
+``image_id``      int, COCO's id of the image
 
-Where nothing is known but the pixels, ``unlabelled`` is True.
+``unlabelled`` is True if there are no annotations at all.
 """
 
 
-OBJECTS = ("boxes", "box_labels", "visible", "crowd", "difficult", "area", "instance_mask", "class_mask")
-"""What of an `Example` speaks of objects at their places."""
+class ObjectArray(NamedTuple):
+    """An array of an `Example` with one entry per object."""
+
+    feature: str
+    """Its name in TFDS datasets."""
+    dtype: type
+    shape: tuple[int, ...] = ()
+    """Of each object's entry."""
 
 
-class Described:
-    """What a model must know of its data. A run keeps it, so that it can be used where its data is not."""
+OBJECT_ARRAYS: dict[str, ObjectArray] = {
+    "visible": ObjectArray("visible", np.float32),
+    "crowd": ObjectArray("is_crowd", np.bool_),
+    "difficult": ObjectArray("is_difficult", np.bool_),
+    "area": ObjectArray("area", np.float32),
+}
+"""What an `Example` may hold about each object beside its box and label. An array added here is read from TFDS
+datasets, stored by `prepare`, and filtered with the boxes by curation and by joint transforms."""
+
+
+def without_objects(example: Example) -> Example:
+    """The example without its objects: boxes, arrays about them and masks."""
+    placed = ("boxes", "box_labels", "instance_mask", "class_mask")
+    return {key: value for key, value in example.items() if key not in placed and key not in OBJECT_ARRAYS}
+
+
+class DatasetInfo:
+    """What a model needs to know about its data. It is saved with a run, which is then usable without the data."""
 
     classes: tuple[str, ...]
     """Class names; a label is an index into them."""
     multi_label: bool
-    """Whether an image may carry any number of labels; otherwise exactly one."""
+    """Whether an image may have any number of labels; otherwise exactly one."""
     fingerprint: str
-    """Names the content cheaply (no image is read): equal fingerprints mean equal examples in equal order."""
+    """Identifies the content without reading any image: equal fingerprints mean equal examples in equal order."""
     unlabelled: bool = False
-    """Nothing is known of the images but their pixels: they are there for their predictions alone."""
+    """The images have no annotations: they can only be predicted on."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Description(Described):
-    """The description of a source as it was when a run was trained on it."""
+class SavedDatasetInfo(DatasetInfo):
+    """A run's record of the dataset it was trained on."""
 
     classes: tuple[str, ...]
     multi_label: bool
     fingerprint: str
     images: int
     sha256: str
-    """Over the ids in order; see `data.manifest`."""
+    """Of the ids in order; see `data.curation.manifest`."""
 
     def __len__(self) -> int:
         return self.images
 
 
-class Records(Described, abc.ABC):
-    """An opened source: random access by index. Picklable, because worker processes read it too."""
+class Dataset(DatasetInfo, abc.ABC):
+    """An opened source: random access by index. Must be picklable, because worker processes read it too."""
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -79,36 +102,34 @@ class Records(Described, abc.ABC):
     def __getitem__(self, index: int) -> Example: ...
 
     def read(self, indices: Sequence[int]) -> list[Example | BadImageError]:
-        """The examples at many indices, for a source that can do that better than one by one. One that cannot be read
-        has its error in its place."""
-        found: list[Example | BadImageError] = []
+        """The examples at these indices, with an error in place of each that cannot be read. Overridden where a batch
+        of reads is cheaper than single ones."""
+        examples: list[Example | BadImageError] = []
         for index in indices:
             try:
-                found.append(self[index])
+                examples.append(self[index])
             except BadImageError as error:
-                found.append(error)
-        return found
+                examples.append(error)
+        return examples
 
     def labels(self, index: int) -> tuple[str, np.ndarray]:
-        """(id, labels) as ``self[index]`` has them, for those who look at all of a source: without reading the image
-        where the source can."""
+        """(id, labels) of ``self[index]``, without reading the image if the source can do that."""
         example = self[index]
         return example["id"], example["labels"]
 
     def image_sizes(self) -> np.ndarray:
-        """int32 ``[n, 2]``: (height, width) of every image, as far as it is known without decoding; (0, 0) where a
-        header cannot be read. A source that does not know them reads every image once, and keeps what it found by
-        the source's fingerprint."""
-        place = cache_dir() / "image_sizes" / f"{self.fingerprint.replace('/', '_')}-{len(self)}.npy"
-        if place.is_file():
-            return np.load(place, allow_pickle=False)
+        """int32 ``[n, 2]``: (height, width) of every image, from its header; (0, 0) if that cannot be read. By default
+        every file is read once, and the sizes are cached under the dataset's fingerprint."""
+        path = cache_dir() / "image_sizes" / f"{self.fingerprint.replace('/', '_')}-{len(self)}.npy"
+        if path.is_file():
+            return np.load(path, allow_pickle=False)
 
-        def piece(start: int) -> list[tuple[int, int]]:
-            return [self._image_size(index) for index in range(start, min(start + 256, len(self)))]
+        def chunk(start: int) -> np.ndarray:
+            return np.array([self._image_size(i) for i in range(start, min(start + 256, len(self)))], np.int32)
 
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            sizes = np.concatenate([np.array(found, np.int32) for found in pool.map(piece, range(0, len(self), 256))])
-        with kept(place) as temporary:
+            sizes = np.concatenate(list(pool.map(chunk, range(0, len(self), 256))))
+        with cached_file(path) as temporary:
             np.save(temporary, sizes)
         return sizes
 
@@ -121,12 +142,20 @@ class Records(Described, abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Source(abc.ABC):
-    """Where examples come from. A config names one; nothing is touched until ``open``."""
+    """Where examples come from, as named in a config. Nothing is read before ``open``."""
+
+    precedence: ClassVar[int] = 1
+    """If several formats recognise a path, the one with the highest precedence is used."""
+
+    @classmethod
+    def recognise(cls, path: Path) -> dict[str, Any] | None:
+        """The fields of a source of this format at ``path``, given on the command line; None if there is none."""
+        return None
 
     @abc.abstractmethod
-    def open(self) -> Records:
-        """Check that the data is there and give access to it.
+    def open(self) -> Dataset:
+        """Check that the data exists and open it.
 
         Raises:
-          UserError: the source is missing or empty; the message says what to do.
+          UserError: the data is missing, empty or malformed; the message says what to do.
         """

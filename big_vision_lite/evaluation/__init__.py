@@ -1,1 +1,1 @@
-"""What a trained model is worth: metrics that stream over batches."""
+"""Metrics that accumulate over batches."""

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import UInt8
 
-from big_vision_lite.data.joint_transforms import VOID
+from big_vision_lite.data.masks import VOID
 
 TOLERANCE = 0.0075
-"""Share of an image's diagonal that an outline may be off."""
+"""Tolerance for outlines, as a share of the image's diagonal."""
 
 
 def boundary_f(truth: UInt8[np.ndarray, "h w"], predicted: UInt8[np.ndarray, "h w"],
@@ -18,50 +18,50 @@ def boundary_f(truth: UInt8[np.ndarray, "h w"], predicted: UInt8[np.ndarray, "h 
     """F of each class's outline in one image (Csurka et al., "What is a good evaluation measure for semantic
     segmentation?", BMVC 2013, section 3).
 
-    A pixel is on the outline of its class when one of its four neighbours is of another. Precision is the share of the
-    predicted outline from which the true one is at most ``tolerance`` diagonals away, recall the share of the true one
-    from which the predicted is, and F their harmonic mean; 0 where one of the two is missing. What is void in the truth
-    is of no class, and no outline lies between it and a class.
+    A pixel is on the outline of its class when one of its four neighbours is of another class. Precision is the share
+    of the predicted outline that is at most ``tolerance`` diagonals from the true one, recall the share of the true
+    outline that is as close to the predicted one, and F their harmonic mean; 0 if either outline is missing. Void in
+    the truth belongs to no class, and there is no outline between it and a class.
 
     Args:
-      truth: values of classes, 255 for void.
-      predicted: values of classes.
+      truth: mask values, 255 for void.
+      predicted: mask values.
 
     Returns:
-      F from 0 to 1 of each value that has an outline in the truth or in the prediction; the background is one.
+      F from 0 to 1 by mask value, for those (background included) with an outline in the truth or in the prediction.
     """
     reach = tolerance * float(np.hypot(*truth.shape))
     void = truth == VOID
     outlines = [_outline(np.where(void, np.uint8(VOID), mask)) for mask in (truth, predicted)]
     values = [mask[outline] for outline, mask in zip(outlines, (truth, predicted), strict=True)]
-    found = {}
+    scores = {}
     for value in np.union1d(*values).tolist():
-        true, called = (outline & (mask == value) for outline, mask in zip(outlines, (truth, predicted), strict=True))
-        precision, recall = _near(called, true, reach), _near(true, called, reach)
-        found[value] = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-    return found
+        true, guessed = (outline & (mask == value) for outline, mask in zip(outlines, (truth, predicted), strict=True))
+        precision, recall = _near(guessed, true, reach), _near(true, guessed, reach)
+        scores[value] = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    return scores
 
 
-class BoundaryScores:
-    """The mean of `boundary_f` over a set.
+class BoundaryMetrics:
+    """The mean of `boundary_f` over a dataset.
 
     Args:
-      names: of mask values, from 0, the background.
+      names: of mask values from 0, the background.
     """
 
     def __init__(self, names: Sequence[str]):
         self.names = tuple(names)
         self.sums, self.images = np.zeros(len(self.names)), np.zeros(len(self.names), np.int64)
 
-    def add(self, found: Mapping[int, float]) -> None:
-        """Add what `boundary_f` says of an image."""
-        for value, score in found.items():
+    def add(self, scores: Mapping[int, float]) -> None:
+        """Add the result of `boundary_f` for an image."""
+        for value, score in scores.items():
             self.sums[value] += score
             self.images[value] += 1
 
     def result(self) -> dict[str, float]:
-        """"boundary_F/NAME": of each class, the mean over the images in which it has an outline; "boundary_F": their
-        mean, 0 for a set without outlines."""
+        """"boundary_F/NAME": the mean of each class over the images in which it has an outline; "boundary_F": their
+        mean, 0 for a dataset without outlines."""
         mean = {name: float(total / images) for name, total, images in
                 zip(self.names, self.sums, self.images, strict=True) if images}
         return {"boundary_F": sum(mean.values()) / max(len(mean), 1),
@@ -69,17 +69,17 @@ class BoundaryScores:
 
 
 def _outline(mask: np.ndarray) -> np.ndarray:
-    """bool ``[h, w]``: pixels, void ones left out, beside which another class begins."""
-    found = np.zeros(mask.shape, np.bool_)
-    for one, other in (((slice(1, None),), (slice(-1),)), ((slice(None), slice(1, None)), (slice(None), slice(-1)))):
-        differ = (mask[one] != mask[other]) & (mask[one] != VOID) & (mask[other] != VOID)
-        found[one] |= differ
-        found[other] |= differ
-    return found
+    """bool ``[h, w]``: pixels next to a pixel of another class, neither of them void."""
+    outline = np.zeros(mask.shape, np.bool_)
+    for here, beside in (((slice(1, None),), (slice(-1),)), ((slice(None), slice(1, None)), (slice(None), slice(-1)))):
+        differ = (mask[here] != mask[beside]) & (mask[here] != VOID) & (mask[beside] != VOID)
+        outline[here] |= differ
+        outline[beside] |= differ
+    return outline
 
 
 def _near(points: np.ndarray, others: np.ndarray, reach: float) -> float:
-    """The share of ``points`` that are at most ``reach`` pixels from one of ``others``; 0 where either is empty."""
+    """The share of ``points`` at most ``reach`` pixels from one of ``others``; 0 if either is empty."""
     import cv2
 
     if not (points.any() and others.any()):

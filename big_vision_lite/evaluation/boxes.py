@@ -1,4 +1,4 @@
-"""Objects that are there and objects that were found, of many images, as flat arrays."""
+"""Annotated and detected objects of many images, as flat arrays."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Truth(NamedTuple):
+class GroundTruth(NamedTuple):
     """Annotated objects, in pixels of the original images."""
 
     image: np.ndarray
-    """int64 ``[n]``: which image, by its place among those evaluated."""
+    """int64 ``[n]``: index of the image among those evaluated."""
     label: np.ndarray
     """int64 ``[n]``"""
     boxes: np.ndarray
-    """float64 ``[n, 4]``: (xmin, ymin, xmax, ymax), edges of pixels."""
+    """float64 ``[n, 4]``: (x1, y1, x2, y2), from edge to edge."""
     area: np.ndarray
-    """float64 ``[n]``: as annotated; of a mask, where that is what was annotated."""
+    """float64 ``[n]``: as annotated; the mask's where masks were."""
     crowd: np.ndarray
-    """bool ``[n]``: many objects in one box."""
+    """bool ``[n]``: several objects in one box."""
     difficult: np.ndarray
-    """bool ``[n]``: need not be found."""
+    """bool ``[n]``: VOC's mark for objects that need not be detected."""
 
 
-class Found(NamedTuple):
-    """Detections, in the same coordinates."""
+class Detections(NamedTuple):
+    """Detections, indexed and in coordinates as `GroundTruth`."""
 
     image: np.ndarray
     label: np.ndarray
     boxes: np.ndarray
     score: np.ndarray
-    """float64 ``[n]``: larger is surer."""
+    """float64 ``[n]``: higher is more confident."""
 
 
 def joined(parts: list) -> tuple:
-    """The named tuples one after the other."""
+    """Named tuples of arrays, concatenated."""
     return type(parts[0])(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
 def xywh(boxes: np.ndarray) -> np.ndarray:
-    """``[n, 4]`` edges to COCO's (left, top, width, height)."""
+    """``[n, 4]`` (x1, y1, x2, y2) to COCO's (left, top, width, height)."""
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)

@@ -1,10 +1,10 @@
-"""Scores of image classification, with many labels an image (mAP and its kin) or with one (top-1, top-5).
+"""Metrics of image classification, with any number of labels per image (mAP, precision@k) or one (top-1, top-5).
 
-An accumulator takes batches of numpy arrays through ``add`` and gives the figures through ``result``.
-A row whose ``mask`` is False is padding: it may hold anything and changes nothing.
+Batches of numpy arrays go in by ``add``, metrics come out of ``result``. Rows whose ``mask`` is False are padding: they
+may hold anything and are ignored.
 
-Equal scores never help a model. Within a class they share one threshold; within an image the wrong classes
-of a tie are ranked before the right ones, so a model with constant output has a top-1 accuracy of 0.
+Equal scores never help a model. Within a class they share one threshold; within an image, ties rank wrong classes
+before true ones, so a model with constant output has a top-1 accuracy of 0.
 """
 
 from __future__ import annotations
@@ -23,46 +23,29 @@ from jaxtyping import Bool, Float32, Float64, Int, Int32, Num
 from big_vision_lite.errors import UserError
 
 TOP = 100
-"""Predictions of an image that mAP@100 looks at."""
+"""Predictions per image that mAP@100 considers."""
 
 _TILE_BYTES = 64 << 20  # small in memory, yet long transfers for the disk
 _FEW = 16  # up to about this many thresholds, counting one by one is faster than sorting the values
 
 
-def average_precision(scores: Num[np.ndarray, " n"], positive: Bool[np.ndarray, " n"]) -> float:
-    """Area under the precision-recall curve, as a step function of recall; in (0, 1].
+class MultiLabelMetrics:
+    """Ranking metrics for images with any number of labels.
 
-    The mean over positives of the precision at their own score s, (positives >= s) / (all >= s). Equal scores
-    share one threshold, so the order of the examples is irrelevant. This is the sum over thresholds of
-    (R_i - R_{i-1}) P_i, without the interpolated envelope of VOC.
-
-    Raises:
-      UserError: a score is NaN, or no example is positive (the value is then undefined).
-    """
-    if np.isnan(scores).any():
-        raise UserError("scores contain NaN; average precision needs numbers that can be ordered")
-    if not positive.any():
-        raise UserError("no example is positive; average precision is undefined, leave this class out")
-    return float(_average_precisions(scores, scores[positive][None])[0])
-
-
-class MultiLabelScores:
-    """Ranking metrics for images that may carry any number of labels.
-
-    Keeps all float32 scores, exactly. When they exceed ``memory_budget`` they go to a temporary file of
-    ``examples * classes * 4`` bytes that has no name and vanishes with the accumulator. Where the system's
-    temporary folder is held in RAM, name another one.
+    Keeps all scores as float32. If they exceed ``memory_budget`` they go to an unnamed temporary file of
+    ``examples * classes * 4`` bytes, which is deleted with the accumulator. If the system's temporary folder is in RAM,
+    choose another one.
 
     Args:
       classes: number of classes.
-      examples: the most rows that will be added, padding aside.
+      examples: maximum number of rows that will be added, without padding.
       precision_at: the k of each "precision@k"; those above ``classes`` are left out.
-      class_weights: float ``[classes]``, importance of each class in mAP@100, none negative; None: all alike.
+      class_weights: float ``[classes]``, weight of each class in mAP@100, none negative; None: equal weights.
       memory_budget: bytes of scores to hold in memory.
-      spill_folder: where the temporary file goes; None: the system's temporary folder.
+      spill_folder: folder of the temporary file; None: the system's temporary folder.
 
     Raises:
-      UserError: sizes or weights make no sense, or the folder is missing or lacks space.
+      UserError: sizes or weights are out of range, or the folder is missing or lacks space.
     """
 
     def __init__(
@@ -90,7 +73,7 @@ class MultiLabelScores:
         self._hits = {k: 0 for k in precision_at if k <= classes}
         self._images_with_positives = 0
         self._top_sum = 0.0
-        self._top_most = 0.0
+        self._top_max = 0.0
 
     def add(
         self,
@@ -98,11 +81,11 @@ class MultiLabelScores:
         labels: Int32[np.ndarray, "b k"],
         mask: Bool[np.ndarray, " b"],
     ) -> None:
-        """Take one batch. ``labels`` are padded with -1; a label that comes twice in a row counts once.
+        """Add one batch. ``labels`` are padded with -1; a label repeated within a row counts once.
 
         Raises:
-          UserError: an unmasked row has a NaN score or a label out of range; a shape or dtype is wrong; there
-            are more rows than ``examples``; the disk is full.
+          UserError: an unmasked row has a NaN score or a label out of range; a shape or dtype is wrong; there are more
+            rows than ``examples``; the disk is full.
         """
         scores, labels = _unmasked(scores, labels, mask, self.classes, self.examples - self._store.count)
         rows, slots = np.nonzero(labels >= 0)
@@ -117,55 +100,57 @@ class MultiLabelScores:
 
     def _add_image(self, scores: Float32[np.ndarray, " classes"], true: Int[np.ndarray, " p"]) -> None:
         true = true[np.argsort(-scores[true], kind="stable")]
-        own = scores[true]
+        true_scores = scores[true]
         place = np.arange(1, len(true) + 1)
-        rank = place + _at_least(scores, own) - _at_least(own, own)  # behind every wrong class that ties
+        rank = place + _at_least(scores, true_scores) - _at_least(true_scores, true_scores)  # after tied wrong classes
         self._images_with_positives += 1
         for k in self._hits:
             self._hits[k] += int(np.count_nonzero(rank <= k))
         weights = self._weights[true]
-        most = min(len(true), TOP)
-        self._top_sum += (weights * place / rank)[rank <= TOP].sum() / most
-        self._top_most += np.sort(weights)[-most:].sum() / most
+        count = min(len(true), TOP)
+        self._top_sum += (weights * place / rank)[rank <= TOP].sum() / count
+        self._top_max += np.sort(weights)[-count:].sum() / count
 
     def result(self) -> dict[str, float]:
-        """The figures so far, all but the two counts in [0, 1].
+        """The metrics so far, all but the two counts in [0, 1].
 
-        "mAP": mean over classes with a positive of their average precision (see ``average_precision``).
+        "mAP": mean over classes with a positive of their average precision: the mean over positives of the precision at
+          their own score s, (positives >= s) / (all >= s). This is the sum over thresholds of (R_i - R_{i-1}) P_i,
+          without VOC's monotone envelope.
         "mAP_instance": the same, each class weighted by its number of positives.
-        "precision@k": share of an image's k best predictions that are right, mean over images with a label.
-        "mAP@100": with P_i the true classes of image i, m_i = min(|P_i|, 100), r the rank of a class in the
-          image (from 1) and prec_i(r) the share of right classes among its first r, ::
+        "precision@k": share of an image's k best predictions that are true, mean over images with a label.
+        "mAP@100": with P_i the true classes of image i, m_i = min(|P_i|, 100), r the rank of a class in the image (from
+          1) and prec_i(r) the share of true classes among its first r, ::
 
               sum_i 1/m_i sum_{c in P_i, r_c <= 100} w_c prec_i(r_c)
               ------------------------------------------------------
               sum_i 1/m_i (sum of the m_i largest w_c with c in P_i)
 
-          The best ranking gives 1. With equal weights it is the mean over images with a label of the average
-          precision of their top 100. The metric of FastEval14k (Chollet 2017, "Xception"), which weights the
-          classes by their frequency but prints no formula: the normalisers are this library's choice.
-        "classes_with_positives", "images_with_positives": what the means run over.
+          The best ranking gives 1. With equal weights it is the mean over images with a label of the average precision
+          of their top 100. This is the metric of FastEval14k (Chollet 2017, "Xception"), which weights classes by
+          frequency but gives no formula: the normalisers are this library's choice.
+        "classes_with_positives", "images_with_positives": how many the means are over.
 
         Raises:
           UserError: no image with a label was added, or all classes that occur have weight 0.
         """
         precision, positives = self._class_precisions(np.arange(self._store.count)[None])
-        if self._top_most == 0:
+        if self._top_max == 0:
             raise UserError("class_weights are 0 for every class that occurs; mAP@100 is undefined")
         images = self._images_with_positives
         return {
             "mAP": float(precision.mean()),
             "mAP_instance": float(np.average(precision[0], weights=positives)),
-            f"mAP@{TOP}": float(self._top_sum / self._top_most),
+            f"mAP@{TOP}": float(self._top_sum / self._top_max),
             **{f"precision@{k}": hits / (k * images) for k, hits in self._hits.items()},
             "classes_with_positives": float(len(positives)),
             "images_with_positives": float(images),
         }
 
     def chance(self, permutations: int = 5, seed: int = 0) -> float:
-        """mAP of a model that never saw the images: the mean over random permutations of the score rows.
+        """mAP by chance: the mean over random permutations of the rows of scores.
 
-        Whole rows move from image to image, so the model keeps its preferences for classes and its ties.
+        Rows move as a whole, which keeps the model's preferences for classes and its ties.
 
         Raises:
           UserError: no image with a label was added, or ``permutations`` is below 1.
@@ -179,8 +164,8 @@ class MultiLabelScores:
     def _class_precisions(
         self, rows: Int[np.ndarray, "q images"]
     ) -> tuple[Float64[np.ndarray, "q present"], Int[np.ndarray, " present"]]:
-        """Average precision and number of positives of each class that occurs, if image i had the scores of
-        image ``rows[q, i]``."""
+        """Average precision and number of positives of each class that occurs, for image i with the scores of image
+        ``rows[q, i]``."""
         if not self._images_with_positives:
             raise UserError("no image with a label was added; there is nothing to score")
         pairs = np.sort(np.concatenate(self._pairs))
@@ -196,13 +181,13 @@ class MultiLabelScores:
         return precision, positives
 
 
-class SingleLabelScores:
-    """Top-1 and top-5 accuracy for images with exactly one label. Stores counts alone.
+class SingleLabelMetrics:
+    """Top-1 and top-5 accuracy for images with exactly one label.
 
-    An image is right in the top k when fewer than k other classes score as high as the true one or higher.
+    An image is correct in the top k when fewer than k other classes score at least as high as the true one.
 
     Raises:
-      UserError: ``classes`` or ``examples`` (the most rows that will be added, padding aside) is below 1.
+      UserError: ``classes`` or ``examples`` (see `MultiLabelMetrics`) is below 1.
     """
 
     def __init__(self, classes: int, examples: int):
@@ -210,7 +195,7 @@ class SingleLabelScores:
         self.classes = classes
         self.examples = examples
         self._count = 0
-        self._right = {k: 0 for k in (1, 5) if k <= classes}
+        self._correct = {k: 0 for k in (1, 5) if k <= classes}
 
     def add(
         self,
@@ -218,24 +203,24 @@ class SingleLabelScores:
         labels: Int32[np.ndarray, "b k"],
         mask: Bool[np.ndarray, " b"],
     ) -> None:
-        """Take one batch; ``labels`` are padded with -1.
+        """Add one batch; ``labels`` are padded with -1.
 
         Raises:
-          UserError: as for ``MultiLabelScores.add``, and an unmasked row without exactly one label.
+          UserError: as for ``MultiLabelMetrics.add``, and an unmasked row without exactly one label.
         """
         scores, labels = _unmasked(scores, labels, mask, self.classes, self.examples - self._count)
-        found = (labels >= 0).sum(axis=1)
-        if (found != 1).any():
-            row = np.flatnonzero(found != 1)[0]
+        counts = (labels >= 0).sum(axis=1)
+        if (counts != 1).any():
+            row = np.flatnonzero(counts != 1)[0]
             raise UserError(
-                f"an image has {found[row]} labels {labels[row].tolist()}, expected exactly one; "
-                "use MultiLabelScores for data with several labels an image"
+                f"an image has {counts[row]} labels {labels[row].tolist()}, expected exactly one; "
+                "use MultiLabelMetrics for data with several labels per image"
             )
-        own = np.take_along_axis(scores, labels.max(axis=1, keepdims=True), axis=1)
-        others = (scores >= own).sum(axis=1) - 1
+        true_scores = np.take_along_axis(scores, labels.max(axis=1, keepdims=True), axis=1)
+        others = (scores >= true_scores).sum(axis=1) - 1
         self._count += len(scores)
-        for k in self._right:
-            self._right[k] += int(np.count_nonzero(others < k))
+        for k in self._correct:
+            self._correct[k] += int(np.count_nonzero(others < k))
 
     def result(self) -> dict[str, float]:
         """``{"top1": ..., "top5": ...}`` in [0, 1]; no "top5" below 5 classes.
@@ -245,14 +230,14 @@ class SingleLabelScores:
         """
         if not self._count:
             raise UserError("no image was added; there is nothing to score")
-        return {f"top{k}": right / self._count for k, right in self._right.items()}
+        return {f"top{k}": correct / self._count for k, correct in self._correct.items()}
 
 
 class _Store:
-    """A float32 matrix ``[examples, classes]``, written by rows and read by blocks of columns.
+    """A float32 matrix ``[examples, classes]``, in memory or in a file, written by rows and read by blocks of columns.
 
-    Rows are gathered into tiles ``[classes, rows of the tile]``. A full tile is written in one piece, and any
-    range of classes is one piece of each tile.
+    Rows are collected in tiles ``[classes, rows of the tile]``. Full tiles are written at once, and a range of classes
+    is contiguous within each tile.
     """
 
     def __init__(self, classes: int, examples: int, budget: int, folder: str | Path | None):
@@ -300,7 +285,7 @@ class _Store:
             raise self._full(shutil.disk_usage(self._folder).free) from error
 
     def blocks(self) -> Iterator[tuple[int, Float32[np.ndarray, "block count"]]]:
-        """The first class of each block and the block's scores."""
+        """First class and scores of each block."""
         classes, tile_rows = self._tile.shape
         size = max(1, _TILE_BYTES // (4 * max(1, self.count)))
         for low in range(0, classes, size):
@@ -322,19 +307,19 @@ class _Store:
 
 
 def _at_least(values: Num[np.ndarray, " n"], thresholds: Num[np.ndarray, " p"]) -> Int[np.ndarray, " p"]:
-    """How many values reach each threshold."""
+    """The number of values that reach each threshold."""
     if len(thresholds) <= _FEW:
         return np.array([np.count_nonzero(values >= t) for t in thresholds], np.int64)
     return len(values) - np.searchsorted(np.sort(values), thresholds, side="left")
 
 
 def _average_precisions(
-    scores: Num[np.ndarray, " n"], own: Num[np.ndarray, "q p"]
+    scores: Num[np.ndarray, " n"], positives: Num[np.ndarray, "q p"]
 ) -> Float64[np.ndarray, " q"]:
-    """Average precision when the positives are those with scores ``own[0]``, ``own[1]``, ..."""
-    everyone = _at_least(scores, own.ravel()).reshape(own.shape)
-    positive = np.stack([_at_least(row, row) for row in own])
-    return (positive / everyone).mean(axis=1)
+    """Average precision if the scores of the positives are ``positives[0]``, ``positives[1]``, ..."""
+    counts = _at_least(scores, positives.ravel()).reshape(positives.shape)
+    true_counts = np.stack([_at_least(row, row) for row in positives])
+    return (true_counts / counts).mean(axis=1)
 
 
 def _check_sizes(classes: int, examples: int) -> None:
@@ -345,11 +330,10 @@ def _check_sizes(classes: int, examples: int) -> None:
 def _unmasked(
     scores: np.ndarray, labels: np.ndarray, mask: np.ndarray, classes: int, room: int
 ) -> tuple[Float32[np.ndarray, "rows classes"], Int32[np.ndarray, "rows k"]]:
-    """The rows of a batch that count, checked."""
+    """The unmasked rows of a batch. Raises: UserError."""
     dtypes = (scores.dtype, labels.dtype, mask.dtype)
     if dtypes != (np.float32, np.int32, np.bool_):
-        found = ", ".join(map(str, dtypes))
-        raise UserError(f"scores, labels, mask are {found}: expected float32, int32, bool")
+        raise UserError(f"scores, labels, mask are {', '.join(map(str, dtypes))}: expected float32, int32, bool")
     if scores.shape != (len(mask), classes) or labels.ndim != 2 or len(labels) != len(mask):
         raise UserError(
             f"scores {scores.shape}, labels {labels.shape}, mask {mask.shape}: "

@@ -1,7 +1,7 @@
-"""How good features are, told by simple classifiers on top of them: few-shot ridge, nearest neighbours, linear probe.
+"""Simple classifiers that measure features: few-shot ridge regression, nearest neighbours, linear probe.
 
-Only arrays here: features float32 ``[n, d]`` and labels int ``[n]``. All is exact and repeatable; random choices of
-shots come from a seed alone.
+They work on arrays, features float32 ``[n, d]`` and labels int ``[n]``, and are deterministic given a seed. Written
+here because the ridge solves for all regularisers and for leave-one-out from one decomposition.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import numpy as np
 from big_vision_lite.errors import UserError
 
 RIDGES = tuple(2.0**k for k in range(-10, 21, 2))
-"""Regularisers tried, for standardised features."""
+"""Regularisers to choose from, for standardised features."""
 BLOCK = 2048
-"""Test images whose distances to all training images are held at a time."""
+"""Test images compared with all training images at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Features:
+class FeatureSet:
     """Features and labels of a set of images.
 
     Raises:
-      UserError: features that are not finite, labels out of range, or other numbers of both.
+      UserError: features are not finite, labels are out of range, or their numbers differ.
     """
 
     values: np.ndarray  # float32 [n, d]
@@ -39,65 +39,68 @@ class Features:
             raise UserError(f"the features of {len(rows):,} images, such as number {rows[0]}, are not finite; the "
                             "network is damaged or has diverged")
         if len(self.labels) and not (self.labels.min() >= 0 and self.labels.max() < len(self.classes)):
-            least, most = self.labels.min(), self.labels.max()
-            raise UserError(f"labels from {least} to {most}; there are {len(self.classes)} classes")
+            raise UserError(f"labels from {self.labels.min()} to {self.labels.max()}; there are {len(self.classes)} "
+                            "classes")
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
 def shots_of(labels: np.ndarray, classes: Sequence[str], seed: int) -> np.ndarray:
-    """For each class the numbers of its rows, in a random order: the first s of each are the s shots, so that fewer
-    shots are among more."""
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(labels))
-    found = np.empty(len(classes), object)
+    """The row indices of each class in random order. The first s are its s shots, so fewer shots are a subset of
+    more."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    rows = np.empty(len(classes), object)
     for c in range(len(classes)):
-        found[c] = order[labels[order] == c]
-    return found
+        rows[c] = order[labels[order] == c]
+    return rows
 
 
-def few_shot(train: Features, test: Features, shots: Sequence[int] = (1, 5, 10, 25), seeds: Sequence[int] = (0, 1, 2),
-             held_out: int = 10) -> dict[int, list[float]]:
-    """Top-1 on ``test`` of ridge regression to one-hot targets from a few training images a class.
+def few_shot(train: FeatureSet, test: FeatureSet, shots: Sequence[int] = (1, 5, 10, 25),
+             seeds: Sequence[int] = (0, 1, 2), held_out: int = 10) -> dict[int, list[float]]:
+    """Top-1 on ``test`` of ridge regression to one-hot targets from a few training images per class.
 
     Features are standardised by mean and standard deviation of the shots; the intercept is not regularised. The
-    regulariser is chosen by accuracy on up to ``held_out`` further training images a class, never on ``test``; where
-    nothing is left, on the shots themselves by leave-one-out.
+    regulariser is chosen by accuracy on up to ``held_out`` further training images per class, never on ``test``; if
+    there are none, by leave-one-out on the shots.
 
     Returns:
-      For each number of shots the accuracies, a seed each, in [0, 1].
+      Accuracies in [0, 1] by number of shots, one per seed.
 
     Raises:
-      UserError: a class has fewer training images than shots, or no training image.
+      UserError: a class has fewer training images than shots.
     """
-    most = max(shots)
+    max_shots = max(shots)
     counts = np.bincount(train.labels, minlength=len(train.classes))
-    if counts.min() < most:
+    if counts.min() < max_shots:
         c = int(counts.argmin())
-        raise UserError(f"class {train.classes[c]!r} has {counts[c]} training images, fewer than {most} shots; take "
-                        "fewer shots or more images")
+        raise UserError(f"class {train.classes[c]!r} has {counts[c]} training images, fewer than {max_shots} shots; "
+                        "take fewer shots or more images")
     results: dict[int, list[float]] = {s: [] for s in shots}
     for seed in seeds:
         order = shots_of(train.labels, train.classes, seed)
-        chosen = [rows[most : most + held_out] for rows in order]
-        validation = np.concatenate(chosen) if all(len(rows) for rows in chosen) else None
+        further = [rows[max_shots : max_shots + held_out] for rows in order]
+        validation = np.concatenate(further) if all(len(rows) for rows in further) else None
         for s in shots:
             rows = np.concatenate([rows[:s] for rows in order])
             solver = Ridge(train.values[rows], np.eye(len(train.classes))[train.labels[rows]])
             if validation is None:
-                right = [np.mean(solver.left_out(ridge).argmax(1) == train.labels[rows]) for ridge in RIDGES]
+                accuracy = [np.mean(solver.left_out(ridge).argmax(1) == train.labels[rows]) for ridge in RIDGES]
             else:
-                right = [np.mean(scores.argmax(1) == train.labels[validation])
-                         for scores in solver.scores(train.values[validation], RIDGES)]
-            best = max(i for i, value in enumerate(right) if value == max(right))  # of equals, the strongest
-            scores = next(solver.scores(test.values, (RIDGES[best],)))
+                accuracy = [np.mean(scores.argmax(1) == train.labels[validation])
+                            for scores in solver.scores(train.values[validation], RIDGES)]
+            scores = next(solver.scores(test.values, (RIDGES[_last_best(accuracy)],)))
             results[s].append(float(np.mean(scores.argmax(1) == test.labels)))
     return results
 
 
+def _last_best(accuracies: Sequence[float]) -> int:
+    """Index of the best; among equals the last, which is the strongest regulariser."""
+    return max(i for i, accuracy in enumerate(accuracies) if accuracy == max(accuracies))
+
+
 class Ridge:
-    """Ridge regression with an intercept on standardised features, for many regularisers at the price of one.
+    """Ridge regression with an intercept on standardised features, for many regularisers at the cost of one.
 
     Args:
       x: float ``[n, d]``.
@@ -110,7 +113,7 @@ class Ridge:
         self.scale = np.where(scale > 0, scale, 1.0)
         z = (x - self.mean) / self.scale
         self.offset = y.mean(0)
-        # Singular values of the smaller Gram matrix: with few shots n is far below d.
+        # Decompose the smaller Gram matrix: with few shots, n is far below d.
         if len(z) <= z.shape[1]:
             squares, left = np.linalg.eigh(z @ z.T)
             keep = squares > squares[-1] * 1e-12
@@ -127,15 +130,15 @@ class Ridge:
     def scores(self, x: np.ndarray, ridges: Sequence[float]) -> Iterator[np.ndarray]:
         """Predictions ``[n, k]`` for each regulariser: the minimum of ``|zW - y|^2 + ridge |W|^2``."""
         z = (x - self.mean) / self.scale
-        # Whichever is multiplied first, images by directions or directions by classes, the result is the same.
+        # The order of the two products changes only their cost.
         many = len(ridges) * self._y.shape[1] > len(z)
-        places = z @ self._basis if many else None
+        projected = z @ self._basis if many else None
         for ridge in ridges:
             weights = (np.sqrt(self._squares) / (self._squares + ridge))[:, None] * self._projected
-            yield (places @ weights if many else z @ (self._basis @ weights)) + self.offset
+            yield (projected @ weights if many else z @ (self._basis @ weights)) + self.offset
 
     def left_out(self, ridge: float) -> np.ndarray:
-        """Predictions ``[n, k]`` for each training row by the fit to all others, with the means of all."""
+        """Leave-one-out predictions ``[n, k]`` for the training rows, standardised by the mean of all of them."""
         shrink = self._squares / (self._squares + ridge)
         fitted = self._left @ (shrink[:, None] * self._projected)
         leverage = 1 / len(self._left) + (self._left**2 * shrink).sum(1)
@@ -143,9 +146,9 @@ class Ridge:
         return self._y - residual + self.offset
 
 
-def nearest_neighbours(train: Features, test: Features, k: int = 20, temperature: float = 0.07) -> float:
-    """Top-1 of a vote among the k nearest training images by cosine, each with weight exp(cosine / temperature)
-    (Wu et al., 2018, section 3.4).
+def nearest_neighbours(train: FeatureSet, test: FeatureSet, k: int = 20, temperature: float = 0.07) -> float:
+    """Top-1 of a vote among the k nearest training images by cosine similarity, weighted by exp(similarity /
+    temperature) (Wu et al. 2018, section 3.4).
 
     Raises:
       UserError: fewer than k training images.
@@ -153,67 +156,73 @@ def nearest_neighbours(train: Features, test: Features, k: int = 20, temperature
     if len(train) < k:
         raise UserError(f"{len(train)} training images are fewer than k={k} neighbours")
     bank, queries = (_normalized(f.values) for f in (train, test))
-    hot = np.eye(len(train.classes), dtype=np.float32)[train.labels]
-    right = 0
+    one_hot = np.eye(len(train.classes), dtype=np.float32)[train.labels]
+    correct = 0
     for start in range(0, len(queries), BLOCK):
         similarity = queries[start : start + BLOCK] @ bank.T
         near = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
         weight = np.exp((np.take_along_axis(similarity, near, 1) - 1) / temperature)
-        votes = (weight[..., None] * hot[near]).sum(1)
-        right += int((votes.argmax(1) == test.labels[start : start + BLOCK]).sum())
-    return right / len(test)
+        votes = (weight[..., None] * one_hot[near]).sum(1)
+        correct += int((votes.argmax(1) == test.labels[start : start + BLOCK]).sum())
+    return correct / len(test)
 
 
 def _normalized(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
-def linear_probe(train: Features, test: Features, penalties: Sequence[float] = (1e-6, 1e-4, 1e-2, 1.0),
+def linear_probe(train: FeatureSet, test: FeatureSet, penalties: Sequence[float] = (1e-6, 1e-4, 1e-2, 1.0),
                  held_out: float = 0.1, seed: int = 0, iterations: int = 300) -> float:
     """Top-1 of multinomial logistic regression by L-BFGS on standardised features.
 
     Args:
-      penalties: half of each, times the squared weights, is added to the mean loss; chosen on held-out training images.
-      held_out: their share; the fit with the chosen penalty then uses all.
+      penalties: to choose from on held-out training images; half of it times the squared weights is added to the mean
+        loss.
+      held_out: their share. The final fit uses all training images.
     """
+    def fit(rows: np.ndarray | slice, penalty: float) -> LogisticRegression:
+        return LogisticRegression(train.values[rows], train.labels[rows], len(train.classes), penalty, iterations)
+
     order = np.random.default_rng(seed).permutation(len(train))
     split = max(1, round(held_out * len(train)))
     validation, rest = order[:split], order[split:]
-    best = penalties[0]
+    penalty = penalties[0]
     if len(penalties) > 1:
-        right = [np.mean(LogisticRegression(train.values[rest], train.labels[rest], len(train.classes), p, iterations)(
-            train.values[validation]).argmax(1) == train.labels[validation]) for p in penalties]
-        best = penalties[max(i for i, value in enumerate(right) if value == max(right))]
-    model = LogisticRegression(train.values, train.labels, len(train.classes), best, iterations)
-    return float(np.mean(model(test.values).argmax(1) == test.labels))
+        accuracy = [np.mean(fit(rest, p)(train.values[validation]).argmax(1) == train.labels[validation])
+                    for p in penalties]
+        penalty = penalties[_last_best(accuracy)]
+    return float(np.mean(fit(slice(None), penalty)(test.values).argmax(1) == test.labels))
 
 
 class LogisticRegression:
     """Multinomial logistic regression; the intercept is not penalised."""
 
-    def __init__(self, x: np.ndarray, labels: np.ndarray, classes: int, penalty: float, iterations: int = 300):
+    def __init__(self, x: np.ndarray, labels: np.ndarray, num_classes: int, penalty: float, iterations: int = 300):
         from scipy.optimize import minimize
 
         scale = x.std(0)
         self.mean, self.scale = x.mean(0), np.where(scale > 0, scale, 1.0)
         z = ((x - self.mean) / self.scale).astype(np.float32)
-        hot = np.eye(classes, dtype=np.float32)[labels]
+        one_hot = np.eye(num_classes, dtype=np.float32)[labels]
+
+        def unpacked(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return flat[:-num_classes].reshape(-1, num_classes), flat[-num_classes:]
 
         def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
-            weights, bias = flat[:-classes].reshape(-1, classes).astype(np.float32), flat[-classes:].astype(np.float32)
+            weights, bias = unpacked(flat.astype(np.float32))
             logits = z @ weights + bias
             logits -= logits.max(1, keepdims=True)
             probability = np.exp(logits)
             total = probability.sum(1, keepdims=True)
-            value = float(np.mean(np.log(total[:, 0]) - (logits * hot).sum(1)))
-            slope = (probability / total - hot) / len(z)
+            value = float(np.mean(np.log(total[:, 0]) - (logits * one_hot).sum(1)))
+            slope = (probability / total - one_hot) / len(z)
             gradient = np.concatenate([(z.T @ slope + penalty * weights).ravel(), slope.sum(0)])
             return value + 0.5 * penalty * float((weights**2).sum()), gradient.astype(np.float64)
 
-        start = np.zeros((z.shape[1] + 1) * classes)
-        found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": iterations})
-        self.weights, self.bias = found.x[:-classes].reshape(-1, classes), found.x[-classes:]
+        start = np.zeros((z.shape[1] + 1) * num_classes)
+        fit = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": iterations})
+        self.weights, self.bias = unpacked(fit.x)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Logits ``[n, classes]``."""
+        """Logits ``[n, num_classes]``."""
         return ((x - self.mean) / self.scale) @ self.weights + self.bias

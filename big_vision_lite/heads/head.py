@@ -1,4 +1,4 @@
-"""What the loop may ask of a task. A new head is one subclass; the loop does not change."""
+"""The interface between tasks and the training loop. A new task is a subclass of `Head`; the loop does not change."""
 
 from __future__ import annotations
 
@@ -12,54 +12,72 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from big_vision_lite.backbones.backbone import Features
-from big_vision_lite.data.source import Described, Example, Records
+from big_vision_lite.backbones.backbone import BackboneModule
+from big_vision_lite.data.source import Dataset, DatasetInfo, Example
 from big_vision_lite.errors import UserError
 
 Batch = dict[str, Array]
-"""What a step sees: ``image`` uint8 ``[b, h, w, 3]``, ``mask`` bool ``[b]`` (False: a slot that holds no example
-and must change nothing), and what ``Head.targets`` made of each example, stacked."""
+"""Input of a step: ``image`` uint8 ``[b, h, w, 3]``, ``mask`` bool ``[b]`` (False: an empty slot, which must have no
+effect), and the arrays of ``Head.targets``, stacked."""
 
 
 _VIEW = {"size": (np.int32, 0), "original_size": (np.int32, 0), "scale": (np.float32, 1), "key": (np.uint32, 0)}
 
 
 def view_of(example: Example) -> dict[str, np.ndarray]:
-    """What a joint transform (`data.joint_transforms`) says of how an image is seen, for a head's targets: ``size`` and
-    ``original_size`` int32 ``[2]``, ``scale`` float32 ``[2]`` and ``key`` uint32 ``[2]``. Of an empty slot zeros, and a
-    scale of 1.
+    """What a joint transform (`data.transforms.joint`) recorded about an image, for a head's targets: ``size`` and
+    ``original_size`` int32 ``[2]`` (height, width), ``scale`` float32 ``[2]`` and ``key`` uint32 ``[2]``. For an empty
+    slot they are zeros, and a scale of 1.
 
     Raises:
       UserError: the example comes from another transform.
     """
     if example["id"] and "size" not in example:
         raise UserError(f"image {example['id']!r} comes without its size; this head needs a joint transform, which "
-                        "moves boxes and masks along with the image: ScaleJitter or Fit")
-    return {name: np.asarray(example[name] if example["id"] else (empty, empty), dtype)
-            for name, (dtype, empty) in _VIEW.items()}
+                        "moves boxes and masks along with the image: ScaleJitter or ResizeToFit")
+    return {name: np.asarray(example[name] if example["id"] else (default, default), dtype)
+            for name, (dtype, default) in _VIEW.items()}
 
 
-class Scores(abc.ABC):
-    """Gathers the outputs of an evaluation and turns them into figures."""
+@dataclasses.dataclass(frozen=True)
+class MainMetric:
+    """The metric by which runs of a task are compared; a run records it in run.json."""
+
+    name: str
+    """Its key in `Metrics.result`."""
+    higher_is_better: bool = True
+    unit: str = ""
+    """Empty for a fraction of 1, such as accuracy, "%" for percent; otherwise the unit, such as "px"."""
+
+    def to_json(self) -> dict[str, str]:
+        """"name", "direction" ("higher" or "lower", whichever is better) and "unit"."""
+        return {"name": self.name, "direction": "higher" if self.higher_is_better else "lower", "unit": self.unit}
+
+
+class Metrics(abc.ABC):
+    """Accumulates the outputs of an evaluation and computes its metrics."""
 
     @abc.abstractmethod
     def add(self, outputs: dict[str, np.ndarray], batch: dict[str, np.ndarray]) -> None:
-        """Takes one batch: what ``Head.outputs`` gave, and the batch as the pipeline made it."""
+        """Add one batch: the outputs of ``Head.predict``, and the batch as the pipeline made it."""
 
     @abc.abstractmethod
     def result(self) -> dict[str, float]:
-        """The figures so far. "loss" and "images" are always there."""
+        """The metrics so far; always with "loss" and "images"."""
 
     def check_results(self) -> None:
-        """Called before an evaluation whose predictions are to be written by ``write_results``.
+        """Called before an evaluation that is to end in ``write_results``.
 
         Raises:
-          UserError: there is no form for them, or the data lacks what belongs into it.
+          UserError: the task has no format for predictions, or the data lacks the ids that it needs.
         """
-        raise UserError("there is a file of results for detection alone, COCO's; leave --submission out")
+        raise UserError("only detection has a results file, COCO's; leave --submission out")
 
     def write_results(self, path: Path) -> None:
-        """Write the predictions so far as the task's server takes them. Raises: UserError, as ``check_results``."""
+        """Write the predictions so far in the format of the task's evaluation server.
+
+        Raises: UserError, as ``check_results``.
+        """
         self.check_results()
 
 
@@ -67,43 +85,41 @@ class Scores(abc.ABC):
 class Head(abc.ABC):
     """A task on top of a backbone."""
 
-    @property
-    def mixes(self) -> bool:
-        """Whether the loss of an example depends on others of its batch, beside what BatchNorm does."""
-        return False
-
     @abc.abstractmethod
-    def build(self, backbone: Features, data: Described, rngs: nnx.Rngs) -> nnx.Module:
-        """The whole model: the backbone (as attribute ``backbone``) and this head's parameters."""
+    def build(self, backbone: BackboneModule, data: DatasetInfo, rngs: nnx.Rngs) -> nnx.Module:
+        """The whole model: the backbone, as attribute ``backbone``, and this head's parameters."""
 
     @abc.abstractmethod
     def targets(self, example: Example) -> dict[str, np.ndarray]:
-        """What the loss needs of one transformed example, in shapes that are the same for every example. For an
-        empty slot it is called with an example without labels. An image of which nothing is known but its pixels,
-        because its predictions alone are wanted, has ``unlabelled``: True."""
+        """What the loss needs of one transformed example, in shapes that are the same for every example.
+
+        For an empty slot, ``example`` has an empty ``id`` and no labels. An image without any annotations, which is
+        there to be predicted, has ``unlabelled``: True.
+        """
 
     @abc.abstractmethod
     def loss(self, model: Any, batch: Batch) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
-        """Loss of each example in training mode, and further figures of each example to log."""
+        """The loss of each example in training mode, and further metrics of each example to log."""
 
     @abc.abstractmethod
-    def outputs(self, model: Any, batch: Batch) -> dict[str, Array]:
-        """What ``scores`` needs of a batch, each array with a leading batch axis. Runs jitted, in inference mode."""
+    def predict(self, model: Any, batch: Batch) -> dict[str, Array]:
+        """What `Metrics.add`, ``to_json`` and ``draw`` need, each array with a leading batch axis; in inference mode.
+        Jitted."""
 
     @abc.abstractmethod
-    def scores(self, records: Records) -> Scores:
-        """An empty collection of scores for one evaluation over ``records``."""
+    def metrics(self, dataset: Dataset) -> Metrics:
+        """An empty accumulator for one evaluation over ``dataset``."""
 
     @abc.abstractmethod
-    def main_metric(self, data: Described) -> str:
-        """The name in ``Scores.result`` by which runs are compared; larger is better."""
+    def main_metric(self, data: DatasetInfo) -> MainMetric:
+        """The metric by which runs on such data are compared."""
 
     @abc.abstractmethod
-    def answers(self, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
+    def to_json(self, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
                 classes: tuple[str, ...]) -> list[dict[str, Any]]:
-        """The predictions for each image of a batch, all on the host, as values that JSON knows."""
+        """The predictions of each image of a batch on the host, as JSON values."""
 
     @abc.abstractmethod
     def draw(self, path: Path, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
              classes: tuple[str, ...]) -> None:
-        """Write a picture of predictions for the batch's images to ``path`` (PNG)."""
+        """Write a picture of the batch's images with their predictions to ``path`` (PNG)."""

@@ -1,1 +1,1 @@
-"""From a laptop to a pod: what a run would cost elsewhere, and the scripts that start it there."""
+"""Other hardware: what a run would cost there, and the scripts that start it."""

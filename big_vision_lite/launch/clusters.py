@@ -1,4 +1,4 @@
-"""Where runs are launched: a TOML file names one of these kinds, and its fields."""
+"""Clusters that runs are launched on. A TOML file names one of these kinds and sets its fields."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from big_vision_lite.errors import UserError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """A folder that a run reads, brought to each host."""
+    """A folder made available on each host."""
 
     source: str
-    """Where it is: gs://BUCKET/FOLDER, or what the kind of cluster can copy from."""
+    """gs://BUCKET/FOLDER, or what the kind of cluster can copy from."""
     target: str
-    """Where the config looks for it: an absolute path on the host."""
+    """Absolute path on the host, where the config looks for it."""
     mode: Literal["mount", "copy"] = "mount"
-    """``mount`` reads over the network as a run goes; ``copy`` takes all of it first."""
+    """``mount`` reads over the network during the run; ``copy`` copies everything first."""
 
     def __post_init__(self) -> None:
         if not self.target.startswith("/"):
@@ -31,54 +31,54 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """What every kind has."""
+    """Fields of all kinds."""
 
     kind: ClassVar[str]
     program: ClassVar[str]
-    """That must be here to launch."""
+    """Needed on this machine to launch."""
     runs: str
-    """Folder that run NAME gets a folder NAME in: a path on every host, or gs://BUCKET/FOLDER."""
+    """Parent of the run folders: a path on every host, or gs://BUCKET/FOLDER."""
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Variables that a run sees."""
+    """Environment variables of a run."""
 
     def __post_init__(self) -> None:
         for name in self.environment:
             if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
-                raise UserError(f"environment: {name!r} is no name of a variable")
+                raise UserError(f"environment: {name!r} is not a variable name")
 
 
 @dataclasses.dataclass(frozen=True)
 class Gcloud(Cluster):
-    """A Cloud TPU slice, asked for as a queued resource."""
+    """A Cloud TPU slice, requested as a queued resource."""
 
     kind: ClassVar[str] = "gcloud"
     program: ClassVar[str] = "gcloud"
     project: str = dataclasses.field(kw_only=True)
     zone: str = dataclasses.field(kw_only=True)
     accelerator_type: str = dataclasses.field(kw_only=True)
-    """As `bvl preflight --topology` takes it, such as v5litepod-16."""
+    """Such as v5litepod-16; `bvl preflight --topology` takes the same names."""
     runtime_version: str = dataclasses.field(kw_only=True)
-    """Image of the hosts, such as v2-alpha-tpuv5-lite."""
+    """Software image of the hosts, such as v2-alpha-tpuv5-lite."""
     repository: str = dataclasses.field(kw_only=True)
-    """Git repository of this package and the config; each host clones it."""
+    """Git repository of this package and the config, cloned by each host."""
     revision: str = "main"
-    """Branch, tag or commit. A branch may move between a preemption and the next start; a commit does not."""
+    """Branch, tag or commit. Unlike a commit, a branch may move between a preemption and the restart."""
     extras: tuple[str, ...] = ("tpu", "gcs")
-    """Of the package, that are installed."""
+    """Extras of the package to install."""
     spot: bool = False
-    """Cheaper, and taken away at any time."""
+    """Cheaper, but may be preempted at any time."""
     service_account: str | None = None
     network: str | None = None
     data: tuple[Data, ...] = ()
     restarts: int = 20
-    """Times that a host starts training again after it died."""
+    """How often a host restarts training after it died."""
     poll_seconds: int = 60
-    """Between looks at the slice."""
+    """Interval between checks of the slice."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.runs.startswith("gs://"):
-            raise UserError(f"runs={self.runs!r}; a slice that may be taken away keeps its runs at gs://BUCKET/FOLDER")
+            raise UserError(f"runs={self.runs!r}; a slice may be preempted and keeps its runs at gs://BUCKET/FOLDER")
         for data in self.data:
             if not data.source.startswith("gs://"):
                 raise UserError(f"data: source={data.source!r}; hosts of a slice read from gs://BUCKET/FOLDER")
@@ -94,21 +94,21 @@ class SkyPilot(Cluster):
     kind: ClassVar[str] = "skypilot"
     program: ClassVar[str] = "sky"
     accelerators: str = dataclasses.field(kw_only=True)
-    """Of each node, such as H100:8 or tpu-v5litepod-16."""
+    """Per node, such as H100:8 or tpu-v5litepod-16."""
     nodes: int = 1
     spot: bool = True
     infra: str | None = None
-    """Cloud, region and zone, such as gcp/us-central1; None: wherever it is cheapest."""
+    """Cloud, region and zone, such as gcp/us-central1; None: the cheapest."""
     runtime_version: str | None = None
-    """Image of a TPU's hosts."""
+    """Software image of TPU hosts."""
     disk_gb: int | None = None
     extras: tuple[str, ...] = ("gpu",)
-    """Of the package, that are installed."""
+    """Extras of the package to install."""
     data: tuple[Data, ...] = ()
     restarts: int = 3
-    """After errors; preemptions do not count."""
+    """Restarts after errors; preemptions do not count."""
     port: int = 8476
-    """On which the first node speaks with the others."""
+    """Port of the coordinator on the first node."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,31 +120,31 @@ class SkyPilot(Cluster):
 
 @dataclasses.dataclass(frozen=True)
 class Slurm(Cluster):
-    """A batch job, one process a GPU (or a node where there are none), queued again before its time is over."""
+    """A batch job with one process per GPU (without GPUs, per node), requeued before its time limit."""
 
     kind: ClassVar[str] = "slurm"
     program: ClassVar[str] = "sbatch"
     directory: str = dataclasses.field(kw_only=True)
-    """Folder that the config's path starts from, seen by all nodes."""
+    """Working directory, shared by all nodes; the config's path is relative to it."""
     time: str = dataclasses.field(kw_only=True)
-    """Limit of one turn, as Slurm writes it: 24:00:00."""
+    """Time limit in Slurm's format, such as 24:00:00."""
     nodes: int = 1
     gpus_per_node: int = 0
     cpus_per_task: int = 8
     partition: str | None = None
     account: str | None = None
     options: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Further options of sbatch: {constraint = "a100"}."""
+    """Further options of sbatch, such as {constraint = "a100"}."""
     setup: tuple[str, ...] = ()
-    """Lines of shell that make Python ready, such as "module load cuda". They are run as they are."""
+    """Shell lines that prepare the environment, such as "module load cuda"; run verbatim."""
     python: str = "python"
     grace_seconds: int = 120
-    """Before the limit, that a run is told to save."""
+    """How long before the limit a run is told to save."""
     data: tuple[Data, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # Slurm reads its options itself, not through a shell, so that quotes would not help.
+        # Slurm parses its options itself, not through a shell: quotes would not help.
         _words("slurm", time=self.time, partition=self.partition, account=self.account,
                **{f"options {key}": f"{key}={value}" for key, value in self.options.items()})
         if self.nodes < 1 or self.gpus_per_node < 0 or self.cpus_per_task < 1:
@@ -163,11 +163,11 @@ class Local(Cluster):
     program: ClassVar[str] = "bash"
     processes: int = 1
     port: int = 8476
-    """On which they speak with each other."""
+    """Port of the coordinator."""
     python: str | None = None
-    """None: that of the command."""
+    """None: the interpreter of the launching command."""
     grace_seconds: int = 60
-    """That processes have to save and leave when one of them failed."""
+    """Time that processes have to save and exit when one of them fails."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -180,64 +180,64 @@ class Local(Cluster):
 KINDS: dict[str, type[Cluster]] = {kind.kind: kind for kind in (Gcloud, SkyPilot, Slurm, Local)}
 
 
-def read(path: Path) -> Cluster:
-    """The cluster that a TOML file describes: ``kind`` names a class, the other keys are its fields.
+def read_cluster(path: Path) -> Cluster:
+    """Read a cluster from a TOML file: ``kind`` names a class, the other keys are its fields.
 
     Raises:
-      UserError: no such file, it is not TOML, or a key or value is not as the kind needs it; names the nearest.
+      UserError: no such file, invalid TOML, or an unknown, missing or invalid key; names the nearest.
     """
     try:
         values = tomllib.loads(path.read_text())
     except OSError as error:
-        beside = [str(p) for p in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
-        raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}" + nearest(str(path), beside)) from None
+        hint = nearest(str(path), map(str, path.parent.glob("*.toml")))
+        raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}{hint}") from None
     except ValueError as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
     kind = values.pop("kind", None)
     if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(f"{path}: kind={kind!r}" + nearest(str(kind), KINDS))
     try:
-        return _made(KINDS[kind], values, "")
+        return _build(KINDS[kind], values, "")
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def _made(kind: type, values: dict[str, Any], at: str) -> Any:
+def _build(kind: type, values: dict[str, Any], prefix: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for key in values:
         if key not in fields:
-            raise UserError(f"no key {at + key!r}" + nearest(key, fields))
+            raise UserError(f"no key {prefix + key!r}" + nearest(key, fields))
     for name, field in fields.items():
         if name not in values and field.default is field.default_factory is dataclasses.MISSING:
-            raise UserError(f"{at + name!r} is missing")
+            raise UserError(f"{prefix + name!r} is missing")
     hints = typing.get_type_hints(kind)
-    return kind(**{key: _value(value, hints[key], at + key) for key, value in values.items()})
+    return kind(**{key: _value(value, hints[key], prefix + key) for key, value in values.items()})
 
 
-def _value(value: Any, hint: Any, at: str) -> Any:
+def _value(value: Any, hint: Any, key: str) -> Any:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType:  # with None, which TOML cannot say
-        return _value(value, inner[0], at)
+        return _value(value, inner[0], key)
     if origin is Literal:
         if value not in inner:
-            raise UserError(f"{at}={value!r}" + nearest(str(value), inner))
+            raise UserError(f"{key}={value!r}" + nearest(str(value), inner))
         return value
     if origin is tuple and isinstance(value, list):
-        return tuple(_value(one, inner[0], f"{at}[{number}]") for number, one in enumerate(value))
+        return tuple(_value(item, inner[0], f"{key}[{index}]") for index, item in enumerate(value))
     if origin is dict and isinstance(value, dict):
-        return {key: _value(one, inner[1], f"{at}.{key}") for key, one in value.items()}
+        return {name: _value(item, inner[1], f"{key}.{name}") for name, item in value.items()}
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return _made(hint, value, f"{at}.")
-    wanted = origin or hint
-    if dataclasses.is_dataclass(hint) or type(value) is not wanted:
-        raise UserError(f"{at}={value!r}; expected {'a table' if dataclasses.is_dataclass(hint) else wanted.__name__}")
-    if wanted is str and not value.isprintable():
-        raise UserError(f"{at}={value!r} has a character that cannot be printed; write it on one line")
+        return _build(hint, value, f"{key}.")
+    expected, is_table = origin or hint, dataclasses.is_dataclass(hint)
+    if is_table or type(value) is not expected:
+        raise UserError(f"{key}={value!r}; expected {'a table' if is_table else expected.__name__}")
+    if expected is str and not value.isprintable():
+        raise UserError(f"{key}={value!r} has an unprintable character; write it on one line")
     return value
 
 
 def _words(kind: str, **values: str | None) -> None:
-    """Raises: UserError when a value that another program reads as one word is none."""
+    """Raises: UserError when a value that another program parses is not a single plain word."""
     for name, value in values.items():
         if value is not None and not re.fullmatch(r"[\w@%+:,./=][\w@%+:,./=-]*", value, re.ASCII):
             raise UserError(f"{kind}: {name}={value!r}; expected letters, digits and @%+:,./=- without spaces")

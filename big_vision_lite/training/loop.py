@@ -1,4 +1,4 @@
-"""The one training loop. It reads top to bottom, and does not know which task it trains."""
+"""The training loop. It reads from top to bottom, and does not know which task it trains."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ import json
 import math
 import signal
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import jax
 
-from big_vision_lite import config
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
-from big_vision_lite.remote import place
+from big_vision_lite.system.atomic import write_bytes, write_text
+from big_vision_lite.system.paths import as_path
+from big_vision_lite.system.signals import collect_signals
 from big_vision_lite.training.checkpoints import Checkpoints
-from big_vision_lite.training.distributed import all_agree_to_stop, is_first
-from big_vision_lite.training.job import Job
+from big_vision_lite.training.distributed import all_agree_to_stop, is_primary
+from big_vision_lite.training.metrics import MetricWriter, describe_run, last_results, read_run
 from big_vision_lite.training.profiling import Profiler
 from big_vision_lite.training.progress import Clock, Display, device_memory
-from big_vision_lite.training.records import MetricWriter, describe_run, read_metrics, read_run
+from big_vision_lite.training.step import TrainState
+from big_vision_lite.training.trainer import Trainer
 from big_vision_lite.training.wandb import WandB
 from big_vision_lite.training.watchdog import Watchdog
-from big_vision_lite.training.workdir import claim, keep_description, wait_until_there
+from big_vision_lite.training.workdir import open_workdir, save_dataset_info, wait_until_there
 
 IN_FLIGHT = 2
-"""Steps handed to the devices before the host looks at the oldest one's loss."""
+"""Steps dispatched to the devices before the host looks at the loss of the oldest."""
 
 
 class Stopped(Exception):
-    """A signal asked the run to end; its state is saved. ``code`` is the exit code by convention."""
+    """A signal stopped the run, and its state is saved. ``code``: the exit code by convention."""
 
     def __init__(self, signum: int, step: int):
         super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}, which is saved; the same "
@@ -45,122 +45,124 @@ class Stopped(Exception):
 
 def train(experiment: Experiment, workdir: Path, profile: str | None = None, watchdog: float = 0,
           wandb: str | None = None) -> dict[str, float]:
-    """Run an experiment, or what is left of it, and return the figures of its last evaluation.
+    """Run an experiment, or the rest of it, and return the metrics of its last evaluation.
 
-    Leaves config.json, data.json, run.json, metrics.jsonl, tensorboard/, checkpoints/ and predictions.png. Of several
-    processes the first one writes them, and each its part of the checkpoints.
+    Writes config.json, data.json, run.json, metrics.jsonl, tensorboard/, checkpoints/ and predictions.png. Of several
+    processes the first writes them; all write their parts of checkpoints.
 
     Args:
-      profile: steps to profile, as FIRST:LAST; process 0 leaves them in profile/.
-      watchdog: seconds after which a run that stands still ends itself; 0: never.
-      wandb: project of Weights & Biases in which the figures are shown too.
+      profile: steps to profile, FIRST:LAST; process 0 writes profile/.
+      watchdog: seconds without progress after which the run ends itself; 0: never.
+      wandb: project of Weights & Biases that gets the metrics too.
 
     Raises:
-      UserError: bad input, a loss that is not finite, or a disk that is full. What was saved stays.
-      Stopped: SIGTERM or SIGINT came.
+      UserError: bad input, a loss that is not finite, or a full disk. Saved checkpoints stay.
+      Stopped: by SIGTERM or SIGINT.
     """
     began = time.perf_counter()
-    workdir = place(workdir)
+    workdir = as_path(workdir)
     steps, batch_size = experiment.steps, experiment.train.batch_size
     profiler = Profiler(profile, workdir / "profile")
-    job = Job(experiment)
+    trainer = Trainer(experiment)
+    data = trainer.data
     for name in experiment.evals:
-        job.open_eval(name)  # a split that is missing is an error now, not after hours
+        trainer.open_eval(name)  # a missing split is an error now, not after hours
     first_eval, picture = next(iter(experiment.evals), None), workdir / "predictions.png"
-    resolved = claim(workdir, experiment)
-    data_found = keep_description(workdir, job.data)
+    resolved = open_workdir(workdir, experiment)
+    noise = save_dataset_info(workdir, data)["noise"]
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir / "checkpoints", experiment.keep)))
-        found: list[str] = []
-        start, state, data = checkpoints.restore_newest(job.description, found.append)
-        state = state if start else job.init()
-        step = saved = logged = start
-        metrics = stack.enter_context(contextlib.closing(MetricWriter(
-            workdir, start, quiet=not is_first(), board=None if wandb is None else partial(WandB, wandb, resolved))))
-        display = stack.enter_context(Display(steps, start, quiet=not is_first()))
-        received = stack.enter_context(_signals())
-        watch = stack.enter_context(Watchdog(watchdog, lambda: _kept(saved)))
-        job.beat = watch.beat
+        checkpoints = stack.enter_context(contextlib.closing(
+            Checkpoints(workdir / "checkpoints", experiment.max_checkpoints)))
+        notes: list[str] = []
+        start, state, position = checkpoints.restore_newest(trainer.state_spec, notes.append)
+        state = state if start else trainer.init()
+        step = saved = last_logged = start
+        writer = stack.enter_context(contextlib.closing(MetricWriter(
+            workdir, start, quiet=not is_primary(), board=None if wandb is None else partial(WandB, wandb, resolved))))
+        display = stack.enter_context(Display(steps, start, quiet=not is_primary()))
+        received = stack.enter_context(_stop_signals())
+        dog = stack.enter_context(Watchdog(watchdog, lambda: _last_saved(saved)))
+        trainer.heartbeat = dog.heartbeat
         stack.enter_context(profiler)
 
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        display.say(f"{workdir}: {len(job.data):,} images of {len(job.data.classes)} classes, {parameters / 1e6:.2f} M "
+        display.say(f"{workdir}: {len(data):,} images of {len(data.classes)} classes, {parameters / 1e6:.2f} M "
                     f"parameters, {jax.device_count()} {jax.devices()[0].platform} device(s)"
                     + (f", going on from step {start}" if start else ""))
-        for line in (*found, *filter(None, [job.taken_over])):
+        for line in (*notes, *filter(None, [trainer.init_summary])):
             display.say(line)
-        for noise in data_found["noise"]:
-            display.say(f"label noise: of {noise['labels']:,} labels {noise['precision']:.2%} are right; "
-                        f"{noise['recall']:.2%} of the true ones are given")
-        run = describe_run(seed=experiment.seed, data=job.data.fingerprint, images=len(job.data),
-                           noise=data_found["noise"])
+        for rule in noise:
+            display.say(f"label noise: of {rule['labels']:,} labels {rule['precision']:.2%} are right; "
+                        f"{rule['recall']:.2%} of the true ones are given")
+        run = describe_run(seed=experiment.seed, data=data.fingerprint, images=len(data), noise=noise,
+                           main_metric=experiment.head.main_metric(data).to_json())
         earlier = read_run(workdir) if start else {}
-        before, blocked = earlier.get("wall_seconds", 0.0), earlier.get("checkpoint_seconds", 0.0)
+        earlier_seconds, save_seconds = earlier.get("wall_seconds", 0.0), earlier.get("checkpoint_seconds", 0.0)
         rate = experiment.optimizer.schedule.build(steps)
         results: dict[str, float] = {}
         clock, pending = Clock(), collections.deque()
-        bad_images = data.get("bad_images", 0)
-        stream = job.batches(experiment.train, job.data, experiment.seed, start, steps)
+        bad_images = position.get("bad_images", 0)
+        stream = trainer.batches(experiment.train, data, experiment.seed, start, steps)
 
         while step < steps:
             with clock.waiting():
                 batch = next(stream)
             profiler.before(step + 1)
-            state, figures = job.train_step(state, job.to_devices(batch))
+            state, metrics = trainer.train_step(state, trainer.to_devices(batch))
             step += 1
-            profiler.after(step, figures)
-            watch.beat(step)
+            profiler.after(step, metrics)
+            dog.heartbeat(step)
             bad_images += int((~batch["mask"]).sum())
-            pending.append((step, figures))
+            pending.append((step, metrics))
             while len(pending) > IN_FLIGHT:
                 _check(*pending.popleft(), saved)
             if step == start + 1:
-                jax.block_until_ready(figures)
+                jax.block_until_ready(metrics)
                 run["seconds_to_first_step"] = round(time.perf_counter() - began, 2)
-                display.say(f"first step after {run['seconds_to_first_step']:.1f} s, of which compiling and running "
-                            f"it {clock.lap()[0]:.1f} s")
-                logged = step
+                display.say(f"first step after {run['seconds_to_first_step']:.1f} s, including {clock.lap()[0]:.1f} s "
+                            "to compile and run it")
+                last_logged = step
             display.step(step)
 
             last = step == steps
             log = last or step % experiment.log_every == 0
-            evaluate = last or (experiment.eval_every and step % experiment.eval_every == 0)
-            stop = None if last else _asked_to_stop(received, step)  # once: a signal may come at any line below
+            evaluate = last or (experiment.eval_interval and step % experiment.eval_interval == 0)
+            stop = None if last else _stop_signal(received, step)  # read once: a signal may come at any line below
             save = last or step % experiment.save_interval == 0 or stop is not None
             if log or save:
                 while pending:
                     _check(*pending.popleft(), saved)
             if log:
                 seconds, waited = clock.lap()
-                speed = (step - logged) * batch_size / seconds
-                logged = step
-                line = {**{key: float(value) for key, value in figures.items()},
+                speed = (step - last_logged) * batch_size / seconds
+                last_logged = step
+                line = {**{key: float(value) for key, value in metrics.items()},
                         "learning_rate": experiment.optimizer.learning_rate * float(rate(step - 1)),
                         "images_seen": step * batch_size, "images_per_second": speed, "data_wait": waited,
                         **device_memory()}
                 if bad_images:
                     line["bad_images"] = bad_images
-                metrics.write(step, line)
+                writer.write(step, line)
                 display.report(step, line, (steps - step) * batch_size / speed if speed else 0.0)
             with clock.pause():
                 if evaluate:
-                    results = _evaluate(job, state, step, saved, display)
-                    metrics.write(step, results)
+                    results = _evaluate(trainer, state, step, saved, display)
+                    writer.write(step, results)
                     if first_eval:
-                        _draw(job, state, first_eval, picture, display)
-                        metrics.picture(step, f"{first_eval}/predictions", picture)
+                        _draw(trainer, state, first_eval, picture, display)
+                        writer.picture(step, f"{first_eval}/predictions", picture)
                 if save:
                     wait_until_there(workdir, display.say)
-                    metrics.sync()
+                    writer.sync()
                     save_began = time.perf_counter()
-                    checkpoints.settle(display.say)
+                    checkpoints.finish_or_drop(display.say)
                     checkpoints.save(step, state, resolved, {"step": step, "bad_images": bad_images})
-                    blocked += time.perf_counter() - save_began
-                    metrics.chart(step, {"checkpoint_seconds": blocked})
+                    save_seconds += time.perf_counter() - save_began
+                    writer.chart(step, {"checkpoint_seconds": save_seconds})
                     saved = step
-                    run |= {"step": step, "images_seen": step * batch_size, "epochs": step * batch_size / len(job.data),
-                            "bad_images": bad_images, "checkpoint_seconds": round(blocked, 3),
-                            "wall_seconds": round(before + time.perf_counter() - began, 1)}
+                    run |= {"step": step, "images_seen": step * batch_size, "epochs": step * batch_size / len(data),
+                            "bad_images": bad_images, "checkpoint_seconds": round(save_seconds, 3),
+                            "wall_seconds": round(earlier_seconds + time.perf_counter() - began, 1)}
                     _write_run(workdir, run)
             if stop is not None:
                 checkpoints.wait()
@@ -171,99 +173,73 @@ def train(experiment: Experiment, workdir: Path, profile: str | None = None, wat
             display.say(f"all {steps} steps were done before; nothing is left to train")
             run, results = read_run(workdir), last_results(workdir)
             if first_eval:
-                _draw(job, state, first_eval, picture, display)
-        run |= {"results": results, "wall_seconds": round(before + time.perf_counter() - began, 1)}
+                _draw(trainer, state, first_eval, picture, display)
+        run |= {"results": results, "wall_seconds": round(earlier_seconds + time.perf_counter() - began, 1)}
         _write_run(workdir, run)
         display.say(f"done in {run['wall_seconds']:.0f} s; everything is in {workdir}")
     return results
 
 
-def _draw(job: Job, state, name: str, picture: Path, display: Display) -> None:
-    """The picture of an evaluation: drawn elsewhere, for the workdir may go away meanwhile, then put in its place."""
+def _draw(trainer: Trainer, state: TrainState, name: str, picture: Path, display: Display) -> None:
+    """Draw an evaluation elsewhere, since the workdir may go away meanwhile, then put the picture in its place."""
     with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / picture.name
-        job.draw(state, name, made)
+        drawn = Path(folder) / picture.name
+        trainer.draw(state, name, drawn)
         wait_until_there(picture.parent, display.say)
-        if is_first():
-            picture.write_bytes(made.read_bytes())
+        if is_primary():
+            write_bytes(picture, drawn.read_bytes())
 
 
-def _evaluate(job: Job, state, step: int, saved: int, display: Display) -> dict[str, float]:
+def _evaluate(trainer: Trainer, state: TrainState, step: int, saved: int, display: Display) -> dict[str, float]:
     results = {}
-    for name in job.experiment.evals:
+    main = trainer.experiment.head.main_metric(trainer.data).name
+    for name in trainer.experiment.evals:
         start = time.perf_counter()
         try:
-            scored = job.score(state, name)
+            metrics = trainer.score(state, name)
         except UserError as error:
-            raise UserError(f"evaluation {name} at step {step}: {error}; {_kept(saved)}") from error
-        main = job.experiment.head.main_metric(job.data)
-        display.say(f"step {step}: {name} {main} {scored[main]:.4f}, loss {scored['loss']:.4f} on {scored['images']:,} "
-                    f"images in {time.perf_counter() - start:.1f} s")
-        results |= {f"{name}/{key}": value for key, value in scored.items()}
-    for name, probe in job.experiment.probes.items():
+            raise UserError(f"evaluation {name} at step {step}: {error}; {_last_saved(saved)}") from error
+        display.say(f"step {step}: {name} {main} {metrics[main]:.4f}, loss {metrics['loss']:.4f} on "
+                    f"{metrics['images']:,} images in {time.perf_counter() - start:.1f} s")
+        results |= {f"{name}/{key}": value for key, value in metrics.items()}
+    for name, probe in trainer.experiment.probes.items():
         start = time.perf_counter()
-        found = probe.run(job, state.best_params, state.stats)
-        said = ", ".join(f"{key} {value:.4f}" for key, value in found.items() if "/" not in key)
-        display.say(f"step {step}: {name} {said} in {time.perf_counter() - start:.1f} s")
-        results |= {f"{name}/{key}": value for key, value in found.items()}
+        accuracies = probe.run(trainer, state.eval_params, state.batch_stats)
+        summary = ", ".join(f"{key} {value:.4f}" for key, value in accuracies.items() if "/" not in key)
+        display.say(f"step {step}: {name} {summary} in {time.perf_counter() - start:.1f} s")
+        results |= {f"{name}/{key}": value for key, value in accuracies.items()}
     return results
 
 
-def _check(step: int, figures: dict[str, jax.Array], saved: int) -> None:
+def _check(step: int, metrics: dict[str, jax.Array], saved: int) -> None:
     """Raises: UserError when a step's loss or gradient is not finite."""
     for name in ("loss", "grad_norm"):
-        value = float(figures[name])
+        value = float(metrics[name])
         if not math.isfinite(value):
             before = f"steps {saved + 1} to {step - 1} were finite, " if step > saved + 1 else ""
-            raise UserError(f"{name} is {value} at step {step}; {before}{_kept(saved)}; lower "
-                            "--optimizer.learning-rate, warm up for longer or set --optimizer.clip")
+            raise UserError(f"{name} is {value} at step {step}; {before}{_last_saved(saved)}; lower "
+                            "--optimizer.learning-rate, warm up for longer or set --optimizer.grad-clip-norm")
 
 
-def _kept(saved: int) -> str:
+def _last_saved(saved: int) -> str:
     return f"the checkpoint of step {saved} is kept" if saved else "no checkpoint was saved yet"
 
 
-def last_results(workdir: Path) -> dict[str, float]:
-    """The figures of the last evaluation in metrics.jsonl."""
-    lines = [line for line in read_metrics(workdir / "metrics.jsonl") if any("/" in key for key in line)]
-    return {key: value for key, value in lines[-1].items() if key != "step"} if lines else {}
-
-
 def _write_run(workdir: Path, run: dict) -> None:
-    if is_first():
-        config.write(workdir / "run.json", json.dumps(run, indent=2) + "\n")
+    if is_primary():
+        write_text(workdir / "run.json", json.dumps(run, indent=2) + "\n")
 
 
-def _asked_to_stop(received: list[int], step: int) -> int | None:
-    """The signal that asks this run to end after this step; of several processes it may have come to any."""
+def _stop_signal(received: list[int], step: int) -> int | None:
+    """The signal that stops this run after this step; any of several processes may have received it."""
     if jax.process_count() == 1:
         return received[0] if received else None
     return signal.SIGTERM if all_agree_to_stop(step) else None
 
 
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT instead of dying of them; a second one is obeyed at once.
-
-    Of several processes JAX itself watches for SIGTERM, and tells the others; a SIGINT becomes one.
-    """
-    together = jax.process_count() > 1
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def note(signum: int, frame: object) -> None:
-        received.append(signum)
-        for number, handler in old.items():
-            signal.signal(number, handler)
-        if together:
-            signal.raise_signal(signal.SIGTERM)
-
-    watched = (signal.SIGINT,) if together else (signal.SIGTERM, signal.SIGINT)
-    old = {number: signal.signal(number, note) for number in watched}
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+def _stop_signals() -> contextlib.AbstractContextManager[list[int]]:
+    """Collects SIGTERM and SIGINT; a second one acts at once. With several processes, JAX itself watches for SIGTERM
+    and tells the others; a SIGINT becomes one."""
+    if jax.process_count() == 1:
+        return collect_signals(signal.SIGTERM, signal.SIGINT, once=True)
+    return collect_signals(signal.SIGINT, once=True, forward_as=signal.SIGTERM)

@@ -13,8 +13,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from big_vision_lite.errors import UserError
 
 AXES = ("data", "fsdp")
-_SMALLEST = 2**12
-"""Elements below which an array is not worth spreading."""
+_MIN_SHARDED = 2**12
+"""Elements below which an array is replicated: sharding it would not pay."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,17 +22,17 @@ class Mesh:
     """How many devices split the batch, and how many of those also split the parameters."""
 
     data: int | None = None
-    """Devices along "data"; None: all that "fsdp" leaves."""
+    """Devices along "data"; None: all devices divided by ``fsdp``."""
     fsdp: int = 1
-    """Devices over which parameters and optimiser state are spread; the batch is split over them as well."""
+    """Devices over which parameters and optimiser state are sharded; the batch is split over them as well."""
 
     def build(self, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
         """
         Args:
-          devices: to split over, such as those of a slice that is described alone; None: all that are here.
+          devices: to build the mesh of, such as a described topology; None: all of this run.
 
         Raises:
-          UserError: the devices do not divide so.
+          UserError: the product of ``data`` and ``fsdp`` is not the number of devices.
         """
         count = jax.device_count() if devices is None else len(devices)
         data = count // self.fsdp if self.data is None else self.data
@@ -52,42 +52,42 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def state_shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
-    """For each array: its largest axis that divides goes over "fsdp"; small ones are everywhere."""
+    """For each array: its largest divisible axis is sharded over "fsdp"; small arrays are replicated."""
     size = mesh.shape["fsdp"]
 
-    def place(leaf: Any) -> NamedSharding:
+    def sharding(leaf: Any) -> NamedSharding:
         axes = [a for a in np.argsort(leaf.shape)[::-1] if leaf.shape[a] % size == 0]
-        if size == 1 or not axes or leaf.size < _SMALLEST:
+        if size == 1 or not axes or leaf.size < _MIN_SHARDED:
             return replicated(mesh)
         spec = [None] * leaf.ndim
         spec[axes[0]] = "fsdp"
         return NamedSharding(mesh, PartitionSpec(*spec))
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(sharding, tree)
 
 
 def to_devices(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a global batch, onto its devices."""
+    """A global batch on the devices, from each process's own rows."""
     sharding = batch_sharding(mesh)
     return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
 
 
 def rows_of_processes(mesh: jax.sharding.Mesh, rows: int) -> np.ndarray:
-    """Where in a global batch the rows stand that process 0 gave, then those of process 1, and so on: int ``[rows]``.
+    """Positions in a global batch of process 0's rows, then of process 1's, and so on: int ``[rows]``.
 
-    A mesh may put the devices of different processes next to each other, as TPUs are wired.
+    They are not 0, 1, 2, ... where a mesh mixes the devices of different processes, as the wiring of TPUs may ask for.
     """
-    places = batch_sharding(mesh).devices_indices_map((rows,))
-    found = sorted((device.process_index, index.indices(rows)[0]) for device, (index,) in places.items())
-    each = rows // mesh.size
-    return np.concatenate([np.arange(start, start + each) for _, start in found])
+    slices = batch_sharding(mesh).devices_indices_map((rows,))
+    starts = sorted((device.process_index, rows_of.indices(rows)[0]) for device, (rows_of,) in slices.items())
+    rows_per_device = rows // mesh.size
+    return np.concatenate([np.arange(start, start + rows_per_device) for _, start in starts])
 
 
-def check_batch(name: str, batch_size: int, mesh: jax.sharding.Mesh, accumulate: int = 1) -> None:
-    """Raises: UserError when a global batch does not divide over the devices."""
-    parts = mesh.size * accumulate
+def check_batch(name: str, batch_size: int, mesh: jax.sharding.Mesh, grad_accum_steps: int = 1) -> None:
+    """Raises: UserError when a global batch does not divide over the devices and micro-batches."""
+    parts = mesh.size * grad_accum_steps
     if batch_size < 1 or batch_size % parts:
-        pieces = f"{mesh.size} devices" + (f" x accumulate={accumulate}" if accumulate > 1 else "")
+        divisor = f"{mesh.size} devices" + (f" x grad_accum_steps={grad_accum_steps}" if grad_accum_steps > 1 else "")
         nearest = max(parts, round(batch_size / parts) * parts)
-        raise UserError(f"{name}: batch_size={batch_size} does not divide over {pieces}; the nearest that does is "
+        raise UserError(f"{name}: batch_size={batch_size} does not divide over {divisor}; the nearest that does is "
                         f"{nearest}")

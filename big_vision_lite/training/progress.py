@@ -1,4 +1,4 @@
-"""What the person at the terminal sees, and where the time of a run goes."""
+"""A run's display at the terminal, and its clock."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Clock:
-    """Time since the last look, split into training, waiting for data, and pauses (evaluation, saving)."""
+    """Time since the last lap, split into training, waiting for data, and pauses (evaluation, saving)."""
 
     def __init__(self) -> None:
-        self._mark, self._waited, self._paused = time.perf_counter(), 0.0, 0.0
+        self._lap_began, self._waited, self._paused = time.perf_counter(), 0.0, 0.0
 
     @contextmanager
     def waiting(self):
@@ -28,25 +28,30 @@ class Clock:
         self._paused += time.perf_counter() - start
 
     def lap(self) -> tuple[float, float]:
-        """Seconds of training since the last lap, pauses aside, and the share of them spent waiting for data."""
+        """Seconds of training since the last lap, without pauses, and the share of them spent waiting for data."""
         now = time.perf_counter()
-        seconds = max(now - self._mark - self._paused, 1e-9)
+        seconds = max(now - self._lap_began - self._paused, 1e-9)
         share = min(self._waited / seconds, 1.0)
-        self._mark, self._waited, self._paused = now, 0.0, 0.0
+        self._lap_began, self._waited, self._paused = now, 0.0, 0.0
         return seconds, share
 
 
 class Display:
-    """A live line on a terminal, a plain line for each report elsewhere. Silent on all processes but the first."""
+    """A live line on a terminal; elsewhere one plain line per report.
+
+    Args:
+      start: steps done before.
+      quiet: print nothing.
+    """
 
     def __init__(self, steps: int, start: int, quiet: bool = False):
         self.console = Console(quiet=quiet, soft_wrap=True, highlight=False)
         self.steps = steps
-        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(24), TextColumn("{task.fields[say]}"),
+        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(24), TextColumn("{task.fields[summary]}"),
                    TimeElapsedColumn())
         self._progress = Progress(*columns, console=self.console, transient=True,
                                   disable=not self.console.is_terminal)
-        self._task = self._progress.add_task("", total=steps, completed=start, say="compiling")
+        self._task = self._progress.add_task("", total=steps, completed=start, summary="compiling")
 
     def __enter__(self) -> Display:
         self._progress.start()
@@ -56,24 +61,24 @@ class Display:
         self._progress.stop()
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self.console.print(text, markup=False)
 
     def step(self, step: int) -> None:
         self._progress.update(self._task, completed=step)
 
-    def report(self, step: int, figures: dict[str, float], seconds_left: float) -> None:
-        """The latest figures: loss, images/s, share of time waiting for data."""
-        say = (f"loss {figures['loss']:.4g}  {figures['images_per_second']:,.0f} images/s  "
-               f"data wait {figures['data_wait']:.0%}  {duration(seconds_left)} left")
+    def report(self, step: int, metrics: dict[str, float], seconds_left: float) -> None:
+        """Show the latest metrics: loss, images/s, share of time waiting for data."""
+        summary = (f"loss {metrics['loss']:.4g}  {metrics['images_per_second']:,.0f} images/s  "
+                   f"data wait {metrics['data_wait']:.0%}  {duration(seconds_left)} left")
         if self.console.is_terminal:
-            self._progress.update(self._task, completed=step, say=say)
+            self._progress.update(self._task, completed=step, summary=summary)
         else:
-            self.say(f"step {step}/{self.steps}  {say}")
+            self.say(f"step {step}/{self.steps}  {summary}")
 
 
 def device_memory() -> dict[str, float]:
-    """Most memory that a device of this process has used so far, in GiB; empty where devices do not tell, as CPUs."""
+    """Peak memory use so far of this process's fullest device, in GiB; empty for CPUs, which do not report it."""
     import jax
 
     peaks = [stats["peak_bytes_in_use"] for device in jax.local_devices()

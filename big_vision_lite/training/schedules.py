@@ -15,26 +15,51 @@ from big_vision_lite.errors import UserError
 Factor = Callable[[ArrayLike], ArrayLike]
 
 
+def steps_of(length: float, steps: int) -> int:
+    """``length`` in steps: below 1 it is a share of the run's ``steps``, rounded down, else a number of steps."""
+    return int(length * steps + 1e-6) if length < 1 else int(length)  # 1e-6 for rounding: 0.29 * 100 is below 29
+
+
+def check_length(name: str, length: float) -> None:
+    """Raises: UserError when a length is neither a share of the run nor a whole number of steps."""
+    if length <= 0 or (length > 1 and length != int(length)):
+        raise UserError(f"{name}={length}; expected a share of the run below 1 or a whole number of steps")
+
+
 @dataclasses.dataclass(frozen=True)
 class Schedule(abc.ABC):
     """Linear warm-up, then a shape of its own."""
 
-    warmup: int = 0
-    """Steps over which the rate rises linearly from 0."""
+    warmup: float = 0
+    """Length of the linear rise from 0: below 1 a share of the run, from 1 on a number of steps."""
+
+    def __post_init__(self) -> None:
+        if self.warmup != 0:
+            check_length("warmup", self.warmup)
 
     @abc.abstractmethod
     def shape(self, step: ArrayLike, steps: int) -> ArrayLike:
         """The factor after warm-up, at ``step`` of ``steps``."""
 
+    def warmup_steps(self, steps: int) -> int:
+        """Warm-up of a run of ``steps``."""
+        return steps_of(self.warmup, steps)
+
+    def progress(self, step: ArrayLike, steps: int) -> ArrayLike:
+        """Share of the run after warm-up that lies before ``step``, in [0, 1]."""
+        warmup = self.warmup_steps(steps)
+        return jnp.clip((step - warmup) / max(steps - warmup, 1), 0.0, 1.0)
+
     def build(self, steps: int) -> Factor:
-        """The factor in [0, 1] as a function of the step (0 at the first), for a run of ``steps``.
+        """The factor in [0, 1] as a function of the step (the first is 0), for a run of ``steps``.
 
         Raises:
-          UserError: warm-up is negative or not shorter than the run.
+          UserError: warm-up is not shorter than the run.
         """
-        if not 0 <= self.warmup < max(steps, 1):
-            raise UserError(f"warmup={self.warmup} steps; expected 0 to below the run's {steps}")
-        return lambda step: jnp.minimum((step + 1) / (self.warmup + 1), 1.0) * self.shape(step, steps)
+        warmup = self.warmup_steps(steps)
+        if warmup >= max(steps, 1):
+            raise UserError(f"warmup={self.warmup} steps; expected fewer than the run's {steps}")
+        return lambda step: jnp.minimum((step + 1) / (warmup + 1), 1.0) * self.shape(step, steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,25 +77,23 @@ class Cosine(Schedule):
     final: float = 0.0
 
     def shape(self, step: ArrayLike, steps: int) -> ArrayLike:
-        progress = jnp.clip((step - self.warmup) / max(steps - self.warmup, 1), 0.0, 1.0)
-        return self.final + (1.0 - self.final) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+        return self.final + (1.0 - self.final) * 0.5 * (1.0 + jnp.cos(jnp.pi * self.progress(step, steps)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Step(Schedule):
-    """Times ``factor`` at each of the given fractions of the run (30, 60 and 80 of 90 epochs: 1/3, 2/3, 8/9)."""
+    """Multiplied by ``factor`` at each of these shares of the run (1/3, 2/3 and 8/9: epochs 30, 60 and 80 of 90)."""
 
     at: tuple[float, ...] = (1 / 3, 2 / 3, 8 / 9)
     factor: float = 0.1
 
     def shape(self, step: ArrayLike, steps: int) -> ArrayLike:
-        passed = [jnp.where(step >= round(fraction * steps), self.factor, 1.0) for fraction in self.at]
-        return math.prod(passed)
+        return math.prod([jnp.where(step >= round(share * steps), self.factor, 1.0) for share in self.at])
 
 
 @dataclasses.dataclass(frozen=True)
 class Staircase(Schedule):
-    """Times ``factor`` every ``every`` steps. The paper's: 0.9 every 3 million steps of 32 images."""
+    """Multiplied by ``factor`` every ``every`` steps. The paper: 0.9 every 3 million steps of 32 images."""
 
     every: int = 3_000_000
     factor: float = 0.9
@@ -87,5 +110,4 @@ class Poly(Schedule):
     final: float = 0.0
 
     def shape(self, step: ArrayLike, steps: int) -> ArrayLike:
-        progress = jnp.clip((step - self.warmup) / max(steps - self.warmup, 1), 0.0, 1.0)
-        return self.final + (1.0 - self.final) * (1.0 - progress) ** self.power
+        return self.final + (1.0 - self.final) * (1.0 - self.progress(step, steps)) ** self.power

@@ -1,6 +1,6 @@
 """The state of a run and the one step that changes it: pure functions of arrays, for any task.
 
-The model is split once into its structure (``graphdef``) and its arrays; inside a step it is merged anew.
+The model is split once into its structure (``graphdef``) and its arrays; each step merges them again.
 """
 
 from __future__ import annotations
@@ -14,13 +14,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import Array
-from jax.flatten_util import ravel_pytree
-from jax.sharding import PartitionSpec
 
 from big_vision_lite.heads.head import Batch, Head
-
-Tree = Any
-"""Nested dicts of arrays, or of what describes them (shapes, shardings)."""
+from big_vision_lite.training.trees import Tree
 
 
 @jax.tree_util.register_dataclass
@@ -29,116 +25,95 @@ class TrainState:
     """Everything that a step changes."""
 
     step: Any
-    """int32 scalar: steps done."""
+    """Steps done: an int32 scalar."""
     params: Tree
-    """What is learnt, float32."""
-    stats: Tree
-    """What is kept beside it: BatchNorm's running statistics."""
+    """Trainable parameters, float32."""
+    batch_stats: Tree
+    """Non-trainable state: BatchNorm's running statistics."""
     optimizer: Any
-    """The state of optax's chain."""
-    average: Tree
-    """Moving average of the parameters, where the experiment asks for one, or None."""
+    """State of the optax chain."""
+    ema_params: Tree
+    """Moving average of the parameters; None where the experiment has none."""
 
     @property
-    def best_params(self) -> Tree:
+    def eval_params(self) -> Tree:
         """The parameters that evaluation uses."""
-        return self.params if self.average is None else self.average
+        return self.params if self.ema_params is None else self.ema_params
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, Tree, Tree]:
     """Structure, parameters and other arrays of a model, the arrays as nested dicts."""
-    graphdef, params, stats = nnx.split(model, nnx.Param, ...)
-    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
+    graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
+    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
-def merge(graphdef: nnx.GraphDef, params: Tree, stats: Tree) -> nnx.Module:
-    """A model over these arrays; what it does to itself stays within it."""
+def merge(graphdef: nnx.GraphDef, params: Tree, batch_stats: Tree) -> nnx.Module:
+    """A model over these arrays. Its updates of its own variables do not reach them."""
     # copy=True: a model that is changed under differentiation must own its variables.
-    return nnx.merge(graphdef, params, stats, copy=True)
+    return nnx.merge(graphdef, params, batch_stats, copy=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class Learner:
-    """The static part of a run: what a step is made of beside the arrays."""
+class TrainStep:
+    """A training step; its fields are what is static, its methods are pure functions of arrays."""
 
     graphdef: nnx.GraphDef
     head: Head
     optimizer: optax.GradientTransformation
-    accumulate: int = 1
+    grad_accum_steps: int = 1
     ema: float | None = None
     frozen: Callable[[Tree], Tree] | None = None
-    """For each parameter, whether it is a constant: then nothing is computed for its gradient."""
-    apart: jax.sharding.Mesh | None = None
-    """Devices that each compute the gradient of their own rows, of which the sum is taken in one message. None: as XLA
-    likes, which for CPUs is a message an array. The same up to rounding where no example's loss depends on an example
-    of another device."""
+    """Tells for each parameter whether it is constant; no gradient is computed for those."""
 
-    def init(self, params: Tree, stats: Tree) -> TrainState:
-        average = None if self.ema is None else params
-        return TrainState(jnp.zeros((), jnp.int32), params, stats, self.optimizer.init(params), average)
+    def init(self, params: Tree, batch_stats: Tree) -> TrainState:
+        ema_params = None if self.ema is None else params
+        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, self.optimizer.init(params), ema_params)
 
     def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        """One optimiser step on a global batch; also the batch's figures, means over its unmasked examples."""
-        grads, stats, metrics = self.gradient(state.params, state.stats, batch)
+        """One optimiser step on a global batch. Also returns metrics: means over the batch's unmasked examples."""
+        grads, batch_stats, metrics = self.gradient(state.params, state.batch_stats, batch)
         updates, optimizer = self.optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        average = state.average
+        ema_params = state.ema_params
         if self.ema is not None:
-            average = jax.tree.map(lambda a, p: self.ema * a + (1.0 - self.ema) * p, average, params)
+            ema_params = jax.tree.map(lambda a, p: self.ema * a + (1.0 - self.ema) * p, ema_params, params)
         metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, params, stats, optimizer, average), metrics
+        return TrainState(state.step + 1, params, batch_stats, optimizer, ema_params), metrics
 
-    def gradient(self, params: Tree, stats: Tree, batch: Batch) -> tuple[Tree, Tree, dict[str, Array]]:
-        """Gradient of the mean loss over unmasked examples, new statistics, and figures; in pieces if asked."""
-        if self.apart is None:
-            total = jnp.maximum(batch["mask"].astype(jnp.float32).sum(), 1.0)
-            return self._gradient(params, stats, batch, total)
-        mesh, rows, whole = self.apart, PartitionSpec(self.apart.axis_names), PartitionSpec()
+    def gradient(self, params: Tree, batch_stats: Tree, batch: Batch) -> tuple[Tree, Tree, dict[str, Array]]:
+        """Gradient of the mean loss over unmasked examples, new ``batch_stats``, and metrics."""
+        total = jnp.maximum(batch["mask"].astype(jnp.float32).sum(), 1.0)
 
-        def own(params: Tree, stats: Tree, batch: Batch):
-            grads, stats, figures = self._gradient(params, stats, batch, 1.0)
-            stats = jax.tree.map(lambda leaf: leaf / mesh.size, stats)
-            flat, back = ravel_pytree((grads, stats, figures, batch["mask"].astype(jnp.float32).sum()))
-            grads, stats, figures, total = back(jax.lax.psum(flat, mesh.axis_names))
-            grads, figures = jax.tree.map(lambda leaf: leaf / jnp.maximum(total, 1.0), (grads, figures))
-            return grads, stats, figures
-
-        return jax.shard_map(own, mesh=mesh, in_specs=(whole, whole, rows), out_specs=whole,
-                             check_vma=False)(params, stats, batch)
-
-    def _gradient(self, params: Tree, stats: Tree, batch: Batch,
-                  total: Array | float) -> tuple[Tree, Tree, dict[str, Array]]:
-        """Of the sum of the loss over unmasked examples, divided by ``total``."""
-        def piece(stats: Tree, batch: Batch):
+        def micro_step(batch_stats: Tree, batch: Batch):
             def loss_of(params: Tree):
                 if self.frozen is not None:
                     params = jax.tree.map(lambda p, fixed: jax.lax.stop_gradient(p) if fixed else p, params,
                                           self.frozen(params))
-                model = merge(self.graphdef, params, stats)
-                losses, figures = self.head.loss(model, batch)
+                model = merge(self.graphdef, params, batch_stats)
+                losses, metrics = self.head.loss(model, batch)
                 weight = batch["mask"].astype(jnp.float32) / total
-                figures = {k: (v * weight).sum() for k, v in {"loss": losses, **figures}.items()}
-                return figures["loss"], (split(model)[2], figures)
+                metrics = {k: (v * weight).sum() for k, v in {"loss": losses, **metrics}.items()}
+                return metrics["loss"], (split(model)[2], metrics)
 
-            grads, (new_stats, figures) = jax.grad(loss_of, has_aux=True)(params)
-            return grads, new_stats, figures
+            grads, (new_stats, metrics) = jax.grad(loss_of, has_aux=True)(params)
+            return grads, new_stats, metrics
 
-        if self.accumulate == 1:
-            return piece(stats, batch)
+        if self.grad_accum_steps == 1:
+            return micro_step(batch_stats, batch)
 
-        def add(carry, batch: Batch):
-            grads, stats, figures = carry
-            more_grads, stats, more_figures = piece(stats, batch)
-            grads, figures = jax.tree.map(jnp.add, (grads, figures), (more_grads, more_figures))
-            return (grads, stats, figures), None
+        def accumulate(carry, batch: Batch):
+            grads, batch_stats, metrics = carry
+            more_grads, batch_stats, more_metrics = micro_step(batch_stats, batch)
+            grads, metrics = jax.tree.map(jnp.add, (grads, metrics), (more_grads, more_metrics))
+            return (grads, batch_stats, metrics), None
 
-        # Piece j takes rows j, j + accumulate, ...: every device then finds all its pieces in its own rows.
-        pieces = jax.tree.map(lambda x: x.reshape(-1, self.accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
-        first = jax.tree.map(lambda x: x[0], pieces)
-        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(piece, stats, first))
-        (grads, stats, figures), _ = jax.lax.scan(add, (zeros[0], stats, zeros[2]), pieces)
-        return grads, stats, figures
+        # Micro-batch j takes rows j, j + grad_accum_steps, ...: each device finds its rows of all of them on itself.
+        micro_batches = jax.tree.map(lambda x: x.reshape(-1, self.grad_accum_steps, *x.shape[1:]).swapaxes(0, 1), batch)
+        first = jax.tree.map(lambda x: x[0], micro_batches)
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(micro_step, batch_stats, first))
+        (grads, batch_stats, metrics), _ = jax.lax.scan(accumulate, (zeros[0], batch_stats, zeros[2]), micro_batches)
+        return grads, batch_stats, metrics
 
-    def eval_step(self, params: Tree, stats: Tree, batch: Batch) -> dict[str, Array]:
-        """The head's outputs for a batch, in inference mode."""
-        return self.head.outputs(merge(self.graphdef, params, stats), batch)
+    def eval_step(self, params: Tree, batch_stats: Tree, batch: Batch) -> dict[str, Array]:
+        """The head's predictions for a batch, in inference mode."""
+        return self.head.predict(merge(self.graphdef, params, batch_stats), batch)

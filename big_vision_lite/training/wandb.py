@@ -1,4 +1,4 @@
-"""The figures of a run in Weights & Biases, for whom a terminal, metrics.jsonl and TensorBoard are not enough."""
+"""The metrics of a run in Weights & Biases."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from big_vision_lite.config import write
-from big_vision_lite.errors import UserError
+from big_vision_lite.errors import UserError, first_line
+from big_vision_lite.system.atomic import write_text
 
 
 class WandB:
-    """A run of a project there. A run that goes on does so there too; the name of its chart is in wandb.json.
+    """A W&B run. A resumed run continues the same one; wandb.json holds its id.
 
     Args:
       config: the resolved experiment.
-      start: the step that the run goes on from. W&B keeps what it was told first: of steps after it, that a process
-        made which died before its next checkpoint, the figures there stay those of that process.
+      start: the step that the run resumes from. W&B keeps the first values that it gets: of steps that are done again,
+        because a process died before its next checkpoint, it shows the values of that process.
 
     Raises:
-      UserError: wandb is not installed, or does not come up.
+      UserError: wandb is not installed or does not start.
     """
 
     def __init__(self, project: str, config: Any, workdir: Path, start: int):
@@ -31,18 +31,18 @@ class WandB:
                             "leave --wandb out") from None
         path = workdir / "wandb.json"
         try:
-            name = json.loads(path.read_text())["id"] if start and path.is_file() else uuid.uuid4().hex
+            run_id = json.loads(path.read_text())["id"] if start and path.is_file() else uuid.uuid4().hex
         except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(f"cannot read {path}; remove it, to begin another chart") from None
+            raise UserError(f"cannot read {path}; remove it, to start another W&B run") from None
         try:
-            self._run = wandb.init(project=project, name=workdir.name, id=name, resume="allow", config=config)
-        except Exception as error:  # of its own kinds, and of the network's
-            text = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"--wandb {project}: {text[:200]}; WANDB_MODE=offline keeps the figures here") from error
-        write(path, json.dumps({"project": project, "id": name}) + "\n")
+            self._run = wandb.init(project=project, name=workdir.name, id=run_id, resume="allow", config=config)
+        except Exception as error:  # its own types, and the network's
+            raise UserError(f"--wandb {project}: {first_line(error)}; WANDB_MODE=offline keeps the metrics "
+                            "here") from error
+        write_text(path, json.dumps({"project": project, "id": run_id}) + "\n")
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        self._run.log(values, step=step)
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        self._run.log(metrics, step=step)
 
     def close(self) -> None:
         self._run.finish()

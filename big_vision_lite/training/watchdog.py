@@ -1,7 +1,7 @@
-"""A watchdog: a run that stands still for too long says where, and ends, so that it can be started again.
+"""A watchdog ends a run that makes no progress, so that it can be started again.
 
-A process that waits for another one's share of a sum waits for ever when that process, its machine or the network
-between them is gone; on many hosts this is how most failures look.
+A process that waits for another's part of a sum waits for ever when that process, its machine or the network is gone:
+with many hosts, most failures look like this.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ import threading
 import time
 from collections.abc import Callable
 
-from big_vision_lite.training.distributed import TRY_AGAIN, leave
+from big_vision_lite.training.distributed import TRY_AGAIN, hard_exit
 
 PATIENCE = 1800.0
-"""Seconds that a run may stand still, where nobody says otherwise: longer than large programs take to compile."""
+"""Default seconds without progress: longer than large programs take to compile."""
 
 
 class Watchdog:
-    """Ends the process when nobody has called `beat` for ``seconds``, from a thread of its own.
+    """Ends the process, from a thread, when there was no `heartbeat` for ``seconds``.
 
     Args:
-      seconds: 0: watch nothing.
-      last_words: what to say about what is kept.
-      end: called with an exit code when time is over.
+      seconds: 0: never.
+      saved: tells which checkpoint is kept.
+      end: called with the exit code.
     """
 
-    def __init__(self, seconds: float, last_words: Callable[[], str], end: Callable[[int], None] = leave):
-        self._seconds, self._last_words, self._end = seconds, last_words, end
+    def __init__(self, seconds: float, saved: Callable[[], str], end: Callable[[int], None] = hard_exit):
+        self._seconds, self._saved, self._end = seconds, saved, end
         self._last, self._step = time.monotonic(), 0
         self._closed = threading.Event()
 
@@ -40,17 +40,17 @@ class Watchdog:
     def __exit__(self, *unused: object) -> None:
         self._closed.set()
 
-    def beat(self, step: int | None = None) -> None:
-        """Something was done: a batch was made or, where it is given, a step."""
+    def heartbeat(self, step: int | None = None) -> None:
+        """There is progress: a batch or, with its number, a step."""
         self._last = time.monotonic()
         self._step = self._step if step is None else step
 
     def _watch(self) -> None:
         while not self._closed.wait(min(1.0, self._seconds / 10)):
             if time.monotonic() - self._last > self._seconds:
-                print(f"bvl: nothing has moved for {self._seconds:g} s after step {self._step}: a device, the network, "
-                      f"the disk or another process hangs; {self._last_words()}; the same command goes on from there. "
-                      "Where each thread stands:", file=sys.stderr, flush=True)
+                print(f"bvl: no progress for {self._seconds:g} s after step {self._step}: a device, the network, the "
+                      f"disk or another process hangs; {self._saved()}; the same command goes on from there. Stack of "
+                      "each thread:", file=sys.stderr, flush=True)
                 faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
                 self._end(TRY_AGAIN)
                 return

@@ -1,18 +1,16 @@
-"""Arrays of other projects' ResNets under our names, and ours under theirs."""
+"""Conversion of ResNets' arrays between other projects' names and layouts and ours."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from big_vision_lite.backbones.resnet import BLOCKS
-from big_vision_lite.data.cache import cache_dir
 from big_vision_lite.errors import UserError
-from big_vision_lite.weights.download import fetch, is_remote
+from big_vision_lite.weights.download import fetch
 from big_vision_lite.weights.files import read_file
 from big_vision_lite.weights.naming import BIT, NAMINGS, SAME, TIMM_BIT, TORCHVISION, Naming, Row, depth_of
 
@@ -23,55 +21,54 @@ def load(source: str, like: Mapping[str, Any]) -> Arrays:
     """Weights of a file for the network that ``like`` describes, in its layout and dtypes.
 
     Args:
-      source: a path, ``hf:OWNER/NAME``, or a URL, see `fetch`. The naming is recognised: torchvision's and timm's of
+      source: a path, ``hf:OWNER/NAME`` or URL, see `fetch`. Its naming is recognised: torchvision's and timm's of
         ResNets, BiT's and timm's of ResNet-v2, and ours.
-      like: the model's arrays or their descriptions, by name without "params." or "stats."; only shapes and dtypes
-        count.
+      like: the model's arrays, or their shapes and dtypes, by name without "params." or "batch_stats.".
 
     Returns:
-      Every array whose name begins with "backbone."; and of "head.kernel" and "head.bias", when both the file and
-      ``like`` have a head, what the file has, of as many classes as it has them.
+      All arrays whose name begins with "backbone."; and, when both the file and ``like`` have a head, "head.kernel" and
+      "head.bias" with the file's number of classes.
 
     Raises:
-      UserError: it cannot be had or read, its naming is unknown, or it is of another network than ``like``: says how
-        they differ, or names the first array that does.
+      UserError: the file cannot be fetched or read, its naming is unknown, or it holds another network than ``like``;
+        the message says how they differ, or names the first array that does.
     """
-    path = fetch(source, cache_dir() / "weights") if is_remote(source) else Path(source).expanduser()
-    tensors = read_file(path)
-    found = next((naming for naming in NAMINGS if naming.recognises(tensors)), None)
-    if found is not None:
-        return _from(found, tensors, like, source)
+    tensors = read_file(fetch(source))
+    naming = next((naming for naming in NAMINGS if naming.matches(tensors)), None)
+    if naming is not None:
+        return _from(naming, tensors, like, source)
     if family(tensors) is None:
-        raise UserError(f"{source}: its names are of no network known here: {_some(tensors)}; expected such as "
+        raise UserError(f"{source}: its names belong to no known network: {_abridged(tensors)}; expected names such as "
                         "'layer1.0.conv1.weight' (torchvision, timm), 'resnet/block1/unit01/a/group_norm/gamma' (BiT) "
                         "or 'backbone.stages.0.0.conv1.kernel'")
-    _same_network(family(tensors), depth_of(tensors), like, source)
-    wanted = [name for name in like if _in_backbone(name) or name in tensors]
-    rows = [(name, name, SAME) for name in sorted(wanted, key=lambda name: "stem" not in name)]  # it tells the width
+    _check_network(family(tensors), depth_of(tensors), like, source)
+    names = [name for name in like if _in_backbone(name) or name in tensors]
+    # The stem first: if the widths differ, it is the array that tells.
+    rows = [(name, name, SAME) for name in sorted(names, key=lambda name: "stem" not in name)]
     return _take(tensors, rows, [name for name in tensors if _in_backbone(name)], like, source)
 
 
 def from_torchvision(tensors: Mapping[str, np.ndarray], like: Mapping[str, Any],
                      source: str = "these weights") -> Arrays:
-    """The state dict of torchvision's or timm's ResNet, of any of our depths, as `load` returns it.
+    """The state dict of torchvision's or timm's ResNet, as `load` returns it.
 
-    Raises: UserError as `load`; ``source`` is what the message calls the weights.
+    Raises: UserError as `load`; ``source`` names the weights in its message.
     """
     return _from(TORCHVISION, tensors, like, source)
 
 
 def from_bit(tensors: Mapping[str, np.ndarray], like: Mapping[str, Any], source: str = "these weights") -> Arrays:
-    """BiT's ResNet-v2, named as in its .npz files or as in timm, as `load` returns it.
+    """BiT's ResNet-v2, with the names of its .npz files or of timm, as `load` returns it.
 
     Raises: UserError as `load`.
     """
-    return _from(TIMM_BIT if TIMM_BIT.recognises(tensors) else BIT, tensors, like, source)
+    return _from(TIMM_BIT if TIMM_BIT.matches(tensors) else BIT, tensors, like, source)
 
 
 def to_torchvision(arrays: Mapping[str, Any]) -> Arrays:
-    """A ResNet with BatchNorm, and its classifier if it has one, as torchvision and timm name and lay it out.
+    """A ResNet with BatchNorm, and its classifier if it has one, in the names and layout of torchvision and timm.
 
-    Their count of batches, which only a BatchNorm without momentum uses, is left out: ``load_state_dict`` then sets 0.
+    Without ``num_batches_tracked``, which only a BatchNorm without momentum uses: ``load_state_dict`` then sets 0.
 
     Raises:
       UserError: it is another network.
@@ -80,7 +77,7 @@ def to_torchvision(arrays: Mapping[str, Any]) -> Arrays:
 
 
 def to_bit(arrays: Mapping[str, Any], timm: bool = False) -> Arrays:
-    """A ResNet-v2, and its classifier if it has one, as BiT's .npz files name and lay it out, or as timm does.
+    """A ResNet-v2, and its classifier if it has one, in the names and layout of BiT's .npz files, or of timm.
 
     Raises:
       UserError: it is another network.
@@ -89,16 +86,16 @@ def to_bit(arrays: Mapping[str, Any], timm: bool = False) -> Arrays:
 
 
 def family(arrays: Iterable[str]) -> str | None:
-    """Which of our networks has these names, of ours; None for none that weights are known of."""
-    found = set(arrays)
+    """Which network has these names, in our naming; None if it is none of these."""
+    names = set(arrays)
     marks = {"backbone.stem_norm.mean": "BatchNorm ResNet", "backbone.stem_norm.norm.scale": "GroupNorm ResNet",
              "backbone.stages.0.0.norm1.scale": "ResNetV2"}
-    return next((kind for mark, kind in marks.items() if mark in found), None)
+    return next((network for mark, network in marks.items() if mark in names), None)
 
 
 def _from(naming: Naming, tensors: Mapping[str, np.ndarray], like: Mapping[str, Any], source: str) -> Arrays:
     depth = naming.depth_of(tensors)
-    _same_network(naming.family, depth, like, source)
+    _check_network(naming.family, depth, like, source)
     rows = [row for row in naming.rows(depth) if _in_backbone(row[1])]
     head = [row for row in naming.rows(depth) if not _in_backbone(row[1])]
     has_head = any(theirs in tensors for theirs, _, _ in head)
@@ -109,67 +106,69 @@ def _from(naming: Naming, tensors: Mapping[str, np.ndarray], like: Mapping[str, 
     return _take(tensors, rows, present, like, source)
 
 
-def _same_network(kind: str, depth: int | None, like: Mapping[str, Any], source: str) -> None:
-    ours, wanted = family(like), depth_of(like)
-    if ours is None or wanted is None:
-        raise UserError(f"{source}: the run's backbone is no ResNet that weights are known for: {_some(like)}; "
+def _check_network(network: str, depth: int | None, like: Mapping[str, Any], source: str) -> None:
+    """Raises: UserError when ``like`` is another network."""
+    our_network, our_depth = family(like), depth_of(like)
+    if our_network is None or our_depth is None:
+        raise UserError(f"{source}: the run's backbone is no ResNet that weights can be loaded for: {_abridged(like)}; "
                         "expected backbone=ResNet(...) or ResNetV2(...)")
     if depth is None:
-        raise UserError(f"{source} has blocks as no {kind} here has; expected a depth of "
+        raise UserError(f"{source} has an unknown number of blocks for a {network}; expected a depth of "
                         f"{', '.join(map(str, BLOCKS))}")
-    if (kind, depth) != (ours, wanted):
-        raise UserError(f"{source} is a {kind} of depth {depth}, the run's backbone is a {ours} of depth {wanted}; "
-                        "change the backbone or the weights")
+    if (network, depth) != (our_network, our_depth):
+        raise UserError(f"{source} is a {network} of depth {depth}, the run's backbone is a {our_network} of depth "
+                        f"{our_depth}; change the backbone or the weights")
 
 
 def _take(tensors: Mapping[str, np.ndarray], rows: Iterable[Row], present: list[str], like: Mapping[str, Any],
           source: str) -> Arrays:
-    """The arrays of ``rows``, checked against ``like``. ``present``: which names of the file must be among them."""
+    """The arrays of ``rows``, checked against ``like``. ``present``: the file's names, all of which must be in
+    ``rows``."""
     rows = list(rows)
     unknown = sorted(set(present) - {theirs for theirs, _, _ in rows})
     if unknown:
-        raise UserError(f"{source} has {_some(unknown)}, which the run's backbone has not; it is a variant of this "
-                        "ResNet that cannot be built here")
+        raise UserError(f"{source} has {_abridged(unknown)}, which the run's backbone has not; it is an unsupported "
+                        "variant of this ResNet")
     missing = [theirs for theirs, _, _ in rows if theirs not in tensors]
     if missing:
-        raise UserError(f"{source} lacks {_some(missing)}; it is incomplete or of another network")
-    taken = {}
+        raise UserError(f"{source} lacks {_abridged(missing)}; it is incomplete or another network")
+    arrays = {}
     for theirs, ours, layout in rows:
         value = np.asarray(tensors[theirs])
-        wanted = like.get(ours)
-        if wanted is None:
+        spec = like.get(ours)
+        if spec is None:
             raise UserError(f"{source}: the run's backbone has no {ours!r}, for {theirs!r}; it is another ResNet")
         if value.ndim in layout.dimensions:
             value = layout.ours(value)
-        if value.shape != tuple(wanted.shape) and _in_backbone(ours):
+        if value.shape != tuple(spec.shape) and _in_backbone(ours):
             layout_of = "" if theirs == ours else f" in the layout of {ours!r}"
             raise UserError(f"{source}: {theirs!r} has shape {value.shape}{layout_of}, the run needs "
-                            f"{tuple(wanted.shape)}" + _why(ours, value.shape, tuple(wanted.shape)))
-        taken[ours] = np.asarray(value, wanted.dtype)
-    return taken
+                            f"{tuple(spec.shape)}; {_difference(ours, value.shape, tuple(spec.shape))}")
+        arrays[ours] = np.asarray(value, spec.dtype)
+    return arrays
 
 
-def _why(name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> str:
-    if name.endswith("stem.kernel") and len(found) == 4:
-        if found[:2] != wanted[:2]:
-            return f"; its stem is {found[0]}x{found[1]}, the run's {wanted[0]}x{wanted[1]}: stem='imagenet' is 7x7"
-        if found[3] != wanted[3]:
-            return f"; its width is {found[3] / 64:g}, the run's {wanted[3] / 64:g}"
-    return "; it is a variant of this ResNet that cannot be built here"
+def _difference(name: str, theirs: tuple[int, ...], ours: tuple[int, ...]) -> str:
+    if name.endswith("stem.kernel") and len(theirs) == 4:
+        if theirs[:2] != ours[:2]:
+            return f"its stem is {theirs[0]}x{theirs[1]}, the run's {ours[0]}x{ours[1]}: stem='imagenet' is 7x7"
+        if theirs[3] != ours[3]:
+            return f"its width is {theirs[3] / 64:g}, the run's {ours[3] / 64:g}"
+    return "it is an unsupported variant of this ResNet"
 
 
 def _to(naming: Naming, arrays: Mapping[str, Any]) -> Arrays:
-    kind, depth = family(arrays), depth_of(arrays)
-    if kind != naming.family or depth is None:
-        raise UserError(f"a {naming.title} is a {naming.family}, the run's network is a {kind or 'different one'}; "
+    network, depth = family(arrays), depth_of(arrays)
+    if network != naming.family or depth is None:
+        raise UserError(f"a {naming.title} is a {naming.family}, the run's network is a {network or 'different one'}; "
                         "write it under this package's own names")
     rows = [row for row in naming.rows(depth) if _in_backbone(row[1]) or row[1] in arrays]
-    placed = {ours for _, ours, _ in rows}
-    left = [name for name in arrays if _in_backbone(name) and name not in placed]
-    lacking = [ours for _, ours, _ in rows if ours not in arrays]
-    if left or lacking:
-        raise UserError(f"a {naming.title} of depth {depth} has no place for {_some(left)}" if left else
-                        f"a {naming.title} of depth {depth} needs {_some(lacking)}, which the network has not")
+    known = {ours for _, ours, _ in rows}
+    extra = [name for name in arrays if _in_backbone(name) and name not in known]
+    missing = [ours for _, ours, _ in rows if ours not in arrays]
+    if extra or missing:
+        raise UserError(f"a {naming.title} of depth {depth} has no place for {_abridged(extra)}" if extra else
+                        f"a {naming.title} of depth {depth} needs {_abridged(missing)}, which the network has not")
     return {theirs: np.ascontiguousarray(layout.theirs(np.asarray(arrays[ours]))) for theirs, ours, layout in rows}
 
 
@@ -177,6 +176,6 @@ def _in_backbone(name: str) -> bool:
     return name.startswith("backbone.")
 
 
-def _some(found: Iterable[str]) -> str:
-    found = list(found)
-    return ", ".join(map(repr, found[:3])) + (f", ... ({len(found)} in all)" if len(found) > 3 else "")
+def _abridged(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(map(repr, names[:3])) + (f", ... ({len(names)} in all)" if len(names) > 3 else "")

@@ -1,4 +1,4 @@
-"""Files of arrays by name: safetensors, .npz and PyTorch's .pth, read without ever unpickling an object."""
+"""Files of named arrays: safetensors, .npz and PyTorch's .pth, read without unpickling objects."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ from pathlib import Path
 import numpy as np
 
 from big_vision_lite.errors import UserError
+from big_vision_lite.system.atomic import write_bytes
 
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt")
 
 
 def read_file(path: str | Path) -> dict[str, np.ndarray]:
-    """All arrays of a file, by name. 16-bit floats come as float32.
+    """All arrays of a file, by name; 16-bit floats as float32.
 
     Raises:
-      UserError: there is no such file, it is none of ``SUFFIXES``, is damaged, holds anything but arrays, or an array
-        is not finite.
+      UserError: there is no such file, its suffix is not in ``SUFFIXES``, it is damaged or holds anything but arrays,
+        or an array is not finite.
     """
     path = Path(path)
     readers = {".safetensors": _safetensors, ".npz": _npz, ".pth": _torch, ".pt": _torch}
     if path.suffix not in readers:
         raise UserError(f"weights {str(path)!r}: the name ends in {path.suffix!r}; expected {', '.join(SUFFIXES)}")
     if not path.is_file():
-        raise UserError(f"no file of weights {str(path)!r}; weights of Hugging Face are named hf:OWNER/NAME")
+        raise UserError(f"no weights file {str(path)!r}; for weights on Hugging Face, give hf:OWNER/NAME")
     tensors = readers[path.suffix](path)
     if not tensors:
-        raise UserError(f"weights {str(path)!r} holds no arrays")
+        raise UserError(f"weights {str(path)!r} hold no arrays")
     for name, value in tensors.items():
-        if value.dtype.kind not in "fiub":  # also where a 16-bit float is no type of numpy's own
+        if value.dtype.kind not in "fiub":  # such as bfloat16, which is no numpy dtype
             tensors[name] = value = value.astype(np.float32)
         if value.dtype.kind == "f":
             if value.dtype == np.float16:
@@ -44,10 +45,10 @@ def read_file(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """What is noted beside the arrays of a .safetensors file; nothing for other formats, which have no place for it.
+    """The metadata of a .safetensors file; empty for other formats, which have none.
 
     Raises:
-      UserError: the file is damaged or not there.
+      UserError: the file is damaged or missing.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -63,24 +64,21 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray],
                       metadata: Mapping[str, str] | None = None) -> None:
-    """Arrays by name as a .safetensors file, complete or not there; ``metadata`` is noted in its header.
+    """Write named arrays to a .safetensors file, atomically, with ``metadata`` in its header.
 
     Raises:
-      UserError: the name does not end in .safetensors, or nothing can be written there.
+      UserError: the name does not end in .safetensors, or the file cannot be written.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UserError(f"weights {str(path)!r}: expected a name that ends in .safetensors")
     from safetensors.numpy import save
 
-    written = path.with_name(path.name + ".incomplete")
     try:
-        # It writes memory as it lies: what was transposed must be laid out anew.
+        # save() writes memory as it is, so transposed arrays must be copied.
         arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-        written.write_bytes(save(arrays, dict(metadata) if metadata else None))
-        written.replace(path)
+        write_bytes(path, save(arrays, dict(metadata) if metadata else None))
     except OSError as error:
-        written.unlink(missing_ok=True)
         raise UserError(f"cannot write weights to {str(path)!r}: {error.strerror or error}") from error
 
 
@@ -96,18 +94,18 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        with zipfile.ZipFile(path):  # numpy would take it for a pickle and say so
+        with zipfile.ZipFile(path):  # numpy takes other files for pickles, with a misleading error
             pass
         with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
-        for name, value in found.items():
-            if not isinstance(value, np.ndarray):  # numpy gives whatever else the archive holds as bytes
+            tensors = {name: file[name] for name in file.files}
+        for name, value in tensors.items():
+            if not isinstance(value, np.ndarray):  # numpy returns other members of the archive as bytes
                 raise ValueError(f"{name!r} in it is not an array")
-        return found
+        return tensors
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         if "allow_pickle" in str(error):
-            raise UserError(f"weights {str(path)!r} holds Python objects, which could run code as they are read; "
-                            "expected arrays only") from error
+            raise UserError(f"weights {str(path)!r} hold Python objects, which could run code when read; expected "
+                            "only arrays") from error
         raise _damaged(path, "npz", error) from error
 
 
@@ -115,20 +113,21 @@ def _torch(path: Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError as error:
-        raise UserError(f"weights {str(path)!r}: reading {path.suffix} needs PyTorch: pip install torch, or convert it "
-                        "to .safetensors where PyTorch is") from error
+        raise UserError(f"weights {str(path)!r}: reading {path.suffix} needs PyTorch; pip install torch, or convert it "
+                        "to .safetensors elsewhere") from error
     import pickle
 
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        contents = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(f"weights {str(path)!r} holds Python objects beside tensors (or is damaged), which could run "
-                        "code as they are read; save model.state_dict() alone") from error
+        raise UserError(f"weights {str(path)!r} hold Python objects beside tensors (or are damaged), which could run "
+                        "code when read; save model.state_dict() alone") from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise _damaged(path, "PyTorch", error) from error
-    if isinstance(found, dict):  # training scripts save the network beside their optimiser
-        inner = next((found[key] for key in ("state_dict", "model") if isinstance(found.get(key), dict)), found)
-        tensors = {str(name).removeprefix("module."): value for name, value in inner.items()}
+    if isinstance(contents, dict):  # training scripts save the network together with their optimiser
+        state_dict = next((contents[key] for key in ("state_dict", "model") if isinstance(contents.get(key), dict)),
+                          contents)
+        tensors = {str(name).removeprefix("module."): value for name, value in state_dict.items()}
         if all(isinstance(value, torch.Tensor) for value in tensors.values()):
             return {name: _to_numpy(value) for name, value in tensors.items()}
     raise UserError(f"weights {str(path)!r}: expected a dict from names to tensors, as model.state_dict() gives")

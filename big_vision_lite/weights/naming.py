@@ -1,6 +1,6 @@
-"""How ResNets' arrays are called and laid out elsewhere: torchvision and timm, BiT's .npz files, timm's BiT.
+"""Names and layouts of ResNets' arrays elsewhere: torchvision and timm, BiT's .npz files, timm's BiT.
 
-Here a name is that of a checkpoint without its first word (``backbone.stem.kernel``, ``head.bias``); kernels are
+Our names are those of a checkpoint without their first part (``backbone.stem.kernel``, ``head.bias``); our kernels are
 (height, width, inputs, outputs).
 """
 
@@ -17,12 +17,12 @@ from big_vision_lite.backbones.resnet import BLOCKS
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Two functions that undo each other: from an array as it is elsewhere to ours, and back."""
+    """The conversion of an array from another layout to ours, and back."""
 
     ours: Callable[[np.ndarray], np.ndarray]
     theirs: Callable[[np.ndarray], np.ndarray]
     dimensions: tuple[int, ...]
-    """How many dimensions the array may have elsewhere."""
+    """Possible numbers of dimensions in the other layout."""
 
 
 SAME = Layout(lambda x: x, lambda x: x, (1, 4))
@@ -32,7 +32,7 @@ OI11 = Layout(lambda x: x.reshape(x.shape[:2]).T, lambda x: x.T[:, :, None, None
 ONE_BY_ONE = Layout(lambda x: x.reshape(x.shape[-2:]), lambda x: x[None, None], (2, 4))
 
 Row = tuple[str, str, Layout]
-"""Their name, our name, and how the array is laid out there."""
+"""Their name, our name, and their layout."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,22 +42,23 @@ class Naming:
     title: str
     """Of the files that use these names."""
     family: str
-    """Which networks these are: "BatchNorm ResNet" or "ResNetV2"."""
+    """The networks: "BatchNorm ResNet" or "ResNetV2"."""
     rows: Callable[[int], Iterator[Row]]
     """All names of the network of a depth."""
     block: re.Pattern
-    """Finds (stage, block, convolution) in the name of a convolution; the first stage is ``first``."""
+    """Matches the name of a convolution; its groups are stage, block and convolution."""
     first: int
+    """Number of the first stage."""
     third: str
-    """What the third convolution of a bottleneck is called."""
+    """Name of the third convolution of a bottleneck."""
     ignored: str = r"(?!)"
-    """Names without a place here, which change nothing."""
+    """Names that are not needed here."""
 
     def depth_of(self, names: Iterable[str]) -> int | None:
-        """Layers of the network with these names; None when there is no such ResNet."""
+        """Layers of the network with these names; None if there is no such ResNet."""
         return _depth(names, self.block, self.first, self.third)
 
-    def recognises(self, names: Iterable[str]) -> bool:
+    def matches(self, names: Iterable[str]) -> bool:
         return any(self.block.match(name) for name in names)
 
 
@@ -65,25 +66,24 @@ _OURS = re.compile(r"backbone\.stages\.(\d+)\.(\d+)\.(conv\d)\.kernel")
 
 
 def depth_of(names: Iterable[str]) -> int | None:
-    """Layers of the network with these names, in this package's naming or another's; None when it is no ResNet that
-    could be built here."""
+    """Layers of the network with these names, in any known naming; None if no such ResNet can be built here."""
     names = list(names)
     for naming in NAMINGS:
-        if naming.recognises(names):
+        if naming.matches(names):
             return naming.depth_of(names)
     return _depth(names, _OURS, 0, "conv3")
 
 
 def _depth(names: Iterable[str], block: re.Pattern, first: int, third: str) -> int | None:
-    found = [match.groups() for match in map(block.match, names) if match]
-    seen = {(int(stage) - first, index) for stage, index, _ in found}
-    blocks = tuple(sum(stage == i for stage, _ in seen) for i in range(4))
-    bottleneck = any(convolution == third for _, _, convolution in found)
-    return next((depth for depth, counts in BLOCKS.items() if counts == blocks and (depth >= 50) == bottleneck), None)
+    convolutions = [match.groups() for match in map(block.match, names) if match]
+    blocks = {(int(stage) - first, index) for stage, index, _ in convolutions}
+    counts = tuple(sum(stage == i for stage, _ in blocks) for i in range(4))
+    bottleneck = any(convolution == third for _, _, convolution in convolutions)
+    return next((depth for depth in BLOCKS if BLOCKS[depth] == counts and (depth >= 50) == bottleneck), None)
 
 
 def _blocks(depth: int) -> Iterator[tuple[int, int, int, bool]]:
-    """(stage, block, convolutions, whether its shortcut is projected), all from 0."""
+    """(stage, block, number of convolutions, whether the shortcut is projected), counted from 0."""
     for i, count in enumerate(BLOCKS[depth]):
         for j in range(count):
             yield i, j, 3 if depth >= 50 else 2, j == 0 and (i > 0 or depth >= 50)

@@ -3,13 +3,13 @@
     tfds build imagenet2012 --file_format=array_record        # needs TensorFlow: pip install 'big_vision_lite[tf]'
     bvl train configs/pretrain/imagenet1k.py --workdir gs://BUCKET/run
 
-The paper reports top-1 77.5 for ResNet-101 from scratch (unverified). Add ``v2=true`` to score on ImageNet-V2 as well.
-Not run here.
+The paper reports a top-1 of 77.5 for ResNet-101 from scratch (unverified). ``v2=true`` also evaluates on ImageNet-V2.
+docs/reproducing.md estimates the time; not run here.
 """
 
-from big_vision_lite.data.tfds_source import Tfds
+from big_vision_lite.data.sources.tfds import Tfds
 from big_vision_lite.experiment import Experiment
-from big_vision_lite.recipes import curated_by, imagenet_pretraining
+from big_vision_lite.recipes.pretraining import curated_by, imagenet_pretraining
 
 
 def get_config(subset: int | None = None, precision: float = 1.0, exclude: str | None = None, v2: bool = False,
@@ -17,13 +17,19 @@ def get_config(subset: int | None = None, precision: float = 1.0, exclude: str |
                seed: int = 0) -> Experiment:
     """
     Args:
-      subset: images to learn from, with the classes in their proportions; smaller sets are contained in larger ones.
-      precision: share of the labels that are to be right.
-      exclude: file of ids, as `bvl data duplicates` writes it.
+      subset: learn from this many images, with the classes in their proportions; larger subsets contain smaller ones.
+      precision: share of the labels to keep; the others are replaced by wrong ones.
+      exclude: file of image ids to leave out, as `bvl data duplicates` writes it.
+      v2: also evaluate on ImageNet-V2.
+      data_dir: folder of TFDS's datasets; None: TFDS's default.
+      depth: layers of the ResNet.
+      epochs: length of the run in passes over the images.
+      batch_size: images per step.
+      seed: seed of initialization, data order and augmentation.
     """
     evals = {"validation": Tfds("imagenet2012", "validation", data_dir)}
     if v2:
         evals["imagenet_v2"] = Tfds("imagenet_v2/matched-frequency", "test", data_dir)
-    steps = curated_by(exclude=exclude, subset=subset, stratified=True, precision=precision)
-    return imagenet_pretraining(Tfds("imagenet2012", "train", data_dir), evals, subset or 1_281_167, curate=steps,
+    curate = curated_by(exclude=exclude, subset=subset, stratified=True, precision=precision)
+    return imagenet_pretraining(Tfds("imagenet2012", "train", data_dir), evals, subset or 1_281_167, curate=curate,
                                 depth=depth, epochs=epochs, batch_size=batch_size, seed=seed)

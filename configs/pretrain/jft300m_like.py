@@ -2,14 +2,14 @@
 
     bvl train configs/pretrain/jft300m_like.py:name=my_images --workdir gs://BUCKET/run
 
-JFT-300M (300 million images, 18,291 classes) was never public; README lists open stand-ins. ``name`` is a TFDS data set
-that is prepared as ArrayRecord or TFRecord; `bvl data prepare` makes one of folders, csv, COCO json or tar files. The
-paper's length is 36 million steps of 32 images, on 50 K80 GPUs for two months. Not run at that size here.
+JFT-300M (300 million images, 18,291 classes) was never public; README lists open stand-ins. ``name`` is a TFDS dataset
+prepared as ArrayRecord or TFRecord; `bvl data prepare` makes one from folders, csv, COCO json or tar files. The paper
+trained for 36 million steps of 32 images: two months on 50 K80 GPUs. Not run at that size here.
 """
 
-from big_vision_lite.data.tfds_source import Tfds
+from big_vision_lite.data.sources.tfds import Tfds
 from big_vision_lite.experiment import Experiment
-from big_vision_lite.recipes import curated_by, jft_pretraining
+from big_vision_lite.recipes.pretraining import curated_by, jft_pretraining
 
 
 def get_config(name: str, images: int = 300_000_000, subset: int | None = None, precision: float = 1.0,
@@ -18,15 +18,20 @@ def get_config(name: str, images: int = 300_000_000, subset: int | None = None, 
                seed: int = 0) -> Experiment:
     """
     Args:
-      images: in the train split, of which the last 1 % is held out.
-      subset: images to learn from, 10, 30 and 100 million in the paper; smaller sets are contained in larger ones.
-      precision: share of the labels that are to be right, beside the noise that is there.
-      vocabulary: so many classes, the most frequent ones.
-      hierarchy: file of child,parent: each label then counts as its ancestors too.
-      exclude: file of ids, as `bvl data duplicates` writes it.
+      name: name of the dataset in TFDS; the last 1 % of its train split is held out for evaluation.
+      images: size of the train split.
+      subset: learn from this many images, 10, 30 and 100 million in the paper; larger subsets contain smaller ones.
+      precision: share of the labels to keep; the others are replaced by wrong ones.
+      vocabulary: learn this many classes, the most frequent ones.
+      hierarchy: csv file of child,parent: each label then counts as its ancestors too.
+      exclude: file of image ids to leave out, as `bvl data duplicates` writes it.
+      data_dir: folder of TFDS's datasets; None: TFDS's default.
+      depth: layers of the ResNet.
+      epochs: length of the run in passes over the images.
+      batch_size: images per step.
+      seed: seed of initialization, data order and augmentation.
     """
-    steps = curated_by(exclude=exclude, hierarchy=hierarchy, vocabulary=vocabulary, subset=subset,
-                       precision=precision)
-    return jft_pretraining(
-        Tfds(name, "train[:99%]", data_dir), {"held_out": Tfds(name, "train[99%:]", data_dir)}, subset or images,
-        curate=steps, depth=depth, epochs=epochs, batch_size=batch_size, seed=seed)
+    curate = curated_by(exclude=exclude, hierarchy=hierarchy, vocabulary=vocabulary, subset=subset, precision=precision)
+    train, held_out = (Tfds(name, split, data_dir) for split in ("train[:99%]", "train[99%:]"))
+    return jft_pretraining(train, {"held_out": held_out}, subset or images, curate=curate, depth=depth, epochs=epochs,
+                           batch_size=batch_size, seed=seed)

@@ -6,10 +6,9 @@
     bvl train configs/transfer/coco_detection.py:root=/coco,init=runs/pretrained,minival=minival.txt
     bvl evaluate RUN --source /coco/annotations/image_info_test-dev2017.json:images=/coco/test2017 --submission OUT.json
 
-Data: TFDS's coco/2017, or with ``root`` COCO's own files (annotations/, train2017/, val2017/). With ``minival``, a list
-of ids of val2014's images (the paper's 8,000 are not public), scores are on these, under the name minival, from
-val2014/ and its annotations; they are left out of train2017, which otherwise has all of 2014 but val2017. Without a
-list, scores are on val2017 and have that name.
+Data: TFDS's coco/2017, or with ``root`` COCO's own files (annotations/, train2017/, val2017/). Evaluated on val2017, or
+on ``minival``, your list of image ids of val2014 (the paper's 8,000 are not public), which needs val2014/ and its
+annotations; these images are left out of train2017, which contains all of 2014 except val2017.
 
 | recipe | depth | expected AP on val2017 from ImageNet weights | source |
 |---|---|---|---|
@@ -19,37 +18,38 @@ list, scores are on val2017 and have that name.
 | fpn 3x | 101 | 42.0 | the same |
 
 Time, by detectron2's speed on 8 V100: fpn 1x 5 hours, c4 1x 14 hours. BatchNorm keeps its statistics, and c4 and fpn
-fix the first stage too, which suits published weights; for networks of your own ``tune_statistics=true`` lets all
-learn. Sampling in RoIAlign is 2 x 2 a bin where detectron2's adapts. Not run here.
+freeze the first stage too, which suits published weights; for networks of your own ``train_batchnorm=true`` trains all
+layers. RoIAlign samples 2 x 2 points per bin; detectron2 adapts their number. Not run here.
 """
 
 from typing import Literal
 
 from big_vision_lite.experiment import Experiment
-from big_vision_lite.recipes import coco, faster_rcnn
+from big_vision_lite.recipes.transfer import coco, faster_rcnn
 
 
 def get_config(init: str | None = None, recipe: Literal["paper", "c4", "fpn"] = "paper",
-               schedule: Literal["1x", "3x"] = "1x", depth: int = 101, batch_size: int | None = None,
-               root: str | None = None, minival: str | None = None, freeze: bool = False,
-               tune_statistics: bool = False, data_dir: str | None = None, seed: int = 0) -> Experiment:
+               schedule: Literal["1x", "3x"] = "1x", steps: int | None = None, depth: int = 101,
+               batch_size: int | None = None, root: str | None = None, minival: str | None = None, freeze: bool = False,
+               train_batchnorm: bool = False, data_dir: str | None = None, seed: int = 0) -> Experiment:
     """
     Args:
-      init: a run, a file of weights, hf:REPO or a URL.
-      schedule: of c4 and fpn.
-      depth: of the backbone, where ``init`` is not a run.
-      batch_size: the rate grows linearly with it, and the number of steps falls; None: 9 for paper, else 16.
+      init: a run, a file of weights, hf:REPO or a URL; None: from scratch.
+      recipe: the paper's, or detectron2's with C4 or FPN features.
+      schedule: length of c4 and fpn, as detectron2 names it.
+      steps: length of the run; None: the recipe's.
+      depth: layers of the backbone, if ``init`` is not a run.
+      batch_size: images per step; the rate grows linearly with it, and the recipe's steps fall. None: 9 (paper) or 16.
       root: folder of COCO's own files; None: TFDS.
-      minival: file of image ids, one a line; needs ``root``.
-      freeze: the backbone stays as it is.
-      tune_statistics: BatchNorm and the first stage learn as well.
+      minival: file of image ids to evaluate on, one per line; needs ``root``.
+      freeze: freeze the backbone.
+      train_batchnorm: train BatchNorm and the first stage too.
+      data_dir: folder of TFDS's datasets; None: TFDS's default.
+      seed: seed of initialization, data order and augmentation.
     """
     train, evals = coco(root, minival, data_dir)
-    if recipe == "paper":
-        length = {"steps": 3_000_000 // 9, "drops": (5 / 6,), "warmup": 500}
-    else:
-        length = {"1x": {"steps": 90_000, "drops": (60 / 90, 80 / 90)},
-                  "3x": {"steps": 270_000, "drops": (210 / 270, 250 / 270)}}[schedule]
-    return faster_rcnn(train, evals, recipe=recipe, init=init, depth=depth,
-                       batch_size=batch_size or (9 if recipe == "paper" else 16), freeze=freeze,
-                       tune_statistics=tune_statistics, seed=seed, **length)
+    length, drops = {"paper": (3_000_000 // 9, (5 / 6,)), "1x": (90_000, (60 / 90, 80 / 90)),
+                     "3x": (270_000, (210 / 270, 250 / 270))}["paper" if recipe == "paper" else schedule]
+    return faster_rcnn(train, evals, recipe=recipe, length=length, drops=drops,
+                       warmup=500 if recipe == "paper" else 1000, steps=steps, init=init, depth=depth,
+                       batch_size=batch_size, freeze=freeze, train_batchnorm=train_batchnorm, seed=seed)

@@ -1,4 +1,4 @@
-"""Which anchors and proposals learn from which object, and which of them a step looks at: all in fixed shapes."""
+"""Matching anchors and proposals to objects, and sampling them, in fixed shapes."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from jaxtyping import Bool, Float, Int
 from big_vision_lite.heads.detection.boxes import area, intersection, iou
 
 PADDING, OBJECT, IGNORED = 0, 1, 2
-"""Kinds of rows among the boxes of an image: none, an object to find, a region about which nothing is said."""
+"""Kinds of rows among the boxes of an image: an empty slot, an object, an ignore region."""
 
 
 def match(boxes: Float[Array, "n 4"], candidates: Bool[Array, " n"], truth: Float[Array, "g 4"],
           kind: Int[Array, " g"], low: float, high: float,
           low_quality: bool) -> tuple[Int[Array, " n"], Bool[Array, " n"], Bool[Array, " n"]]:
-    """Matches anchors or proposals to objects by IoU (Ren et al. 2015, section 3.1.2).
+    """Match anchors or proposals to objects by IoU (Ren et al. 2015, section 3.1.2).
 
     Args:
       boxes: anchors or proposals.
-      candidates: those that take part.
-      truth, kind: boxes of the image; see `OBJECT`. Where an ignored region covers more than half of a box, that is
-        not a negative: there may be objects that nobody outlined.
-      low, high: below ``low`` a box is negative, from ``high`` on positive, between neither.
-      low_quality: also the boxes that overlap an object best of all, however little, are positive.
+      candidates: which of them take part.
+      truth, kind: annotated boxes and their kinds, see `OBJECT`. A box more than half covered by an ignore region is no
+        negative: it may hold objects that were not annotated.
+      low, high: a box is negative below ``low``, positive from ``high`` up, and neither in between.
+      low_quality: whether the boxes that overlap an object best, however little, are positive too.
 
     Returns:
-      Row of the object that overlaps each box best; which boxes are positive; which are negative.
+      For each box, the row of the object that overlaps it best, whether it is positive, and whether it is negative.
     """
     is_object = kind == OBJECT
-    # Rows without an object overlap nothing; -1 keeps them apart from objects that no anchor reaches.
+    # -1 tells rows without an object from objects that no anchor overlaps.
     quality = jnp.where(is_object[:, None], iou(truth, boxes), -1.0)
     best, matched = quality.max(0), quality.argmax(0)
     positive = best >= high
@@ -44,21 +44,19 @@ def match(boxes: Float[Array, "n 4"], candidates: Bool[Array, " n"], truth: Floa
 
 def sample(key: Array, positive: Bool[Array, " n"], negative: Bool[Array, " n"], count: int,
            fraction: float) -> tuple[Int[Array, " k"], Bool[Array, " k"], Bool[Array, " k"]]:
-    """A random choice of at most ``fraction * count`` positives, filled up to ``count`` with negatives.
+    """A random sample of at most ``fraction * count`` positives, filled up to ``count`` with negatives.
 
     Returns:
-      ``count`` indices (or all n of fewer); whether each was chosen (the others only fill the shape); whether it is
-      positive.
+      ``min(count, n)`` indices; whether each is in the sample (the others only fill the shape), and is positive.
     """
     noise = jax.random.uniform(key, positive.shape)
     total = positive.shape[0]
-    most = min(int(count * fraction), total)
-    first, first_chosen = _largest(jnp.where(positive, noise, -1.0), most)
-    rest, rest_chosen = _largest(jnp.where(negative, noise, -1.0), min(count, total))
-    rest_chosen &= jnp.arange(rest.shape[0]) < count - first_chosen.sum()
-    indices, chosen = jnp.concatenate([first, rest]), jnp.concatenate([first_chosen, rest_chosen])
-    order = jnp.argsort(~chosen, stable=True)[:min(count, total)]
-    return indices[order], chosen[order], positive[indices[order]]
+    positives, positives_sampled = _largest(jnp.where(positive, noise, -1.0), min(int(count * fraction), total))
+    negatives, negatives_sampled = _largest(jnp.where(negative, noise, -1.0), min(count, total))
+    negatives_sampled &= jnp.arange(negatives.shape[0]) < count - positives_sampled.sum()
+    indices, sampled = (jnp.concatenate(p) for p in ((positives, negatives), (positives_sampled, negatives_sampled)))
+    order = jnp.argsort(~sampled, stable=True)[:min(count, total)]
+    return indices[order], sampled[order], positive[indices[order]]
 
 
 def _largest(values: Array, count: int) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""What becomes of detections on the host: original pixels, scores, answers and pictures."""
+"""Detections on the host: original pixels, metrics, JSON and pictures."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import Any
 
 import numpy as np
 
-from big_vision_lite.data.source import Records
-from big_vision_lite.evaluation.detection import DetectionScores
+from big_vision_lite.data.source import Dataset
+from big_vision_lite.evaluation.detection import DetectionMetrics
 from big_vision_lite.heads.detection.matching import OBJECT, PADDING
-from big_vision_lite.heads.head import Scores
-from big_vision_lite.heads.pictures import OKABE_ITO, TRUTH, grid
+from big_vision_lite.heads.drawing import grid, show
+from big_vision_lite.heads.head import Metrics
+from big_vision_lite.system.palette import OKABE_ITO, TRUTH
 
 
 def to_original(boxes: np.ndarray, batch: dict[str, np.ndarray]) -> np.ndarray:
-    """Boxes ``[b, d, 4]`` of a batch's images as (x1, y1, x2, y2) in pixels of the original ones, within them."""
-    across = np.asarray(batch["scale"], np.float64)[:, None, [1, 0, 1, 0]]
-    size = np.asarray(batch["original_size"], np.float64)[:, None, [1, 0, 1, 0]]
-    return np.clip(boxes / across, 0.0, size)
+    """Boxes ``[b, d, 4]`` in pixels of a batch's images to pixels of the original ones, clipped to those."""
+    scale, size = (np.tile(batch[name][:, None, ::-1].astype(np.float64), 2) for name in ("scale", "original_size"))
+    return np.clip(boxes / scale, 0.0, size)
 
 
-class FasterRCNNScores(Scores):
-    """COCO's and VOC's figures, and the mean loss."""
+class FasterRCNNMetrics(Metrics):
+    """COCO's and VOC's metrics, and the mean loss."""
 
-    def __init__(self, records: Records):
-        self.scores = DetectionScores(records)
+    def __init__(self, dataset: Dataset):
+        self.scores = DetectionMetrics(dataset)
         self.loss, self.images = 0.0, 0
 
     def add(self, outputs: dict[str, np.ndarray], batch: dict[str, np.ndarray]) -> None:
@@ -35,22 +35,22 @@ class FasterRCNNScores(Scores):
         self.images += int(batch["mask"].sum())
 
     def check_results(self) -> None:
-        """Raises: UserError when the source does not know COCO's numbers of images and categories."""
+        """Raises: UserError when the source does not know COCO's ids of images and categories."""
         self.scores.check_coco_ids()
 
     def write_results(self, path: Path) -> None:
-        """COCO's results: a list of image_id, category_id, bbox and score."""
+        """COCO's results format: a list of image_id, category_id, bbox and score."""
         self.check_results()
         self.scores.write_coco_results(path)
 
     def result(self) -> dict[str, float]:
-        """As `DetectionScores.result`, with "loss" and "images"."""
+        """As `DetectionMetrics.result`, with "loss" and "images"."""
         return {**self.scores.result(), "loss": self.loss / max(self.images, 1), "images": self.images}
 
 
 def detections_of(batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
                   classes: tuple[str, ...]) -> list[dict[str, Any]]:
-    """For each image its detections by falling score, in pixels of the original image."""
+    """The detections of each image by falling score, in pixels of the original image."""
     boxes = to_original(outputs["boxes"], batch)
     return [{"detections": [{"box": [round(float(v), 2) for v in box], "score": round(float(score), 6),
                              "label": classes[label]}
@@ -59,8 +59,8 @@ def detections_of(batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
 
 
 def draw_boxes(path: Path, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray], classes: tuple[str, ...],
-               least: float = 0.3) -> None:
-    """A grid of images with their detections of at least the score ``least``, and dashed what is really there."""
+               min_score: float = 0.3) -> None:
+    """Write a grid of images with their detections of at least ``min_score``, and their annotations as dashed boxes."""
     from matplotlib.lines import Line2D
 
     images = batch["image"]
@@ -68,19 +68,19 @@ def draw_boxes(path: Path, batch: dict[str, np.ndarray], outputs: dict[str, np.n
     figure, axes = grid(len(images), (3.4, 3.4 * tallest))
     for i, (axis, image) in enumerate(zip(axes, images, strict=False)):
         height, width = batch["size"][i]
-        axis.imshow(image[:height, :width], interpolation="antialiased")
+        show(axis, image[:height, :width])
         for box, kind in zip(batch["boxes"][i], batch["kind"][i], strict=True):
             if kind != PADDING:
                 _outline(axis, box, TRUTH if kind == OBJECT else "#999999", linestyle="--", linewidth=0.9)
-        shown = outputs["valid"][i] & (outputs["scores"][i] >= least)
-        for k in np.flatnonzero(shown)[::-1]:  # the best on top
+        visible = outputs["valid"][i] & (outputs["scores"][i] >= min_score)
+        for k in np.flatnonzero(visible)[::-1]:  # the best on top
             label, colour = outputs["labels"][i][k], OKABE_ITO[outputs["labels"][i][k] % len(OKABE_ITO)]
             box = outputs["boxes"][i][k]
             _outline(axis, box, colour, linestyle="-", linewidth=1.3)
             axis.text(box[0], box[1], f"{classes[label]} {outputs['scores'][i][k]:.0%}", fontsize=6, color="white",
                       va="top" if box[1] < 0.05 * height else "bottom", parse_math=False, clip_on=True,
                       bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.6})
-    lines = [Line2D([], [], color=TRUTH, linewidth=1.3, label=f"detected, score {least:.0%} or more")]
+    lines = [Line2D([], [], color=TRUTH, linewidth=1.3, label=f"detected, score {min_score:.0%} or more")]
     if (batch["kind"] != PADDING).any():
         lines.append(Line2D([], [], color=TRUTH, linestyle="--", linewidth=0.9, label="annotated"))
     figure.legend(handles=lines, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
@@ -90,6 +90,6 @@ def draw_boxes(path: Path, batch: dict[str, np.ndarray], outputs: dict[str, np.n
 def _outline(axis: Any, box: np.ndarray, colour: str, **line: Any) -> None:
     from matplotlib.patches import Rectangle
 
-    # Boxes are of edges; a picture's pixels are drawn around whole numbers.
+    # Box coordinates are edges of pixels; imshow centres pixels on whole numbers.
     axis.add_patch(Rectangle((box[0] - 0.5, box[1] - 0.5), box[2] - box[0], box[3] - box[1], fill=False,
                              edgecolor=colour, **line))

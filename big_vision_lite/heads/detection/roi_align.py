@@ -1,4 +1,4 @@
-"""RoIAlign (He et al. 2017): features of boxes by bilinear interpolation, 2 x 2 samples a bin."""
+"""RoIAlign (He et al. 2017): features of boxes by bilinear interpolation, 2 x 2 samples per bin."""
 
 from __future__ import annotations
 
@@ -14,45 +14,44 @@ from jaxtyping import Float, Int
 
 Method = Literal["auto", "gather", "matmul"]
 _SAMPLES = 2
-"""Samples a bin and axis: a number that depends on the box, as some use, would be a shape that depends on data."""
+"""Samples per bin and axis. A number that depends on the box, as in some codes, would need dynamic shapes."""
 
 
 def roi_levels(rois: Float[Array, "*n 4"], strides: Sequence[int], levels: int) -> Int[Array, "*n"]:
-    """Which of ``levels`` maps, finest first, features of a box come from: that on which it is 14 to 28 cells wide
-    (Lin et al. 2017, equation 1, for any strides)."""
+    """Index of the map, finest first, that each box takes its features from: where it is 14 to 28 cells wide (Lin et
+    al. 2017, equation 1, for any strides)."""
     side = jnp.sqrt(jnp.maximum((rois[..., 2] - rois[..., 0]) * (rois[..., 3] - rois[..., 1]), 1e-12))
     level = jnp.floor(jnp.log2(side / (14.0 * strides[0])) + 1e-6)
     return jnp.clip(level, 0, levels - 1).astype(jnp.int32)
 
 
 def roi_align(features: Sequence[Float[Array, "b _ _ c"]], rois: Float[Array, "b r 4"], strides: Sequence[int],
-              pool: int, aligned: bool = True, method: Method = "auto") -> Float[Array, "b r p p c"]:
-    """Features of each box, ``pool`` x ``pool`` bins.
+              bins: int, aligned: bool = True, method: Method = "auto") -> Float[Array, "b r p p c"]:
+    """Features of each box in ``bins`` x ``bins`` bins.
 
-    Samples up to one cell outside of a map are taken from its border; those farther out are 0. No gradient flows to
-    the boxes.
+    Samples up to one cell outside a map take the value at its border; those farther out are 0. Boxes get no gradient.
 
     Args:
       features: maps of the images, finest first; with several, `roi_levels` chooses one for each box.
       rois: (x1, y1, x2, y2) in pixels of the image.
-      strides: pixels a cell of each map.
-      aligned: whether the centre of the first cell is half a cell from the border, as pixels of an image are; else it
-        is on the border, and boxes are at least one cell wide (the form of older detectors).
-      method: ``gather`` reads the cells that are needed, for CPUs and GPUs; ``matmul`` multiplies every map with a
-        matrix for each box, for TPUs; ``auto`` takes the one that fits the platform. Equal up to rounding.
+      strides: pixels per cell of each map.
+      aligned: whether the centre of the first cell is half a cell from the border, like a pixel of an image. Otherwise
+        it is on the border, and boxes are at least one cell wide, as in older detectors.
+      method: ``gather`` reads the cells needed, for CPUs and GPUs; ``matmul`` multiplies each map by one matrix per
+        box, for TPUs; ``auto`` selects by platform. They are equal up to rounding.
     """
     shapes = tuple(f.shape[1:3] for f in features)
     levels = roi_levels(rois, strides, len(features))
-    spec = _Spec(shapes, tuple(strides), pool, aligned, method)
+    spec = _Spec(shapes, tuple(strides), bins, aligned, method)
     return _align(spec, tuple(features), lax.stop_gradient(rois), levels)
 
 
 class _Spec(NamedTuple):
-    """What of a call is static."""
+    """The static arguments of a call."""
 
     shapes: tuple[tuple[int, int], ...]
     strides: tuple[int, ...]
-    pool: int
+    bins: int
     aligned: bool
     method: Method
 
@@ -76,7 +75,7 @@ def _forward(spec, features, rois, levels):
 
 @jax.tree_util.register_static
 class _Static(tuple):
-    """Shapes that travel to the backward pass."""
+    """Shapes for the backward pass."""
 
 
 def _backward(spec, saved, gradient):
@@ -97,22 +96,22 @@ _align.defvjp(_forward, _backward)
 
 
 def _points(spec, rois: Float[Array, "r 4"], levels: Int[Array, " r"]) -> tuple[Array, ...]:
-    """Sample positions of each box along an axis, in cells of its map: y and x ``[r, pool * samples]``, and the
-    map's height and width ``[r, 1]``."""
+    """Sample positions of each box along both axes, in cells of its map: y and x ``[r, bins * samples]``, and the map's
+    height and width ``[r, 1]``."""
     shape = jnp.asarray(np.array(spec.shapes, np.int32))[levels]
     scale = jnp.asarray(1.0 / np.array(spec.strides, np.float32))[levels][:, None]
     boxes = rois.astype(jnp.float32) * scale - (0.5 if spec.aligned else 0.0)
     size = boxes[:, 2:] - boxes[:, :2]
     if not spec.aligned:
         size = jnp.maximum(size, 1.0)
-    count = spec.pool * _SAMPLES
+    count = spec.bins * _SAMPLES
     steps = jnp.asarray((np.arange(count, dtype=np.float32) + 0.5) / count)
     x, y = (boxes[:, i:i + 1] + size[:, i:i + 1] * steps for i in (0, 1))
     return y, x, shape[:, :1], shape[:, 1:]
 
 
 def _cells(position: Array, length: Array) -> tuple[Array, Array, Array]:
-    """Lower cell of each position, and the weights of that and the next."""
+    """The lower neighbour of each position, and the weights of it and the next cell."""
     outside = (position < -1.0) | (position > length)
     inside = jnp.clip(position, 0.0, (length - 1).astype(jnp.float32))
     low = jnp.minimum(jnp.floor(inside).astype(jnp.int32), jnp.maximum(length - 2, 0))
@@ -122,12 +121,12 @@ def _cells(position: Array, length: Array) -> tuple[Array, Array, Array]:
 
 
 def _terms(spec, rois, levels):
-    """For each of the 16 terms of a bin's sum: row in the maps laid end to end ``[16, r, pool, pool]``, and weight."""
+    """The 16 terms of each bin's sum: row in the concatenated maps ``[r, bins, bins]``, and weight."""
     starts = np.cumsum([0, *(h * w for h, w in spec.shapes)])[:-1]
     start = jnp.asarray(starts.astype(np.int32))[levels][:, None, None]
     y, x, height, width = _points(spec, rois, levels)
     (top, *y_weights), (left, *x_weights) = _cells(y, height), _cells(x, width)
-    split = partial(jnp.reshape, shape=(rois.shape[0], spec.pool, _SAMPLES))
+    split = partial(jnp.reshape, shape=(rois.shape[0], spec.bins, _SAMPLES))
     top, left, *weights = map(split, (top, left, *y_weights, *x_weights))
     rows, factors = [], []
     for i in range(_SAMPLES):
@@ -168,17 +167,17 @@ def _matmul(spec, features: tuple[Array, ...], rois: Array, levels: Array) -> Ar
     y, x, height, width = _points(spec, rois, levels)
     total = 0.0
     for level, map_ in enumerate(features):
-        here = (levels == level).astype(map_.dtype)[:, None, None]
-        down = _matrix(*_cells(y, height), map_.shape[0], spec.pool).astype(map_.dtype) * here
-        across = _matrix(*_cells(x, width), map_.shape[1], spec.pool).astype(map_.dtype)
-        rows = jnp.einsum("rph,hwc->rpwc", down, map_, preferred_element_type=jnp.float32).astype(map_.dtype)
-        total = total + jnp.einsum("rqw,rpwc->rpqc", across, rows, preferred_element_type=jnp.float32)
+        on_level = (levels == level).astype(map_.dtype)[:, None, None]
+        vertical = _matrix(*_cells(y, height), map_.shape[0], spec.bins).astype(map_.dtype) * on_level
+        horizontal = _matrix(*_cells(x, width), map_.shape[1], spec.bins).astype(map_.dtype)
+        rows = jnp.einsum("rph,hwc->rpwc", vertical, map_, preferred_element_type=jnp.float32).astype(map_.dtype)
+        total = total + jnp.einsum("rqw,rpwc->rpqc", horizontal, rows, preferred_element_type=jnp.float32)
     return total.astype(features[0].dtype)
 
 
-def _matrix(low: Array, lower: Array, upper: Array, length: int, pool: int) -> Array:
-    """Interpolation along an axis, averaged over the samples of a bin, as a matrix ``[r, pool, length]``."""
+def _matrix(low: Array, lower: Array, upper: Array, length: int, bins: int) -> Array:
+    """Interpolation along an axis, averaged over the samples of a bin, as a matrix ``[r, bins, length]``."""
     cells = jnp.arange(length)
     weights = (jnp.where(low[..., None] == cells, lower[..., None], 0.0)
                + jnp.where(low[..., None] + 1 == cells, upper[..., None], 0.0))
-    return weights.reshape(low.shape[0], pool, _SAMPLES, length).sum(2)
+    return weights.reshape(low.shape[0], bins, _SAMPLES, length).sum(2)

@@ -1,4 +1,4 @@
-"""The segmentation head: model, loss, scores and pictures."""
+"""The segmentation head: model, loss, metrics and pictures."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jaxtyping import Float, UInt8, UInt32
+from jaxtyping import Float, UInt8
 
-from big_vision_lite.backbones.backbone import Backbone, Features
+from big_vision_lite.backbones.backbone import Backbone, BackboneModule, Keys
 from big_vision_lite.backbones.norm import BatchNorm
-from big_vision_lite.data.joint_transforms import VOID
-from big_vision_lite.data.source import Described, Example, Records
+from big_vision_lite.data.masks import VOID
+from big_vision_lite.data.source import Dataset, DatasetInfo, Example
 from big_vision_lite.errors import UserError
-from big_vision_lite.evaluation.boundaries import BoundaryScores, boundary_f
+from big_vision_lite.evaluation.boundaries import BoundaryMetrics, boundary_f
 from big_vision_lite.evaluation.segmentation import (
     BACKGROUND,
     ConfusionMatrix,
@@ -27,103 +27,107 @@ from big_vision_lite.evaluation.segmentation import (
     mask_at_original_size,
     true_mask,
 )
-from big_vision_lite.heads.head import Batch, Head, Scores, view_of
+from big_vision_lite.heads.head import Batch, Head, MainMetric, Metrics, view_of
 from big_vision_lite.heads.segmentation.decoders import ASPPL, FCN, DeepLabV3, DeepLabV3Plus, upsample
+from big_vision_lite.heads.segmentation.drawing import draw_masks
 from big_vision_lite.heads.segmentation.losses import pixel_accuracy, pixel_loss
-from big_vision_lite.heads.segmentation.pictures import draw_masks
 
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation(Head):
-    """A class, or background, for every pixel. Works at the output stride of its backbone: 16 or 8 are usual
-    (``ResNet(output_stride=16)``). Its transforms are those that move masks along (`data.joint_transforms`)."""
+    """A class, or background, for every pixel, at the output stride of the backbone: usually 16 or 8, as in
+    ``ResNet(output_stride=16)``. Needs a joint transform (`data.transforms.joint`).
+
+    Raises: UserError for a field out of range.
+    """
 
     decoder: ASPPL | DeepLabV3 | DeepLabV3Plus = DeepLabV3()
     size: int | tuple[int, int] = 513
-    """Pixels of both sides, or (height, width), that a mask has room for: at least the transforms' largest."""
+    """Side, or (height, width), of the padded masks in pixels: at least the transforms' largest."""
     auxiliary: float = 0.0
-    """Weight of the loss of an FCN on the stage before the last, for training alone; 0: none. 0.4 is usual."""
-    hardest: float = 1.0
-    """Training averages the loss over this share of an image's pixels, those where it is highest: 0.1 to 0.25 make
-    small objects and rare classes count beside large areas (online bootstrapping; Wu, Shen and van den Hengel 2016).
-    Evaluation takes all pixels."""
+    """Weight of the loss of an FCN on the next-to-last stage, in training only; 0: none. 0.4 is usual."""
+    ohem_fraction: float = 1.0
+    """Training averages the loss over this share of the pixels of an image, those with the highest loss. 0.1 to 0.25
+    help small objects and rare classes (online bootstrapping; Wu, Shen and van den Hengel 2016)."""
     scales: tuple[float, ...] = (1.0,)
-    """Evaluate the image at each of these sizes and average the probabilities; (0.5, 0.75, 1.0, 1.25, 1.5, 1.75) is
-    what tables call multi-scale."""
+    """Evaluate the image at each of these scales and average the probabilities; tables with multi-scale evaluation use
+    (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)."""
     flip: bool = False
-    """Evaluate the mirror image, too."""
+    """Evaluate the mirror image too."""
     score_at: Literal["original", "input"] = "original"
-    """``original``: count pixels of the image as stored, the figure that tables give. ``input``: of the network's
-    input, where the counting is done on the device and no mask is read a second time: quicker, for watching a run."""
+    """``original``: count pixels of the image as stored, as tables do. ``input``: count pixels of the network's input,
+    on the device and without reading masks again: faster, for monitoring a run."""
     boundary: float | None = None
-    """Score outlines, too (`evaluation.boundaries`): how far they may be off, as a share of the image's diagonal, such
-    as 0.0075. None: they are not scored. Needs ``score_at`` original."""
+    """Score outlines too (`evaluation.boundaries`), with this tolerance as a share of the image's diagonal, such as
+    0.0075. None: not scored. Needs ``score_at`` original."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the decoder's convolutions compute in; class scores and losses are float32."""
 
     def __post_init__(self) -> None:
         if self.auxiliary < 0:
             raise UserError(f"Segmentation: auxiliary={self.auxiliary}; expected a weight of at least 0")
-        if not 0 < self.hardest <= 1:
-            raise UserError(f"Segmentation: hardest={self.hardest}; expected a share above 0, at most 1")
+        if not 0 < self.ohem_fraction <= 1:
+            raise UserError(f"Segmentation: ohem_fraction={self.ohem_fraction}; expected a share above 0, at most 1")
         if not self.scales or min(self.scales) <= 0:
             raise UserError(f"Segmentation: scales={self.scales}; expected at least one, each above 0")
-        if min(_sides(self.size)) < 1:
+        if min(_height_width(self.size)) < 1:
             raise UserError(f"Segmentation: size={self.size}; expected pixels, at least 1")
         if self.boundary is not None and not (0 <= self.boundary < 1 and self.score_at == "original"):
             raise UserError(f"Segmentation: boundary={self.boundary}, score_at={self.score_at!r}; expected a share of "
                             "0 to below 1, such as 0.0075, and score_at='original'")
 
-    def build(self, backbone: Features, data: Described, rngs: nnx.Rngs) -> Segmenter:
+    def build(self, backbone: BackboneModule, data: DatasetInfo, rngs: nnx.Rngs) -> Segmenter:
         if len(data.classes) >= VOID:
-            raise UserError(f"segmentation of {len(data.classes)} classes; masks of bytes hold {VOID - 1} beside "
-                            "background and void: choose fewer, for example by curate=(Vocabulary(...),)")
+            raise UserError(f"segmentation of {len(data.classes)} classes; 8-bit masks hold {VOID - 1} beside "
+                            "background and void: choose fewer, for example by curate=(ClassSubset(...),)")
         return Segmenter(self, backbone, len(data.classes) + 1, rngs)
 
     def targets(self, example: Example) -> dict[str, np.ndarray]:
-        room, name = _sides(self.size), example["id"]
-        mask = np.full(room, VOID, np.uint8)
-        found = example.get("class_mask")
-        view = view_of(example)
-        if found is not None:
-            height, width = found.shape
-            if height > room[0] or width > room[1]:
+        """The class mask, padded to ``size`` with void, and how the image is seen (see `view_of`).
+
+        Raises: UserError when there is no mask, or it is too large.
+        """
+        view, mask, name = view_of(example), example.get("class_mask"), example["id"]
+        padded = np.full(_height_width(self.size), VOID, np.uint8)
+        if mask is not None:
+            height, width = mask.shape
+            if height > padded.shape[0] or width > padded.shape[1]:
                 raise UserError(f"the mask of {name!r} has {height} x {width} pixels; the head has room for size="
                                 f"{self.size}; raise it to the transforms' size")
-            mask[:height, :width] = found
+            padded[:height, :width] = mask
         elif name and not example.get("unlabelled"):
-            raise UserError(f"image {name!r} has no class mask; segmentation learns from a source that gives one for "
-                            "every image, such as MaskFolder or VocTree(masks='class'), and of which no curation but a "
-                            "Vocabulary changes labels")
-        return {"class_mask": mask, **view}
+            raise UserError(f"image {name!r} has no class mask; segmentation needs a source with a mask for every "
+                            "image, such as MaskFolder or VocTree(masks='class'), and no curation of labels but "
+                            "ClassSubset")
+        return {"class_mask": padded, **view}
 
     def loss(self, model: Segmenter, batch: Batch) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
         scores, auxiliary = model(batch["image"], train=True, keys=batch["key"])
         mask, pixels = self._mask(batch), batch["image"].shape[1:3]
         scores = upsample(scores, pixels)
-        loss = pixel_loss(scores, mask, self.hardest)
-        figures = {"pixel_accuracy": pixel_accuracy(scores, mask)}
+        loss = pixel_loss(scores, mask, self.ohem_fraction)
+        metrics = {"pixel_accuracy": pixel_accuracy(scores, mask)}
         if auxiliary is not None:
-            figures["auxiliary_loss"] = pixel_loss(upsample(auxiliary, pixels), mask, self.hardest)
-            loss = loss + self.auxiliary * figures["auxiliary_loss"]
-        return loss, figures
+            metrics["auxiliary_loss"] = pixel_loss(upsample(auxiliary, pixels), mask, self.ohem_fraction)
+            loss = loss + self.auxiliary * metrics["auxiliary_loss"]
+        return loss, metrics
 
-    def outputs(self, model: Segmenter, batch: Batch) -> dict[str, Array]:
-        """"scores" float32 ``[b, gh, gw, k]`` on the decoder's grid, or log-probabilities where several views of the
-        image are averaged; "loss"; "confusion" int32 ``[b, k, k]`` where pixels of the input count."""
+    def predict(self, model: Segmenter, batch: Batch) -> dict[str, Array]:
+        """"scores" float32 ``[b, gh, gw, k]`` on the decoder's grid, log-probabilities where several views of the image
+        are averaged; "loss"; and with ``score_at`` input "confusion" int32 ``[b, k, k]``."""
         scores = self._scores(model, batch["image"])
         mask, pixels = self._mask(batch), batch["image"].shape[1:3]
         full = upsample(scores, pixels)
-        found = {"scores": scores, "loss": pixel_loss(full, mask)}
+        outputs = {"scores": scores, "loss": pixel_loss(full, mask)}
         if self.score_at == "input":
-            found["confusion"] = confusion(mask, jnp.argmax(full, -1), scores.shape[-1])
-        return found
+            outputs["confusion"] = confusion(mask, jnp.argmax(full, -1), scores.shape[-1])
+        return outputs
 
     def _scores(self, model: Segmenter, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b gh gw k"]:
         if self.scales == (1.0,) and not self.flip:
             return model(images, train=False)[0]
         views = []
-        for scale in sorted(self.scales, reverse=True):  # the largest first: its grid is the finest
+        for scale in sorted(self.scales, reverse=True):  # largest first, which gives the finest grid
             view = images
             if scale != 1.0:
                 pixels = tuple(max(1, round(side * scale)) for side in images.shape[1:3])
@@ -137,31 +141,31 @@ class Segmentation(Head):
         return jnp.log(jnp.maximum(mean, 1e-30))
 
     def _mask(self, batch: Batch) -> UInt8[Array, "b h w"]:
-        """The masks of a batch in the shape of its images."""
+        """A batch's masks, cropped to the shape of its images."""
         (height, width), mask = batch["image"].shape[1:3], batch["class_mask"]
         if height > mask.shape[1] or width > mask.shape[2]:
             raise UserError(f"images have {height} x {width} pixels, and the head has room for masks of size="
                             f"{self.size}; raise it")
         return mask[:, :height, :width]
 
-    def scores(self, records: Records) -> Scores:
-        return SegmentationScores(records, self.boundary)
+    def metrics(self, dataset: Dataset) -> Metrics:
+        return SegmentationMetrics(dataset, self.boundary)
 
-    def main_metric(self, data: Described) -> str:
-        return "mIoU"
+    def main_metric(self, data: DatasetInfo) -> MainMetric:
+        return MainMetric("mIoU")
 
-    def answers(self, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
+    def to_json(self, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
                 classes: tuple[str, ...]) -> list[dict[str, Any]]:
-        """"size": (height, width) of the image as stored; "classes": the share of its pixels that each class has, the
-        largest first."""
-        names, found = (BACKGROUND, *classes), []
+        """"size": (height, width) of the image as stored; "classes": the share of pixels of each class, largest
+        first."""
+        names, answers = (BACKGROUND, *classes), []
         for row, scores in enumerate(outputs["scores"]):
             mask = _predicted(scores, batch, row)
             counts = np.bincount(mask.ravel(), minlength=len(names))
-            order = [kind for kind in np.argsort(-counts, kind="stable") if counts[kind]]
-            found.append({"size": list(mask.shape),
-                          "classes": {names[kind]: round(float(counts[kind] / mask.size), 6) for kind in order}})
-        return found
+            order = [c for c in np.argsort(-counts, kind="stable") if counts[c]]
+            answers.append({"size": list(mask.shape),
+                            "classes": {names[c]: round(float(counts[c] / mask.size), 6) for c in order}})
+        return answers
 
     def draw(self, path: Path, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
              classes: tuple[str, ...]) -> None:
@@ -174,35 +178,34 @@ class Segmentation(Head):
 
 
 class Segmenter(nnx.Module):
-    """uint8 images to class scores on a grid, and those of the auxiliary head in training."""
+    """From uint8 images to class scores on a grid, and in training those of the auxiliary head."""
 
-    def __init__(self, head: Segmentation, backbone: Features, kinds: int, rngs: nnx.Rngs):
+    def __init__(self, head: Segmentation, backbone: BackboneModule, num_classes: int, rngs: nnx.Rngs):
         dtype = jnp.dtype(head.dtype)
         self.backbone = backbone
-        self.decoder = head.decoder.build(backbone, kinds, dtype, rngs)
+        self.decoder = head.decoder.build(backbone, num_classes, dtype, rngs)
         self.has_auxiliary = head.auxiliary > 0
         if self.has_auxiliary:
             norm, dropout = getattr(head.decoder, "norm", BatchNorm()), getattr(head.decoder, "dropout", 0.0)
-            self.auxiliary = FCN(backbone.channels[-2], kinds, norm, dropout, dtype, rngs)
+            self.auxiliary = FCN(backbone.channels[-2], num_classes, norm, dropout, dtype, rngs)
 
     def __call__(self, images: UInt8[Array, "b h w 3"], train: bool,
-                 keys: UInt32[Array, "b 2"] | None = None
-                 ) -> tuple[Float[Array, "b gh gw k"], Float[Array, "b ah aw k"] | None]:
-        """``keys``: of each image's dropout; None: no dropout."""
-        stages = self.backbone(images, train)
+                 keys: Keys = None) -> tuple[Float[Array, "b gh gw k"], Float[Array, "b ah aw k"] | None]:
+        """``keys``: for dropout; None: no dropout."""
+        stages = self.backbone(images, train, keys)
         scores = self.decoder(stages, train, keys)
         auxiliary = self.auxiliary(stages[-2], train, keys) if train and self.has_auxiliary else None
         return scores, auxiliary
 
 
-class SegmentationScores(Scores):
-    """mIoU and its kin from one confusion matrix over the set; outlines, if ``boundary`` says how far they may be off;
-    and the mean loss."""
+class SegmentationMetrics(Metrics):
+    """The metrics of one confusion matrix over the dataset, those of outlines with a tolerance of ``boundary``, and the
+    mean loss."""
 
-    def __init__(self, records: Records, boundary: float | None = None):
-        self.records, self.boundary = records, boundary
-        self.matrix = ConfusionMatrix(records.classes)
-        self.outlines = BoundaryScores(self.matrix.names)
+    def __init__(self, dataset: Dataset, boundary: float | None = None):
+        self.dataset, self.boundary = dataset, boundary
+        self.matrix = ConfusionMatrix(dataset.classes)
+        self.outlines = BoundaryMetrics(self.matrix.names)
         self.loss, self.images = 0.0, 0
 
     def add(self, outputs: dict[str, np.ndarray], batch: dict[str, np.ndarray]) -> None:
@@ -217,7 +220,7 @@ class SegmentationScores(Scores):
 
         def masks(row: int) -> tuple[np.ndarray, np.ndarray, dict[int, float]]:
             size = tuple(batch["original_size"][row].tolist())
-            truth = true_mask(self.records[int(batch["index"][row])], len(self.records.classes), size)
+            truth = true_mask(self.dataset[int(batch["index"][row])], len(self.dataset.classes), size)
             predicted = _predicted(outputs["scores"][row], batch, row)
             return truth, predicted, {} if self.boundary is None else boundary_f(truth, predicted, self.boundary)
 
@@ -227,17 +230,17 @@ class SegmentationScores(Scores):
                 self.outlines.add(outlines)
 
     def result(self) -> dict[str, float]:
-        """As `ConfusionMatrix.result`, with "loss" (at the network's input) and "images"; and as
-        `BoundaryScores.result` where outlines are scored."""
+        """Those of `ConfusionMatrix.result` and, where outlines are scored, `BoundaryMetrics.result`; "loss" (at the
+        network's input) and "images"."""
         outlines = {} if self.boundary is None else self.outlines.result()
         return {**self.matrix.result(), **outlines, "loss": self.loss / max(self.images, 1), "images": self.images}
 
 
 def dilated(backbone: Backbone, output_stride: int) -> Backbone:
-    """A backbone, such as that of a run to start from, at another output stride; its parameters stay as they are.
+    """The backbone, such as that of a pretraining run, at another output stride. Its parameters do not change.
 
     Raises:
-      UserError: it is of a kind that cannot dilate.
+      UserError: it cannot dilate.
     """
     if "output_stride" not in [field.name for field in dataclasses.fields(backbone)]:
         raise UserError(f"{type(backbone).__name__} has no output_stride to set to {output_stride}; segmentation needs "
@@ -246,13 +249,14 @@ def dilated(backbone: Backbone, output_stride: int) -> Backbone:
 
 
 def _predicted(scores: np.ndarray, batch: dict[str, np.ndarray], row: int) -> UInt8[np.ndarray, "h w"]:
-    """The predicted mask of one image of a batch, at its original size. Raises: UserError when it saw only a part."""
+    """The predicted mask of one image of a batch, at its original size. Raises: UserError when only a part of the image
+    was seen."""
     size, original = (tuple(batch[name][row].tolist()) for name in ("size", "original_size"))
     if np.any(np.abs(batch["original_size"][row] * batch["scale"][row] - batch["size"][row]) > 1):
         raise UserError(f"evaluation sees a window of {size[0]} x {size[1]} pixels in an image of {original[0]} x "
-                        f"{original[1]}; give it a transform that shows whole images, such as Fit")
+                        f"{original[1]}; give it a transform that shows whole images, such as ResizeToFit")
     return mask_at_original_size(scores, batch["image"].shape[1:3], size, original)
 
 
-def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+def _height_width(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size

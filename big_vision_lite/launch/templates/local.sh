@@ -1,5 +1,5 @@
 #!/bin/bash
-# Processes on this machine. When one fails, the others are told to save and leave.
+# Processes on this machine. When one fails, the others are told to save and exit.
 set -euo pipefail
 @{environment}
 pids=()

@@ -1,4 +1,4 @@
-"""Boxes, maps and weights from seeds, and what torchvision computes: `python tests/goldens/detection/make.py`.
+"""Boxes, maps and weights from seeds, and torchvision's results for them: `python tests/goldens/detection/make.py`.
 
 Needs torch and torchvision. The tests use the seeded inputs alone and compare with expected.npz.
 """
@@ -20,15 +20,15 @@ WEIGHTS = runpy.run_path(str(Path(__file__).parent.parent / "weights" / "make.py
 
 
 def tensors(shapes):
-    """Weights of torchvision's detector by their names; offsets are small, so that boxes stay in the image, and so are
-    logits, that probabilities differ."""
+    """Weights of torchvision's detector by name. Offsets are small, so that boxes stay in the image, and so are logits,
+    so that probabilities differ."""
     values = WEIGHTS["tensors"](shapes)
     return {name: value * np.float32(0.1 if "bbox_pred" in name or "cls_score" in name else 1.0)
             for name, value in values.items()}
 
 
 def detector_arrays(values):
-    """torchvision's weights of what is not the backbone under our names, in our layout."""
+    """torchvision's weights beside the backbone's, in our names and layout."""
     places = {"rpn.head.conv.0.0": "rpn.conv", "rpn.head.cls_logits": "rpn.objectness",
               "rpn.head.bbox_pred": "rpn.offsets", "roi_heads.box_head.fc6": "box_head.first",
               "roi_heads.box_head.fc7": "box_head.second", "roi_heads.box_predictor.cls_score": "predictor.logits",
@@ -48,7 +48,7 @@ def detector_arrays(values):
 
 
 def image(seed=0):
-    """uint8 [128, 160, 3]; smooth, as the features of noise are all alike."""
+    """uint8 [128, 160, 3]; smooth, because features of noise are all alike."""
     coarse = np.random.default_rng(seed).integers(0, 256, (8, 10, 3))
     return np.kron(coarse, np.ones((16, 16, 1))).astype(np.uint8)
 
@@ -96,14 +96,14 @@ def reference_c4(model, features, rois):
 
 def c4_inputs(channels, count=8):
     rng = np.random.default_rng(11)
-    return rng.standard_normal((8, 10, channels)).astype(np.float32), boxes(12, count, most=100.0)
+    return rng.standard_normal((8, 10, channels)).astype(np.float32), boxes(12, count, max_side=100.0)
 
 
-def boxes(seed, count, side=128.0, most=80.0):
+def boxes(seed, count, side=128.0, max_side=80.0):
     """float32 [count, 4], (x1, y1, x2, y2); some reach out of the image of ``side``."""
     rng = np.random.default_rng(seed)
     corner = rng.uniform(-0.1 * side, side, (count, 2))
-    return np.concatenate([corner, corner + rng.uniform(1.0, most, (count, 2))], 1).astype(np.float32)
+    return np.concatenate([corner, corner + rng.uniform(1.0, max_side, (count, 2))], 1).astype(np.float32)
 
 
 def clusters(seed, count):
@@ -119,7 +119,7 @@ def offsets(seed, count):
 
 
 def maps(seed=5, channels=3, side=128):
-    """A map a stride, float32 [side / stride, side / stride, channels], made of few numbers."""
+    """One map per stride, float32 [side / stride, side / stride, channels]."""
     rng = np.random.default_rng(seed)
     return [rng.standard_normal((side // s, side // s, channels)).astype(np.float32) for s in STRIDES]
 
@@ -132,7 +132,7 @@ def loss_inputs(seed, count, classes):
 
 
 def reference(count=16):
-    """What torchvision makes of ``count`` of each."""
+    """torchvision's results for ``count`` of each."""
     import torch
     from torch import from_numpy as t
     from torchvision import ops
@@ -154,14 +154,14 @@ def reference(count=16):
         found[f"nms{threshold}"] = kept
     pyramid = {str(i): t(m).permute(2, 0, 1)[None] for i, m in enumerate(maps())}
     pooler = ops.MultiScaleRoIAlign([*pyramid], POOL, 2)
-    rois = t(boxes(6, count, most=160.0))
+    rois = t(boxes(6, count, max_side=160.0))
     found["pyramid"] = pooler(pyramid, [rois], [(128, 128)]).permute(0, 2, 3, 1)
     for aligned in (False, True):
         found[f"roi_align{aligned}"] = ops.roi_align(pyramid["1"], [rois], POOL, 1 / 8, 2, aligned).permute(0, 2, 3, 1)
     classes = 3
     given = {name: t(value) for name, value in loss_inputs(7, count, classes).items()}
     rois, objects = t(boxes(8, count)), t(boxes(9, count))
-    background = torch.zeros(count, 1, 4)  # torchvision has offsets for it, too
+    background = torch.zeros(count, 1, 4)  # torchvision has offsets for it too
     found["box_loss"] = torch.stack(roi_heads.fastrcnn_loss(
         given["logits"], torch.cat([background, given["deltas"]], 1).flatten(1), [given["labels"].long()],
         [coder.encode_single(objects, rois)]))

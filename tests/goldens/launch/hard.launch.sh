@@ -1,6 +1,6 @@
 #!/bin/bash
-# Asks for the slice, looks at it, and asks again when it was taken away, until the run says that it is done; then gives
-# it back. This script may be stopped and started again at any time: the slice works on meanwhile.
+# Requests the slice, polls it, and requests it again after a preemption, until the run reports that it is done; then
+# releases it. This script may be stopped and started again at any time; the slice keeps working.
 set -euo pipefail
 
 name=hard-run
@@ -19,17 +19,17 @@ create() {
 }
 
 state() {
-  local said
-  if said=$(slice describe "${name}" --format='value(state.state)' 2>&1); then
-    echo "${said}"
-  elif [[ "${said}" == *NOT_FOUND* || "${said}" == *'not found'* ]]; then
+  local reply
+  if reply=$(slice describe "${name}" --format='value(state.state)' 2>&1); then
+    echo "${reply}"
+  elif [[ "${reply}" == *NOT_FOUND* || "${reply}" == *'not found'* ]]; then
     echo NONE
   else
-    echo "unknown: ${said}"
+    echo "unknown: ${reply}"
   fi
 }
 
-give_back() { slice delete "${name}" --force --quiet || true; }
+release() { slice delete "${name}" --force --quiet || true; }
 marked() { gcloud storage ls "${workdir}/launch/$1" >/dev/null 2>&1; }
 
 if marked failed; then gcloud storage rm "${workdir}/launch/failed"; fi
@@ -38,12 +38,12 @@ refused=0
 while true; do
   if marked finished; then
     echo "the run is done: ${workdir}"
-    if [[ "$(state)" != NONE ]]; then give_back; fi
+    if [[ "$(state)" != NONE ]]; then release; fi
     exit 0
   fi
   if marked failed; then
     gcloud storage cat "${workdir}/launch/failed"
-    give_back
+    release
     exit 1
   fi
   now=$(state)
@@ -58,10 +58,10 @@ while true; do
         if ((refused == 5)); then exit 1; fi
       fi
       ;;
-    SUSPENDED) give_back ;; # preempted; asked for again at the next look
+    SUSPENDED) release ;; # preempted; requested again at the next poll
     FAILED)
       slice describe "${name}"
-      give_back
+      release
       exit 1
       ;;
   esac

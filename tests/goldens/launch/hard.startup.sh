@@ -1,6 +1,6 @@
 #!/bin/bash
-# Runs on every host of the slice each time it starts: installs what is missing, brings the data and trains. The same
-# command goes on from the last checkpoint, so that a preemption costs the steps since then. Log: /var/log/bvl.log
+# Runs on every host of the slice whenever it starts: installs what is missing, fetches the data and trains. The run
+# resumes from its last checkpoint, so a preemption costs the steps since then. Log: /var/log/bvl.log
 set -eEuo pipefail
 log=${BVL_LOG:-/var/log/bvl.log}
 root=${BVL_ROOT:-/opt/bvl}
@@ -25,7 +25,7 @@ retry() {
   done
 }
 
-# Tells the launcher, which then gives the slice back.
+# Tells the launcher, which then releases the slice.
 finish() {
   say "$2"
   if [[ "${host}" == 0 || "$1" == failed ]]; then
@@ -77,7 +77,7 @@ trap - ERR
 
 child=
 end() {
-  say "told to end"
+  say "told to stop"
   if [[ -n "${child}" ]]; then
     kill -TERM "${child}" || true
     wait "${child}" || true
@@ -98,11 +98,11 @@ for ((attempt = 1; attempt <= 3; attempt++)); do
       exit 0
       ;;
     2)
-      finish failed "the run cannot go on: $(tail -n 1 "${log}")"
+      finish failed "the run cannot continue: $(tail -n 1 "${log}")"
       exit 2
       ;;
   esac
-  say "training ended with ${status}, for the ${attempt}. time; it goes on from the last checkpoint"
+  say "training ended with ${status} in attempt ${attempt}; it resumes from the last checkpoint"
   sleep 20
 done
 finish failed "training ended 3 times; see ${log} there"

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Processes on this machine. When one fails, the others are told to save and leave.
+# Processes on this machine. When one fails, the others are told to save and exit.
 set -euo pipefail
 export JAX_PLATFORMS=cpu
 export JAX_NUM_CPU_DEVICES=1

@@ -1,11 +1,11 @@
-"""Write the golden renderings anew: python tests/goldens/launch/make.py; then read what changed."""
+"""Regenerates the golden renderings: python tests/goldens/launch/make.py; then review what changed."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
-from big_vision_lite.launch.clusters import Local, read
+from big_vision_lite.launch.clusters import Local, read_cluster
 from big_vision_lite.launch.render import render
 
 HERE = Path(__file__).parent
@@ -15,15 +15,15 @@ HARD = ["--train.source.name", "it's $(a) `b` \"c\"; d", "--steps", "7"]
 
 
 def renderings() -> dict[str, str]:
-    """Each golden file's name and what it must hold."""
-    found = {}
+    """Expected contents of each golden file, by name."""
+    contents = {}
     for path in (*sorted(CLUSTERS.glob("*.toml")), HERE / "hard.toml"):
-        cluster = read(path)
+        cluster = read_cluster(path)
         if isinstance(cluster, Local):
             cluster = dataclasses.replace(cluster, python="python")
-        rendered = render(cluster, f"{path.stem}-run", CONFIG, HARD if path.stem in ("hard", "skypilot") else [])
-        found |= {f"{path.stem}.{name}": text for name, text in rendered.files.items()}
-    return found
+        job = render(cluster, f"{path.stem}-run", CONFIG, HARD if path.stem in ("hard", "skypilot") else [])
+        contents |= {f"{path.stem}.{name}": text for name, text in job.files.items()}
+    return contents
 
 
 if __name__ == "__main__":

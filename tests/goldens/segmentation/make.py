@@ -14,7 +14,7 @@ EXPECTED = HERE / "expected.npz"
 CLASSES = 4
 """With the background."""
 RATES = (2, 4, 6)
-"""Small ones, so that every tap of the filters sees something of a small image."""
+"""Small enough for every tap of the filters to fall into a small image."""
 NORM = (("weight", "scale"), ("bias", "bias"), ("running_mean", "mean"), ("running_var", "var"))
 
 
@@ -44,26 +44,26 @@ def names():
 
 
 def arrays(tensors):
-    """Their decoder and auxiliary head under our names and in our layout."""
+    """Their decoder and auxiliary head in our names and layout."""
     return {ours: tensors[theirs].transpose(2, 3, 1, 0) if tensors[theirs].ndim == 4 else tensors[theirs]
             for theirs, ours in names()}
 
 
 def ours(depth, rates, tensors=None):
-    """Our DeepLabV3 with their weights, by default the seeded ones: a function of images with what `compute` gives."""
+    """Our DeepLabV3 with their weights, by default the seeded ones: from images to scores, as `compute`."""
     import jax
     from flax import nnx
 
     from big_vision_lite import weights
     from big_vision_lite.backbones.resnet import ResNet
-    from big_vision_lite.data.source import Description
+    from big_vision_lite.data.source import SavedDatasetInfo
     from big_vision_lite.heads.segmentation import DeepLabV3, Segmentation
     from big_vision_lite.heads.segmentation.decoders import upsample
-    from big_vision_lite.training.checkpoints import flatten
     from big_vision_lite.training.step import merge, split
+    from big_vision_lite.training.trees import flatten
 
     backbone = ResNet(depth, output_stride=8, pixels=weights.TORCHVISION_PIXELS)
-    data = Description(tuple("abcdefgh"[: CLASSES - 1]), True, "", 1, "")
+    data = SavedDatasetInfo(tuple("abcdefgh"[: CLASSES - 1]), True, "", 1, "")
     head = Segmentation(DeepLabV3(rates), auxiliary=0.4)
     graphdef, *state = split(nnx.eval_shape(lambda: head.build(backbone.build(nnx.Rngs(0)), data, nnx.Rngs(0))))
     like = {name.partition(".")[2]: leaf for name, leaf in flatten(state).items()}
@@ -86,7 +86,7 @@ def ours(depth, rates, tensors=None):
 
 
 def _shapes(like):
-    """Their names and shapes of our arrays, without torch."""
+    """Names and shapes of our arrays in torchvision, without torch."""
     from big_vision_lite import weights
 
     zeros = {name: np.zeros(leaf.shape, bool) for name, leaf in like.items()}

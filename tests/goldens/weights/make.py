@@ -1,4 +1,4 @@
-"""Weights and images from seeds, and what PyTorch computes from them: `python tests/goldens/weights/make.py`.
+"""Weights and images from seeds, and PyTorch's results for them: `python tests/goldens/weights/make.py`.
 
 Needs torch, torchvision and timm. The tests use the seeded weights alone and compare with expected.npz.
 """
@@ -13,7 +13,7 @@ EXPECTED = Path(__file__).parent / "expected.npz"
 
 
 def tensors(shapes):
-    """An array a name, as they are in PyTorch; each depends on its own name and shape alone."""
+    """One array per name, in PyTorch's layout; each depends only on its name and shape."""
     return {name: _tensor(name, shape) for name, shape in shapes.items() if not name.endswith("num_batches_tracked")}
 
 
@@ -36,7 +36,7 @@ def images(count=2, size=64):
 
 
 def torch_input(pixels, mean, std):
-    """Images as PyTorch takes them; ``mean`` and ``std`` of values from 0 to 1, as its transforms give them."""
+    """Images as PyTorch takes them; ``mean`` and ``std`` are of values from 0 to 1, as in its transforms."""
     import torch
 
     scaled = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255.0 - torch.tensor(mean)[:, None, None])

@@ -1,1 +1,0 @@
-"""Measurements of speed, each beside what others use for the same work."""

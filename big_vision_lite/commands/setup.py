@@ -1,0 +1,96 @@
+"""JAX made ready for a run: devices, several processes, and the cache of compiled programs."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import filelock
+
+from big_vision_lite import config as configs
+from big_vision_lite.errors import UserError
+from big_vision_lite.experiment import Experiment
+from big_vision_lite.system.cache import cache_dir
+from big_vision_lite.system.cores import usable_cores
+from big_vision_lite.training.distributed import Processes, join
+
+CACHE_BYTES = 10 * 2**30
+"""Size of the cache of compiled programs; the least recently used go first."""
+
+
+def set_up_for(run: Path, imports: Sequence[str] = ()) -> Experiment:
+    """Make JAX ready for an existing run, and return its experiment.
+
+    Args:
+      imports: modules outside this package that classes in the run's config may come from.
+
+    Raises:
+      UserError: no such module, or the folder holds no run.
+    """
+    for module in imports:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise UserError(f"--import {module}: {error}") from None
+    experiment = configs.read(run / "config.json", imports)
+    set_up_jax(experiment)
+    return experiment
+
+
+def set_up_jax(experiment: Experiment, processes: Processes | None = None) -> None:
+    """Make the settings that must precede JAX's search for devices.
+
+    Args:
+      processes: which of a run's processes this is; None: the only one.
+
+    Raises:
+      UserError: there is no device, or the other processes cannot be reached.
+    """
+    if experiment.deterministic:
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:  # set neither by $JAX_COMPILATION_CACHE_DIR nor before
+        folder = cache_dir() / "compiled"
+        remove_incomplete_programs(folder)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+    if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", "") and "JAX_NUM_CPU_DEVICES" not in os.environ:
+        with contextlib.suppress(RuntimeError):  # a second command in a process keeps the first one's devices
+            jax.config.update("jax_num_cpu_devices", _cpu_devices(experiment, processes or Processes()))
+    if processes is not None:
+        join(processes)
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise UserError(f"JAX finds no device: {error}") from None
+
+
+def remove_incomplete_programs(folder: Path) -> None:
+    """Remove compiled programs whose writing was interrupted.
+
+    JAX writes a program, then the time of its last use. Killed in between, a process leaves a program without that
+    time, and JAX then fails to add any other.
+    """
+    if folder.is_dir():
+        with filelock.FileLock(folder / ".lockfile"):  # the lock that JAX takes
+            for program in folder.glob("*-cache"):
+                if not program.with_name(f"{program.name.removesuffix('-cache')}-atime").exists():
+                    program.unlink()
+
+
+def _cpu_devices(experiment: Experiment, processes: Processes, limit: int = 8) -> int:
+    """Number of CPU devices for a run: at most one per core, and such that batches divide. XLA computes much of a
+    convolution's step on one core, so only a batch split over devices keeps all cores busy (docs/performance.md)."""
+    count = processes.processes or 1
+    local = count if processes.on_this_machine else 1
+    batches = [experiment.train.batch_size // experiment.grad_accum_steps]
+    batches += [inputs.batch_size for inputs in experiment.evals.values()]
+    devices = min(max(usable_cores() // local, 1), limit)
+    while devices > 1 and (any(size % (devices * count) for size in batches)
+                           or devices * count % experiment.mesh.fsdp):
+        devices -= 1
+    return devices

@@ -1,0 +1,121 @@
+"""The commands that take a config: ``bvl train``, ``bvl doctor``, ``bvl bench step``, ``bvl config``."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import textwrap
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from big_vision_lite import config as configs
+from big_vision_lite.commands.arguments import parse, parse_with_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train, score and draw. In a folder with a part of the same run, resume it."""
+
+    workdir: Path = Path("runs/NAME")
+    """Folder for the run's files, on a disk that all machines share, or gs://BUCKET/FOLDER."""
+    profile: str | None = None
+    """Steps to profile, as FIRST:LAST, into profile/ of the workdir."""
+    watchdog: float | None = None
+    """Seconds without progress after which the run says where it hangs and exits, by default half an hour; 0: never."""
+    wandb: str | None = None
+    """Weights & Biases project that also gets the metrics."""
+
+
+def train(arguments: list[str]) -> int:
+    experiment, options, processes = parse_with_config(Train, arguments, "train", processes=True)
+    from big_vision_lite.commands.setup import set_up_jax
+    from big_vision_lite.training.distributed import leaving_on_error
+    from big_vision_lite.training.watchdog import PATIENCE
+
+    set_up_jax(experiment, processes)
+    from big_vision_lite.training.loop import Stopped, train
+
+    watchdog = PATIENCE if options.watchdog is None else options.watchdog
+    with leaving_on_error():
+        try:
+            train(experiment, options.workdir, options.profile, watchdog, options.wandb)
+        except Stopped as stop:
+            print(f"bvl: {stop}", file=sys.stderr)
+            return stop.code
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Doctor:
+    """Check before step 0 that everything a run needs is there, and that data arrives as fast as it is used."""
+
+    workdir: Path = Path("runs/NAME")
+    """Folder where the run would be; its disk is checked for space."""
+
+
+def doctor(arguments: list[str]) -> int:
+    experiment, options = parse_with_config(Doctor, arguments, "doctor")
+    from big_vision_lite.commands.setup import set_up_jax
+
+    set_up_jax(experiment)
+    from big_vision_lite.runs.doctor import print_findings
+
+    return print_findings(experiment, options.workdir)
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchStep:
+    """Measure a training step on this machine: seconds, memory by the compiler, and peak memory of the process."""
+
+    repeat: int = 10
+    """Steps that are timed."""
+    warm_up: int = 2
+    """Steps before them."""
+    classes: int | None = None
+    """Number of classes, to measure on noise instead of the data's first batch; detection then suppresses less."""
+    out: Path | None = None
+    """JSON file for all measurements."""
+
+
+def bench_step(arguments: list[str]) -> int:
+    experiment, options = parse_with_config(BenchStep, arguments, "bench step")
+    from big_vision_lite.commands.setup import set_up_jax
+
+    set_up_jax(experiment)
+    from big_vision_lite.launch.preflight import dataset_info
+    from big_vision_lite.runs.benchmark import bench_step
+
+    bench_step(experiment, dataset_info(experiment, options.classes), options.repeat, options.warm_up, options.out)
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfigShow:
+    """Print the resolved experiment as JSON."""
+
+
+def config_show(arguments: list[str]) -> int:
+    experiment, _ = parse_with_config(ConfigShow, arguments, "config show")
+    print(configs.dumps(experiment), end="")
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfigList:
+    """List configs and studies with their arguments."""
+
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="[FOLDER]")] = Path("configs")
+    """Where to look for them."""
+
+
+def config_list(arguments: list[str]) -> int:
+    folder = parse(ConfigList, arguments, "bvl config list").folder
+    for path in sorted(folder.rglob("*.py")):
+        if info := configs.describe(path):
+            kind, summary, arguments = info
+            print(f"bvl {configs.KINDS[kind]} {path}")
+            for text in (summary, ", ".join(f"{name}={default or hint}" for name, hint, default, _ in arguments)):
+                print(textwrap.fill(text, 80, initial_indent=" " * 4, subsequent_indent=" " * 4))
+    return 0

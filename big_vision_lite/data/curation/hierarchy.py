@@ -1,0 +1,63 @@
+"""A hierarchy of classes, in which a class may have several parents."""
+
+from __future__ import annotations
+
+import csv
+import graphlib
+import hashlib
+from pathlib import Path
+
+from big_vision_lite.errors import UserError
+
+
+class Hierarchy:
+    """Read from a file with the columns child and parent, separated by a tab, comma or spaces. ``#`` starts a comment;
+    a first line ``child parent`` is a header.
+
+    Attributes:
+      parents: the parents of each name, in the order of the file.
+      digest: 16 hex digits, a hash of the content.
+
+    Raises:
+      UserError: no such file, a line without two columns, or a cycle, which is spelt out.
+    """
+
+    def __init__(self, file: str):
+        self.file = file
+        try:
+            text = Path(file).expanduser().read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the hierarchy {file!r}: {error}; expected a file with lines "
+                            "'child,parent'") from None
+        self.digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        self.parents: dict[str, list[str]] = {}
+        for number, line in enumerate(text.splitlines(), 1):
+            line = line.strip()
+            if not line or line.startswith("#"):
+                continue
+            separator = next((s for s in "\t," if s in line), None)
+            row = next(csv.reader([line], delimiter=separator)) if separator else line.split()
+            names = [name.strip() for name in row]
+            if len(names) != 2 or not all(names):
+                raise UserError(f"{file} line {number}: {line!r} is not 'child,parent'; names with commas need quotes "
+                                "or tabs between columns")
+            if number == 1 and [name.lower() for name in names] == ["child", "parent"]:
+                continue
+            child, parent = names
+            if parent not in self.parents.setdefault(child, []):
+                self.parents[child].append(parent)
+        if not self.parents:
+            raise UserError(f"the hierarchy {file!r} is empty; expected lines 'child,parent'")
+        try:
+            graphlib.TopologicalSorter(self.parents).prepare()
+        except graphlib.CycleError as error:
+            raise UserError(f"{file}: the hierarchy has a cycle: {' -> '.join(reversed(error.args[1]))}; remove one of "
+                            "these lines") from None
+
+    def ancestors(self, name: str) -> list[str]:
+        """All ancestors, nearest first, each once."""
+        ancestors, level = {}, [name]
+        while level:
+            level = [parent for child in level for parent in self.parents.get(child, ()) if parent not in ancestors]
+            ancestors |= dict.fromkeys(level)
+        return list(ancestors)

@@ -1,0 +1,159 @@
+"""Images and labels from a CSV file with a path and its labels per line."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import os
+import posixpath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from big_vision_lite.data.ragged import Ragged
+from big_vision_lite.data.source import Dataset, Example, Source
+from big_vision_lite.data.sources.files import check_classes, check_files, check_inside, compact, read_file, text_at
+from big_vision_lite.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class CsvLabels(Source):
+    """A CSV file with the header ``path,labels`` and optionally ``split``; several labels are separated by ``;``.
+
+    The id of an example is its path relative to ``root``, with forward slashes. Without ``classes``, the classes are
+    the names in the whole file, sorted, so that every split has the same.
+    """
+
+    file: str = ""
+    root: str | None = None
+    """Folder that paths are relative to; None: the folder of the CSV file."""
+    split: str | None = None
+    """Use rows with this value in the column ``split``; None: all rows."""
+    classes: tuple[str, ...] | str | None = None
+    """Names in order, or a text file with one name per line."""
+    multi_label: bool | None = None
+    """Whether an image may have any number of labels; None: if any row of the file has none or several."""
+
+    @classmethod
+    def recognise(cls, path: Path) -> dict[str, Any] | None:
+        return {"file": str(path)} if path.suffix == ".csv" and path.is_file() else None
+
+    def open(self) -> CsvDataset:
+        """Reads the CSV file and lists the folders; no image is read.
+
+        Raises:
+          UserError: the file or an image is missing, a row is malformed, or a path is outside the root or occurs twice,
+            in any splits.
+        """
+        path = Path(self.file).expanduser()
+        root = os.path.expanduser(self.root) if self.root is not None else str(path.parent)
+        rows = self._rows(path)
+        classes = self._classes()
+        if classes is None:
+            classes = tuple(sorted({label for _, _, labels, _ in rows for label in labels}))
+        if rows:
+            check_classes(classes, self.file if self.classes is None else "CsvLabels.classes")
+        multi_label = self.multi_label
+        if multi_label is None:
+            multi_label = any(len(labels) != 1 for _, _, labels, _ in rows)
+        label_of = {name: i for i, name in enumerate(classes)}
+        selected, lines = [], {}
+        for line, path_text, labels, split in rows:
+            where = f"{self.file} line {line}"
+            name = _relative(root, path_text, where)
+            if name in lines:
+                raise UserError(f"{where}: {name!r} is also in line {lines[name]}; expected one line per image, with ; "
+                                "between its labels")
+            lines[name] = line
+            if self.split is not None and split != self.split:
+                continue
+            for label in labels:
+                if label not in label_of:
+                    raise UserError(f"{where}: there is no class {label!r}" + nearest(label, classes))
+            if not multi_label and len(labels) != 1:
+                raise UserError(f"{where}: {len(labels)} labels; expected one, because multi_label is False")
+            selected.append((line, name, sorted({label_of[label] for label in labels})))
+        if not selected:
+            splits = {split for *_, split in rows} - {None}
+            raise UserError(f"{self.file} has no rows" + (f" of split {self.split!r}" + nearest(self.split, splits)
+                                                          if self.split is not None else "; expected path,labels"))
+        check_files(root, ((name, f"{self.file} line {line}") for line, name, _ in selected))
+        digest = hashlib.blake2b(repr((classes, multi_label)).encode(), digest_size=8)
+        for _, name, labels in selected:
+            digest.update(f"{name}\0{labels}\0".encode(errors="surrogateescape"))
+        return CsvDataset(classes, multi_label, f"csv-{digest.hexdigest()}", root,
+                          compact(name for _, name, _ in selected), Ragged.of(labels for _, _, labels in selected))
+
+    def _rows(self, path: Path) -> list[tuple[int, str, list[str], str | None]]:
+        """(line, path, labels, split) of each row."""
+        rows = []
+        try:
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                reader = csv.reader(file)
+                names = [name.strip() for name in next(reader, [])]
+                column = next((name for name in ("labels", "label") if name in names), None)
+                if "path" not in names or column is None or (self.split is not None and "split" not in names):
+                    raise UserError(f"{self.file} has the columns {', '.join(names) or 'none'}; expected path,labels"
+                                    + (",split" if self.split is not None else ""))
+                columns = [names.index(name) for name in ("path", column)]
+                split = names.index("split") if "split" in names else None
+                for row in filter(None, reader):
+                    if len(row) > len(names):
+                        raise UserError(f"{self.file} line {reader.line_num} has more values than columns; quote paths "
+                                        "and labels that contain a comma")
+                    if len(row) <= max(columns) or not row[columns[0]].strip():
+                        raise UserError(f"{self.file} line {reader.line_num} has no path or no {column}; expected "
+                                        f"{','.join(names)}")
+                    name, labels = (row[i] for i in columns)
+                    rows.append((reader.line_num, name.strip().replace("\\", "/"),
+                                 [label for label in map(str.strip, labels.split(";")) if label],
+                                 row[split] if split is not None and split < len(row) else None))
+        except OSError as error:
+            raise UserError(f"cannot read CsvLabels.file {self.file!r}: {error.strerror or error}") from None
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"cannot read CsvLabels.file {self.file!r}: {error}; expected rows path,labels in UTF-8"
+                            ) from None
+        return rows
+
+    def _classes(self) -> tuple[str, ...] | None:
+        if not isinstance(self.classes, str):
+            return self.classes
+        try:
+            lines = Path(self.classes).expanduser().read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read CsvLabels.classes {self.classes!r}: {error}") from None
+        return tuple(line.strip() for line in lines if line.strip())
+
+
+def _relative(root: str, path: str, where: str) -> str:
+    """The path relative to ``root``, normalised so that each file has one id. Raises: UserError if it is outside."""
+    if os.path.isabs(path) and os.path.commonpath((os.path.abspath(root), path)) == os.path.abspath(root):
+        path = os.path.relpath(path, root)
+    check_inside(path, where)
+    return posixpath.normpath(path)
+
+
+@dataclasses.dataclass(eq=False)
+class CsvDataset(Dataset):
+    """The rows of a split."""
+
+    classes: tuple[str, ...]
+    multi_label: bool
+    fingerprint: str
+    root: str
+    names: pa.LargeBinaryArray
+    labels_of: Ragged
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def labels(self, index: int) -> tuple[str, np.ndarray]:
+        index = range(len(self))[index]
+        return text_at(self.names, index), self.labels_of.row(index)
+
+    def __getitem__(self, index: int) -> Example:
+        id_, labels = self.labels(index)
+        return {"id": id_, "image": read_file(f"{self.root}/{id_}", id_), "labels": labels}

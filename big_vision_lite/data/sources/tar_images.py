@@ -1,0 +1,265 @@
+"""Images in tar files, one per class, as ImageNet-21k is distributed: ``n01440764.tar``, ``n01443537.tar``, ..."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import itertools
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from big_vision_lite.data.source import Dataset, Example, Source
+from big_vision_lite.data.sources.files import EXTENSIONS, OpenFiles, compact, is_image, text_at
+from big_vision_lite.data.sources.splits import SPLITS, check_held_out, hashed_split, standard_split
+from big_vision_lite.errors import BadImageError, UserError, nearest
+from big_vision_lite.system.cache import cache_dir, cached_file
+from big_vision_lite.system.cores import usable_cores
+
+FORMAT = 3
+MAX_OPEN_FILES = 512
+"""With more tar files than this, they are opened for each read: ImageNet-21k has 21,841, above most limits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TarImages(Source):
+    """Random access to images in uncompressed tar files, one per class; nothing is unpacked.
+
+    Or in one tar file of such tar files, as all of ImageNet-21k is distributed. The classes are the sorted names of the
+    files without ``.tar``; the id of an example is ``CLASS/MEMBER``. Hidden files are ignored. The list of members is
+    cached until the name, size or time of a file changes.
+    """
+
+    path: str = ""
+    """Folder of the tar files, or a tar file of tar files."""
+    split: str = "all"
+    """all, or train, validation or test, which are split by a hash of the ids."""
+    held_out: float = 0.01
+    """The fraction of images for validation, and again for test; below 0.5."""
+
+    precedence: ClassVar[int] = 0  # archives may lie beside the files of other formats
+
+    @classmethod
+    def recognise(cls, path: Path) -> dict[str, Any] | None:
+        found = any(path.glob("*.tar")) if path.is_dir() else path.suffix == ".tar" and path.is_file()
+        return {"path": str(path)} if found else None
+
+    def __post_init__(self) -> None:
+        check_held_out(self)
+
+    def open(self) -> TarDataset:
+        """Lists the members of the files, or reads the cached list.
+
+        Raises:
+          UserError: there are no tar files, or one has no images, is compressed, damaged or truncated, or has an image
+            twice.
+        """
+        split = standard_split(self.split)
+        if split is None and self.split != "all":
+            raise UserError(f"TarImages.split is {self.split!r}; expected one of all, {', '.join(SPLITS)}"
+                            + nearest(self.split, ["all", *SPLITS]))
+        files = self._files()
+        stats = [os.stat(file) for file in files]
+        identity = repr([(os.path.basename(f), s.st_size, s.st_mtime_ns) for f, s in zip(files, stats, strict=True)])
+        index = _index(files, hashlib.blake2b(identity.encode(errors="surrogateescape"), digest_size=8).hexdigest())
+        selected, part = np.arange(len(index.label_of)), "all"
+        if split:
+            splits = (hashed_split(text_at(index.ids, i), self.held_out) for i in range(len(selected)))
+            selected = np.flatnonzero([name == split for name in splits])
+            part = f"{split}-{self.held_out:g}"
+        if not len(selected):
+            raise UserError(f"no image of {self.path!r} falls into split {self.split!r} with held_out="
+                            f"{self.held_out:g}; raise held_out or choose another split")
+        opened = OpenFiles(files, MAX_OPEN_FILES)
+        return TarDataset(index.classes, False, f"tar-{index.digest}-{part}", opened, selected, index.ids,
+                          index.label_of, index.file_of, index.places)
+
+    def _files(self) -> list[str]:
+        path = Path(self.path).expanduser()
+        if path.is_file():
+            return [str(path)]
+        files = sorted(str(p) for p in path.glob("[!.]*.tar")) if path.is_dir() else []
+        if not files:
+            compressed = sorted(p.name for p in path.glob("*.tar.*")) if path.is_dir() else []
+            hint = f"; {compressed[0]} is compressed: unpack it with `tar -xf`" if compressed else ""
+            raise UserError(f"there is no tar file in {self.path!r}; expected a folder of CLASS.tar, or one tar of them"
+                            + hint)
+        return files
+
+
+class _ClassTar(NamedTuple):
+    """The images in one tar file of a class."""
+
+    name: str  # of the class
+    file: int  # number of the outermost file
+    members: pa.LargeBinaryArray
+    places: np.ndarray  # int64 [n, 2]: offset and size of each image in the outermost file
+
+
+class _Index(NamedTuple):
+    """All images, sorted by class and name."""
+
+    classes: tuple[str, ...]
+    ids: pa.LargeBinaryArray
+    label_of: np.ndarray  # int32 [n]
+    file_of: np.ndarray  # int32 [n]
+    places: np.ndarray  # int64 [n, 2]: offset and size
+    digest: str
+
+
+def _index(files: list[str], key: str) -> _Index:
+    """Read from the cache, or built and cached. Raises: UserError."""
+    path = cache_dir() / "tar" / f"{key}-{FORMAT}.npz"
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as a:
+            buffers = [None, pa.py_buffer(a["id_offsets"]), pa.py_buffer(a["id_bytes"])]
+            ids = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(a["id_offsets"]) - 1, buffers)
+            return _Index(tuple(a["classes"].tolist()), ids, a["label_of"], a["file_of"], a["places"], str(a["digest"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass  # missing or damaged: built again
+    with concurrent.futures.ThreadPoolExecutor(min(16, 2 * usable_cores())) as pool:
+        tars = [tar for found in pool.map(_class_tars, range(len(files)), files) for tar in found]
+    index = _sorted(tars, files)
+    with cached_file(path) as temporary:
+        offsets, joined = _offsets_and_bytes(index.ids)
+        np.savez(temporary, classes=np.array(index.classes), id_offsets=offsets, id_bytes=joined,
+                 label_of=index.label_of, file_of=index.file_of, places=index.places, digest=index.digest)
+    return index
+
+
+def _sorted(tars: list[_ClassTar], files: list[str]) -> _Index:
+    """Only one class's images are Python objects at a time. Raises: UserError when an id occurs twice."""
+    names, ids, files_of, places, counts = [], [], [], [], []
+    for name, group in itertools.groupby(sorted(tars, key=lambda tar: tar.name), key=lambda tar: tar.name):
+        entries = sorted((text_at(tar.members, i), tar.file, *place) for tar in group
+                         for i, place in enumerate(tar.places.tolist()))
+        for a, b in itertools.pairwise(entries):
+            if a[0] == b[0]:
+                raise UserError(f"{files[a[1]]} at byte {a[2]:,} and {files[b[1]]} at byte {b[2]:,} both contain "
+                                f"{a[0]!r} of class {name!r}; ids must be unique: pack the file again")
+        names.append(name)
+        ids.append(compact(f"{name}/{member}" for member, *_ in entries))
+        files_of.append(np.array([file for _, file, *_ in entries], np.int32))
+        places.append(np.array([place for _, _, *place in entries], np.int64))
+        counts.append(len(entries))
+    all_ids = pa.concat_arrays(ids)
+    offsets, joined = _offsets_and_bytes(all_ids)
+    all_places = np.concatenate(places)
+    digest = hashlib.blake2b(repr(names).encode(errors="surrogateescape"), digest_size=8)
+    for content in (offsets[1:], all_places[:, 1]):  # sizes, but not positions, which packing again may change
+        digest.update(np.ascontiguousarray(content).tobytes())
+    digest.update(joined)
+    return _Index(tuple(names), all_ids, np.repeat(np.arange(len(names), dtype=np.int32), counts),
+                  np.concatenate(files_of), all_places, digest.hexdigest())
+
+
+def _offsets_and_bytes(ids: pa.LargeBinaryArray) -> tuple[np.ndarray, np.ndarray]:
+    """int64 ``[n + 1]`` and uint8."""
+    _, offsets, joined = ids.buffers()
+    offsets = np.frombuffer(offsets, np.int64, len(ids) + 1)
+    return offsets, np.frombuffer(joined, np.uint8, offsets[-1])
+
+
+def _class_tars(number: int, file: str) -> list[_ClassTar]:
+    """The images of a tar file and of the tar files in it. Raises: UserError."""
+    tars: list[_ClassTar] = []
+    try:
+        with tarfile.open(file, mode="r:") as opened:
+            _walk(opened, file, Path(file).stem, number, 0, os.path.getsize(file), tars)
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(_unreadable(file, error)) from None
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}") from None
+    return tars
+
+
+def _walk(opened: tarfile.TarFile, file: str, name: str, number: int, base: int, size: int,
+          tars: list[_ClassTar]) -> None:
+    """Adds the images of a tar file of ``size`` bytes that starts at byte ``base`` of ``file``."""
+    members, places, inner = [], [], 0
+    while (member := opened.next()) is not None:
+        opened.members.clear()  # tarfile would keep a kilobyte per member
+        start, hidden = base + member.offset_data, member.name.rpartition("/")[2].startswith(".")
+        if member.isreg() and member.offset_data + member.size > size:
+            raise UserError(f"{file} is truncated: {member.name!r} ends at byte {start + member.size:,}, but its tar "
+                            f"file at {base + size:,}; copy it again")
+        if hidden or member.isdir():
+            continue
+        image = is_image(member.name)
+        if image and (not member.isreg() or member.issparse()):
+            raise UserError(f"{file} at byte {base + member.offset:,}: {member.name!r} is a link or sparse; pack the "
+                            "file again with --dereference --hard-dereference and without --sparse")
+        if image:
+            members.append(member.name.removeprefix("./"))
+            places.append((start, member.size))
+        elif member.isreg() and member.name.endswith(".tar"):
+            inner += 1
+            try:
+                with tarfile.open(fileobj=opened.extractfile(member), mode="r:") as below:
+                    _walk(below, file, Path(member.name).stem, number, start, member.size, tars)
+            except (tarfile.TarError, EOFError) as error:
+                raise UserError(_unreadable(file, error, start, member.name)) from None
+    # tarfile takes anything that is not a header for the end. The real end is zeros, up to the end of the file unless
+    # tar files were concatenated.
+    opened.fileobj.seek(opened.offset)
+    rest = opened.fileobj.read(64 * 1024)
+    if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):
+        raise UserError(f"{file} is damaged or truncated: its list of members ends at byte {base + opened.offset:,} of "
+                        f"{os.path.getsize(file):,}; copy or pack it again")
+    if members:
+        tars.append(_ClassTar(name, number, compact(members), np.array(places, np.int64)))
+    elif not inner:
+        raise UserError(f"{file} has no images{f' in {name}.tar' if base else ''} ({', '.join(sorted(EXTENSIONS))}); "
+                        "each tar file is a class: add some or remove it")
+
+
+def _unreadable(file: str, error: Exception, base: int = 0, member: str = "") -> str:
+    """The error message."""
+    where = f"{file}{f': {member!r} at byte {base:,}' if member else ''}"
+    with open(file, "rb") as opened:
+        opened.seek(base)
+        start = opened.read(6)
+    if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+        return (f"{where} is compressed, which prevents random access; unpack it with `tar -xf` and name the resulting "
+                "folder")
+    return f"{where} is not a complete tar file ({error}); copy it again"
+
+
+@dataclasses.dataclass(eq=False)
+class TarDataset(Dataset):
+    """Images in tar files. Threads and processes may share it, because reads give their own offset."""
+
+    classes: tuple[str, ...]
+    multi_label: bool
+    fingerprint: str
+    files: OpenFiles
+    selected: np.ndarray  # int64 [n]: which of all images are in the split
+    ids: pa.LargeBinaryArray
+    label_of: np.ndarray
+    file_of: np.ndarray
+    places: np.ndarray  # int64 [all, 2]: offset and size
+
+    def __len__(self) -> int:
+        return len(self.selected)
+
+    def labels(self, index: int) -> tuple[str, np.ndarray]:
+        at = int(self.selected[range(len(self))[index]])
+        return text_at(self.ids, at), self.label_of[at : at + 1]
+
+    def __getitem__(self, index: int) -> Example:
+        id_, labels = self.labels(index)
+        at = int(self.selected[range(len(self))[index]])
+        offset, size = (int(number) for number in self.places[at])
+        try:
+            image = self.files.read(int(self.file_of[at]), offset, size)
+        except OSError as error:
+            raise BadImageError(id_, error.strerror or str(error)) from error
+        if len(image) < size:
+            raise BadImageError(id_, f"{self.files.paths[self.file_of[at]]} is shorter than when it was indexed")
+        return {"id": id_, "image": image, "labels": labels}

@@ -1,0 +1,275 @@
+"""Any TFDS dataset prepared as ArrayRecord or TFRecord, with random access and without TensorFlow.
+
+    Tfds("cifar10", "train"), Tfds("voc/2012", "validation"), Tfds("imagenet2012:5.1.0", "train[:1%]")
+
+Images are returned as stored, encoded. Preparing most datasets of TFDS's catalogue needs TensorFlow, reading them does
+not; another machine or environment can prepare them:
+
+    pip install 'big_vision_lite[tf]'
+    tfds build cifar10 --file_format=array_record
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from big_vision_lite.data.source import OBJECT_ARRAYS, Dataset, Example, Source
+from big_vision_lite.data.sources.record_files import Part, Records, check_parts, open_parts
+from big_vision_lite.data.sources.tfds_features import layout_of, swap_xy
+from big_vision_lite.errors import UserError, nearest
+
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tfds(Source):
+    """A prepared TFDS dataset."""
+
+    name: str
+    """``dataset`` or ``dataset/config``, optionally with ``:version``; the default is the newest version found."""
+    split: str = "train"
+    """A split or a part of one, in TFDS's notation: ``train[:10%]``."""
+    data_dir: str | None = None
+    """TFDS's data directory; None for ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``."""
+    image_key: str | None = None
+    """The feature of the image; None for ``image`` or the only image feature."""
+    label_key: str | None = None
+    """The feature of the labels, or of objects with labels; None for the first of label, labels, objects."""
+    min_confidence: float = 5
+    """If labels have a confidence, as in Open Images (0 to 10): the lowest that counts. Labels of confidence 0, which a
+    person found to be wrong, never count."""
+
+    precedence: ClassVar[int] = 2
+
+    @classmethod
+    def recognise(cls, path: Path) -> dict[str, Any] | None:
+        found = (path / "dataset_info.json").is_file()
+        return {"name": f"{path.parent.name}:{path.name}", "data_dir": str(path.parent.parent)} if found else None
+
+    def open(self) -> TfdsDataset:
+        """Raises: UserError when the dataset is not prepared, a file is missing or truncated, the split is empty, or
+        there is no such split or feature."""
+        return TfdsDataset(find(self.name, self.data_dir), self.split, self.image_key, self.label_key,
+                           self.min_confidence)
+
+
+def default_data_dir(data_dir: str | None = None) -> str:
+    """TFDS's data directory."""
+    return os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+
+
+def find(name: str, data_dir: str | None = None) -> str:
+    """The folder of a prepared dataset, ``<data_dir>/<name>/<version>``.
+
+    Raises:
+      UserError: there is none; the message says where it was searched and how to prepare it.
+    """
+    bare, _, version = name.partition(":")
+    root = default_data_dir(data_dir)
+    folder = os.path.join(root, bare)
+    versions = [v for v in _names(folder) if _VERSION.fullmatch(v)]
+    if version and versions and version not in versions:
+        raise UserError(f"{bare} has no version {version!r} in {folder}{nearest(version, versions)}")
+    if versions:
+        newest = max(versions, key=lambda v: [int(part) for part in v.split(".")])
+        return os.path.join(folder, version or newest)
+    prepared = ["/".join(path) for dataset in _names(root)
+                for path in [(dataset,), *((dataset, config) for config in _names(os.path.join(root, dataset)))]
+                if any(_VERSION.fullmatch(v) for v in _names(os.path.join(root, *path)))]
+    raise UserError(f"dataset {name!r} is not prepared: no version of it in {folder}{nearest(bare, prepared)}; "
+                    f"prepare it with `tfds build {bare} --file_format=array_record` (TFDS's own builders need pip "
+                    "install 'big_vision_lite[tf]'; reading needs no TensorFlow), or name another data_dir")
+
+
+def _names(folder: str) -> list[str]:
+    """The entries of a folder, without unfinished preparations."""
+    from etils import epath
+
+    try:
+        path = epath.Path(folder)
+        names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
+    except Exception as error:  # of any type, from the file system or because its package is missing
+        if "://" not in folder:
+            raise
+        raise UserError(f"cannot list {folder!r} ({error}); mount the bucket (gcsfuse) or copy the data, and name that "
+                        "folder as data_dir") from None
+    return sorted(name for name in names if not name.startswith("incomplete."))
+
+
+class TfdsDataset(Dataset):
+    """One split of a prepared TFDS dataset. Threads may share it; other processes open the files themselves.
+
+    Attributes:
+      folder: the version's folder.
+    """
+
+    def __init__(self, folder: str, split: str, image_key: str | None = None, label_key: str | None = None,
+                 min_confidence: float = 5):
+        self.folder, self._min_confidence = folder, min_confidence
+        self._lock = threading.Lock()
+        self._opened = None
+        info = _builder(folder).info
+        split_info = _split(info, split, folder)
+        self._length = split_info.num_examples
+        self._name = f"{info.full_name}/{split}"
+        self._layout, label = layout_of(info.features, image_key, label_key, folder)
+        self._image_id = "image/id" if "image/id" in info.features else None
+        self.classes = tuple(label.names)
+        self.multi_label = info.features[self._layout.label] is not label
+        self._format = info.file_format.value
+        self._parts = [Part(os.fspath(f.filename), f.skip, f.take if f.take >= 0 else f.examples_in_shard - f.skip,
+                            f.examples_in_shard) for f in split_info.file_instructions]
+        check_parts(self._parts, self._format)
+        parts = [(os.path.basename(name), skip, take) for name, skip, take, _ in self._parts]
+        confidence = min_confidence if self._layout.confidence else None
+        identity = repr((self._name, parts, split_info.num_bytes, self._layout, confidence, *_prepared_from(folder)))
+        self.fingerprint = "tfds-" + hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Example:
+        return self.read([index])[0]
+
+    def read(self, indices: Sequence[int]) -> list[Example]:
+        indices = [range(self._length)[index] for index in indices]
+        records, parse, _ = self._open()
+        return [self._example(parse(self._record(records, index)), index) for index in indices]
+
+    def labels(self, index: int) -> tuple[str, np.ndarray]:
+        index = range(self._length)[index]
+        records, _, parse = self._open()
+        features = parse(self._record(records, index))
+        return self._id(features, index), self._labels(features)
+
+    def _record(self, records: Records, index: int) -> bytes:
+        try:
+            return records[index]
+        except RuntimeError as error:  # ArrayRecord's reader does not say which file is damaged
+            for part in self._parts:
+                if index < part.take:
+                    break
+                index -= part.take
+            reason = " ".join(str(error).split())
+            raise UserError(f"{part.filename}: record {part.skip + index} cannot be read ({reason}); if the file is "
+                            "damaged, copy or prepare it again") from error
+
+    def _example(self, features: dict, index: int) -> Example:
+        at = self._layout
+        example = {"id": self._id(features, index), "image": features[at.image], "labels": self._labels(features)}
+        if at.box:
+            objects = features[at.objects]
+            example["boxes"] = swap_xy(np.asarray(objects[at.box], np.float32).reshape(-1, 4))
+            example["box_labels"] = np.asarray(objects[at.object_label], np.int32)
+            for name, array in OBJECT_ARRAYS.items():
+                if array.feature in at.more:
+                    example[name] = np.asarray(objects[array.feature]).astype(array.dtype)
+        if self._image_id:
+            example["image_id"] = int(features[self._image_id])
+        return example | {key: features[key] for key in at.masks}
+
+    def _id(self, features: dict, index: int) -> str:
+        key = self._layout.id
+        return features[key].decode(errors="surrogateescape") if key else f"{self._name}/{index}"
+
+    def _labels(self, features: dict) -> np.ndarray:
+        """Sorted, without duplicates. A label of -1 stands for a hidden one."""
+        at = self._layout
+        if at.label == at.objects:
+            labels = np.asarray(features[at.objects][at.object_label])
+            if at.confidence:
+                confidence = np.asarray(features[at.objects][at.confidence])
+                labels = labels[(confidence > 0) & (confidence >= self._min_confidence)]
+        else:
+            labels = np.atleast_1d(features[at.label])
+        return np.unique(labels[labels >= 0]).astype(np.int32)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_lock": None, "_opened": None}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def _open(self):
+        """The stored records, a parser of all features that are used, and a parser of id and labels only."""
+        with self._lock:
+            if self._opened is None:
+                import tensorflow_datasets as tfds
+
+                _allow_open_files(len(self._parts))
+                features = _builder(self.folder).info.features
+                at = self._layout
+
+                def parser(*keys: str | None):
+                    needed = tfds.features.FeaturesDict({key: features[key] for key in set(keys) - {None}})
+                    raw = {key: tfds.decode.SkipDecoding() for key, feature in needed.items()
+                           if isinstance(feature, tfds.features.Image)}
+                    return functools.partial(needed.deserialize_example_np, decoders=raw)
+
+                self._opened = (open_parts(self._parts, self._format),
+                                parser(at.image, at.label, at.objects, at.id, self._image_id, *at.masks),
+                                parser(at.label, at.id))
+            return self._opened
+
+
+def _prepared_from(folder: str) -> list[str]:
+    """The source that `data.tools.prepare` recorded: other labels may take just as many bytes."""
+    path = os.path.join(folder, "source.json")
+    if "://" in folder or not os.path.isfile(path):
+        return []
+    with open(path) as file:
+        return [file.read()]
+
+
+def _allow_open_files(count: int) -> None:
+    """Readers keep every file open, and ImageNet alone has about as many as many systems allow by default."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = len(os.listdir("/dev/fd")) + count + 256
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        needed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, needed), hard))
+
+
+def _builder(folder: str):
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder_from_directory(folder)
+    except Exception as error:  # of any type, from a damaged folder
+        raise UserError(f"{folder} is not a prepared TFDS dataset ({error}); prepare it again") from error
+
+
+def _split(info, split: str, folder: str):
+    """The ``SplitInfo``, all of whose files exist. Raises: UserError."""
+    for part in split.split("+"):
+        base = part.split("[")[0].strip()
+        if base not in info.splits:
+            raise UserError(f"{info.full_name} has no split {part.strip()!r}{nearest(base, info.splits)}")
+    name = info.full_name.rpartition("/")[0]
+    again = f"prepare it again with `tfds build {name} --file_format=array_record`"
+    if info.file_format is None or info.file_format.value not in ("array_record", "tfrecord"):
+        file_format = info.file_format.value if info.file_format else "unknown"
+        raise UserError(f"{folder} has the file format {file_format}, expected array_record or tfrecord; {again}")
+    try:
+        split_info = info.splits[split]
+    except Exception as error:  # TFDS's own parser of "train[:10%]"
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"cannot read split {split!r} of {info.full_name}: {reason}") from error
+    if not split_info.num_examples:
+        raise UserError(f"split {split!r} of {folder} is empty; choose another split or {again}")
+    missing = {os.path.basename(f.filename) for f in split_info.file_instructions} - set(_names(folder))
+    if missing:
+        raise UserError(f"{folder} lacks {len(missing)} files of {split!r}, such as {min(missing)}; {again}")
+    return split_info

@@ -1,0 +1,1 @@
+"""From a stored example to the pixels a network sees."""

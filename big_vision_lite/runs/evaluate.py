@@ -1,0 +1,104 @@
+"""Open a run from its folder, and score a checkpoint on the evaluations of its config, another split or other data."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from big_vision_lite import config
+from big_vision_lite.data.pipeline import Input
+from big_vision_lite.data.source import Source
+from big_vision_lite.errors import UserError
+from big_vision_lite.experiment import Experiment
+from big_vision_lite.system.atomic import write_text
+from big_vision_lite.system.paths import as_path
+from big_vision_lite.training.checkpoints import Checkpoints
+from big_vision_lite.training.step import TrainState
+from big_vision_lite.training.trainer import Trainer
+from big_vision_lite.training.workdir import read_dataset_info
+
+
+def open_run(run: Path, step: int | None = None, allowed: Sequence[str] = (),
+             split: str | None = None, sources: Mapping[str, Source] | None = None) -> tuple[Trainer, TrainState, int]:
+    """A finished or unfinished run from its folder alone: its trainer, the state of a checkpoint, and its step.
+
+    Args:
+      step: of the checkpoint; None: the newest.
+      allowed: modules, besides this package, that the config's classes may come from.
+      split: another split for all evaluations.
+      sources: other data by name, each seen as the first evaluation's.
+
+    Raises:
+      UserError: not a run folder, of another format, no such checkpoint, or no such split.
+    """
+    run = as_path(run)
+    experiment: Experiment = config.read(run / "config.json", allowed)
+    if split is not None:
+        experiment = dataclasses.replace(experiment, evals=_on_split(experiment, split))
+    if sources is not None:
+        view = _first_eval(experiment, "source")
+        experiment = dataclasses.replace(experiment, evals={
+            name: dataclasses.replace(view, source=source, curate=()) for name, source in sources.items()})
+    with contextlib.closing(Checkpoints(run / "checkpoints")) as checkpoints:
+        step = checkpoints.existing(step)
+        trainer = Trainer(experiment, read_dataset_info(run))
+        state, _ = checkpoints.restore(step, trainer.state_spec)
+    return trainer, state, step
+
+
+def evaluate(run: Path, split: str | None = None, step: int | None = None,
+             allowed: Sequence[str] = (), sources: Mapping[str, Source] | None = None,
+             submission: Path | None = None) -> dict[str, float]:
+    """Metrics of a checkpoint; also written to ``evaluations/NAME-STEP.json``, with a picture beside each.
+
+    Args:
+      split, step, allowed, sources: as `open_run`.
+      submission: file for the predictions of the first evaluation only, in the format of the task's server: for
+        detection, COCO's results. Images may be without annotations, and then there are no metrics. An unreadable image
+        is an error, since the file would lack it silently.
+
+    Raises:
+      UserError: as ``open_run``; or this head and data have no such format, or the file cannot be written.
+    """
+    trainer, state, step = open_run(run, step, allowed, split, sources)
+    if submission is not None:
+        _check_writable(submission)
+        name, inputs = next(iter(trainer.experiment.evals.items()))
+        evals = {name: dataclasses.replace(inputs, on_bad_image="raise")}
+        trainer.experiment = dataclasses.replace(trainer.experiment, evals=evals)
+    folder = as_path(run) / "evaluations"
+    results = {"step": step}
+    for name in trainer.experiment.evals:
+        metrics = trainer.score(state, name, submission)
+        folder.mkdir(exist_ok=True)
+        write_text(folder / f"{name}-{step}.json", json.dumps({"step": step, **metrics}, indent=2) + "\n")
+        trainer.draw(state, name, folder / f"{name}-{step}.png")
+        results |= {f"{name}/{key}": value for key, value in metrics.items()}
+    return results
+
+
+def _on_split(experiment: Experiment, split: str) -> dict[str, Input]:
+    inputs = _first_eval(experiment, "split")
+    if "split" not in [f.name for f in dataclasses.fields(inputs.source)]:
+        raise UserError(f"{type(inputs.source).__name__} has no splits; leave --split out")
+    return {split: dataclasses.replace(inputs, source=dataclasses.replace(inputs.source, split=split))}
+
+
+def _first_eval(experiment: Experiment, option: str) -> Input:
+    """Raises: UserError when there is none."""
+    if not experiment.evals:
+        raise UserError(f"the run's config has no evaluations whose {option} could be replaced")
+    return next(iter(experiment.evals.values()))
+
+
+def _check_writable(path: Path) -> None:
+    """Raises: UserError when no file can be written there: now, not after hours."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"--submission {str(path)!r}: " + ("this is a folder; name a file in it" if path.is_dir() else
+                                                           f"there is no folder {str(path.parent)!r}; make it first"))
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"--submission {str(path)!r} cannot be written; choose another place")

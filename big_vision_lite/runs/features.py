@@ -1,0 +1,51 @@
+"""Features of images from a trained run: they compare images by more than their pixels."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from big_vision_lite.runs.evaluate import open_run
+from big_vision_lite.system.paths import as_path
+from big_vision_lite.training.mesh import replicated
+from big_vision_lite.training.probe import feature_step
+
+
+class Embedder:
+    """uint8 ``[n, size, size, 3]`` to float32 ``[n, channels]``: the spatial mean of the backbone's last stage.
+
+    Picklable: only the run's folder is pickled; every process opens it for itself, on one of its devices.
+
+    Raises:
+      UserError: as `open_run`.
+    """
+
+    BATCH = 64
+    """Images per call of the network; the last batch is padded, so that one program serves all."""
+
+    def __init__(self, run: Path):
+        self.run = as_path(run).resolve()
+        self.size: int = max(self._opened[1][:2])
+
+    @functools.cached_property
+    def _opened(self):
+        trainer, state, _ = open_run(self.run)
+        step = functools.partial(feature_step(trainer), state.eval_params, state.batch_stats)
+        inputs = next(iter(trainer.experiment.evals.values()), trainer.experiment.train)
+        return step, inputs.transform.shape, replicated(trainer.mesh)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        step, _, sharding = self._opened
+        features = []
+        for start in range(0, len(images), self.BATCH):
+            batch = images[start : start + self.BATCH]
+            padded = np.zeros((self.BATCH, *batch.shape[1:]), np.uint8)
+            padded[: len(batch)] = batch
+            features.append(np.asarray(step(jax.device_put(padded, sharding)))[: len(batch)])
+        return np.concatenate(features) if features else np.zeros((0, 1), np.float32)
+
+    def __getstate__(self) -> dict:
+        return {"run": self.run, "size": self.size}

@@ -1,0 +1,135 @@
+"""Runs from weights files, and weights files from runs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from big_vision_lite.backbones.backbone import Backbone, PixelNormalization
+from big_vision_lite.backbones.norm import BatchNorm, GroupNorm
+from big_vision_lite.backbones.resnet import ResNet
+from big_vision_lite.backbones.resnet_v2 import ResNetV2
+from big_vision_lite.data.pipeline import Input
+from big_vision_lite.data.source import Dataset, SavedDatasetInfo, Source
+from big_vision_lite.data.transforms.image import CentreCrop
+from big_vision_lite.errors import UserError
+from big_vision_lite.experiment import Experiment
+from big_vision_lite.heads.classification import Classification
+from big_vision_lite.runs.evaluate import open_run
+from big_vision_lite.system.paths import as_path
+from big_vision_lite.training.checkpoints import Checkpoints
+from big_vision_lite.training.optimizers import SGD
+from big_vision_lite.training.trainer import Trainer
+from big_vision_lite.training.trees import flatten, replaced
+from big_vision_lite.training.workdir import open_workdir, write_dataset_info
+from big_vision_lite.weights import (
+    depth_of,
+    fetch,
+    load,
+    pixels_of,
+    read_file,
+    to_bit,
+    to_torchvision,
+    write_safetensors,
+)
+from big_vision_lite.weights.convert import family
+from big_vision_lite.weights.naming import NAMINGS
+
+Format = Literal["torchvision", "timm", "bit", "safetensors"]
+_NO_DATA = "elsewhere"
+"""Fingerprint of the data of an imported run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class UnavailableSource(Source):
+    """The data of imported weights."""
+
+    weights: str = ""
+    """The imported file."""
+
+    def open(self) -> Dataset:
+        raise UserError(f"this run was imported from {self.weights!r} and has no images of its own; start another run "
+                        "from it (--transfer.init), or probe it")
+
+
+def import_weights(source: str, out: Path, classes: Sequence[str] | None = None) -> str:
+    """Make a run folder from a weights file, to start from, to probe and to export. Returns a one-line summary.
+
+    Args:
+      source: path, hf:OWNER/NAME or URL of a .safetensors, .npz or .pth file of a ResNet or BiT ResNet-v2.
+      classes: class names of the head; None: their numbers.
+
+    Raises:
+      UserError: the file cannot be read, the network is unknown, or ``out`` holds another run.
+    """
+    tensors = read_file(fetch(source))
+    depth = depth_of(tensors)
+    if depth is None:
+        raise UserError(f"{source}: no ResNet of a known depth; its first arrays are {', '.join(list(tensors)[:3])}")
+    head = next((tensors[name] for name in ("fc.bias", "head.fc.bias", "resnet/head/conv2d/bias", "head.bias")
+                 if name in tensors), None)
+    count = len(head) if head is not None else 1
+    if classes is not None and len(classes) != count:
+        raise UserError(f"{len(classes)} names of classes, and {source} has {count} classes")
+    names = tuple(classes) if classes is not None else tuple(str(i) for i in range(count))
+    backbone = _backbone(tensors, depth, source)
+    experiment = Experiment(Input(UnavailableSource(source), CentreCrop(224), 64), {}, backbone,
+                            Classification("softmax"), SGD(), steps=1)
+    trainer = Trainer(experiment, SavedDatasetInfo(names, False, _NO_DATA, 1, ""))
+    spec = flatten({"params": trainer.state_spec.params, "batch_stats": trainer.state_spec.batch_stats})
+    weights = load(source, {name.partition(".")[2]: leaf for name, leaf in spec.items()})
+    state = trainer.random_init()  # compiled only when the weights fit
+    loaded = {name: weights[name.partition(".")[2]] for name in spec if name.partition(".")[2] in weights}
+    arrays = replaced({"params": state.params, "batch_stats": state.batch_stats}, loaded)
+    out = as_path(out)
+    resolved = open_workdir(out, experiment)
+    write_dataset_info(out, {"multi_label": False, "fingerprint": _NO_DATA, "images": 1, "sha256": "",
+                             "classes": list(names)})
+    with contextlib.closing(Checkpoints(out / "checkpoints", max_checkpoints=1)) as checkpoints:
+        checkpoints.save(0, dataclasses.replace(state, **arrays), resolved, {"step": 0, "bad_images": 0})
+        checkpoints.wait()
+    return f"{type(backbone).__name__}-{depth} with {count} classes, {len(weights)} arrays"
+
+
+def _backbone(tensors: dict[str, np.ndarray], depth: int, source: str) -> Backbone:
+    """The network of these arrays; its width is that of its first convolution."""
+    stem = next((array.shape for array in tensors.values() if array.shape[:3] == (7, 7, 3)
+                 or array.shape[1:] == (3, 7, 7)), None)
+    if stem is None:
+        raise UserError(f"{source} has no first convolution of 7 x 7 pixels and 3 colours; expected an ImageNet stem")
+    width = (stem[3] if stem[2] == 3 else stem[0]) / 64
+    pixels = pixels_of(source) or PixelNormalization()
+    kind = next((naming.family for naming in NAMINGS if naming.matches(tensors)), family(tensors))
+    if kind == "ResNetV2":
+        return ResNetV2(depth, width=width, pixels=pixels)
+    return ResNet(depth, width=width, norm=GroupNorm() if kind == "GroupNorm ResNet" else BatchNorm(), pixels=pixels)
+
+
+def export_weights(run: Path, out: Path, form: Format, step: int | None = None, allowed: Sequence[str] = ()) -> str:
+    """Write a run's network as a .safetensors file (or .npz for ``bit``), under the names of another project.
+
+    Raises:
+      UserError: no such run, or its network has no names there.
+    """
+    trainer, state, step = open_run(run, step, allowed)
+    arrays = {name.partition(".")[2]: np.asarray(leaf) for name, leaf in
+              flatten({"params": state.eval_params, "batch_stats": state.batch_stats}).items()}
+    if form == "safetensors":
+        tensors = arrays
+    elif form == "bit" or (form == "timm" and isinstance(trainer.experiment.backbone, ResNetV2)):
+        tensors = to_bit(arrays, timm=form == "timm")
+    else:
+        tensors = to_torchvision(arrays)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if form == "bit" and out.suffix == ".npz":
+        np.savez(out, **tensors)
+    else:
+        pixels = trainer.experiment.backbone.pixels
+        write_safetensors(out, tensors, {"pixels": json.dumps([pixels.mean, pixels.std])})
+    return f"{len(tensors)} arrays of step {step}"

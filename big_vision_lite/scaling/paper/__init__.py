@@ -1,0 +1,1 @@
+"""The paper's tables, with how well each value is known."""

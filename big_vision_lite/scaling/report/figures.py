@@ -1,0 +1,206 @@
+"""Figures of a study: curves over the number of images, and laws with their extrapolation.
+
+Colours are those of Okabe and Ito (2008), distinguishable by colour-blind readers; markers and dashes repeat them.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from big_vision_lite.errors import UserError
+from big_vision_lite.scaling.laws import fitting
+from big_vision_lite.scaling.laws.extrapolation import ChosenLaw
+from big_vision_lite.scaling.report.series import Series
+from big_vision_lite.system.palette import OKABE_ITO
+
+COLOURS = (*OKABE_ITO, "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+BEYOND = 10.0
+"""Laws are drawn up to this many times the largest size."""
+_STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+          "grid.color": "#e2e2e2", "grid.linewidth": 0.7, "axes.axisbelow": True, "svg.hashsalt": "big_vision_lite",
+          "text.parse_math": False, "legend.frameon": False, "legend.fontsize": 9, "axes.titlesize": 11}
+
+
+def _styled(draw: Any) -> Any:
+    """Draw in our style, whatever matplotlib's settings are."""
+    @functools.wraps(draw)
+    def styled(*args: Any, **kwargs: Any) -> Any:
+        import matplotlib
+
+        with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that the font lacks
+            return draw(*args, **kwargs)
+
+    return styled
+
+
+@_styled
+def draw_sizes(series: Sequence[Series], laws: Sequence[ChosenLaw | None], title: str, legend: str = "") -> Any:
+    """Metric against images: each run as a faint point, means with 95 % intervals, and laws with their bands.
+
+    Args:
+      laws: of each series, or None.
+      legend: title of the legend.
+    """
+    figure, axis = _axes(title)
+    for i, (one, law) in enumerate(zip(series[:len(COLOURS)], laws, strict=False)):
+        label = one.label
+        if law is not None:
+            label += f": {law.comparison.chosen.law.name}"
+            _draw_law(axis, law, i, one.metric.to_error)
+        _draw_runs(axis, one, one.images, i, label, line=law is None)
+    axis.set_xscale("log")
+    _format_counts(axis.xaxis)
+    axis.set_xlabel("images")
+    _finish(axis, series, legend)
+    return figure
+
+
+@_styled
+def draw_levels(series: Sequence[Series], title: str, factor: str, log: bool = False) -> Any:
+    """Metric against a numeric factor, one line per number of images. ``series`` are its levels."""
+    figure, axis = _axes(title)
+    sizes = sorted({size for one in series for size in one.sizes()})
+    shown = sizes if len(sizes) <= len(COLOURS) else [sizes[round(i)] for i in np.linspace(0, len(sizes) - 1, 5)]
+    for i, size in enumerate(shown):
+        runs = [(float(one.label), run) for one in series for run in one.runs if run.images == size]
+        levels = np.array([level for level, _ in runs])
+        across = Series("", series[0].metric, tuple(run for _, run in runs))
+        _draw_runs(axis, across, levels, i, f"{size:,.0f}", line=True)
+    if log:
+        axis.set_xscale("log")
+        _format_counts(axis.xaxis, at=sorted({float(one.label) for one in series}))
+    axis.set_xlabel(factor)
+    _finish(axis, series, "images")
+    return figure
+
+
+@_styled
+def draw_laws(laws: Sequence[ChosenLaw]) -> Any:
+    """Errors of curves from a csv file on logarithmic axes, held-out points hollow, with laws and bands."""
+    figure, axis = _axes("")
+    for i, law in enumerate(laws[:len(COLOURS)]):
+        curve = law.comparison.curve
+        _draw_law(axis, law, i, lambda error: error)
+        name = f"{curve.name}: " if curve.name else ""
+        for points, face, label in ((~curve.held_out, COLOURS[i], f"fitted, {law.comparison.chosen.law.name}"),
+                                    (curve.held_out, "none", "held out")):
+            if points.any():
+                axis.plot(curve.x[points], curve.error[points], MARKERS[i], color=COLOURS[i], mfc=face, ms=4,
+                          label=name + label)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    _format_counts(axis.xaxis)
+    _format_counts(axis.yaxis, minor=True)
+    axis.set_xlabel("x")
+    axis.set_ylabel("error")
+    axis.legend()
+    return figure
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure in the format of the path's suffix. Raises: UserError when the file cannot be written."""
+    try:
+        path.write_bytes(to_bytes(figure, path.suffix[1:]))
+    except OSError as error:
+        raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
+
+
+@_styled
+def to_bytes(figure: Any, form: str) -> bytes:
+    """A figure as png or svg; the same bytes each time."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=form, dpi=160, metadata={"Date": None} if form == "svg" else {"Software": None})
+    return buffer.getvalue()
+
+
+def _axes(title: str) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # without pyplot: no global state, no display
+
+    figure = Figure(figsize=(6.8, 4.3), layout="constrained")
+    axis = figure.subplots()
+    axis.set_title(title, loc="left")
+    return figure, axis
+
+
+def _format_counts(axis: Any, at: Sequence[float] = (), minor: bool = False) -> None:
+    """Label a logarithmic axis with 10k and 1M, at powers of ten or at given values."""
+    from matplotlib import ticker
+
+    formatter = ticker.FuncFormatter(lambda value, _: _short(value))
+    axis.set_major_formatter(formatter)
+    if at:
+        axis.set_major_locator(ticker.FixedLocator(at))
+        axis.set_minor_locator(ticker.NullLocator())
+    if minor:  # a curve may lie between two powers of ten
+        axis.set_minor_locator(ticker.LogLocator(subs=(2, 3, 5)))
+        axis.set_minor_formatter(formatter)
+
+
+def _short(value: float) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
+
+
+def _finish(axis: Any, series: Sequence[Series], legend: str) -> None:
+    metrics = dict.fromkeys(one.metric for one in series)
+    axis.set_ylabel(", ".join(metric.label for metric in metrics))
+    values = np.concatenate([one.values for one in series])
+    if all(metric.higher_is_better for metric in metrics) and values.min() >= 0:
+        axis.set_ylim(bottom=0)
+    if sum(len(one.label) for one in series) > 80:  # too long to leave the curves visible
+        axis.legend(title=legend or None, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    else:
+        axis.legend(title=legend or None)
+    if len(series) > len(COLOURS) and axis.get_xlabel() == "images":
+        axis.annotate(f"{len(series) - len(COLOURS)} more are not shown", (1, 1), xycoords="axes fraction", ha="right",
+                      va="bottom", fontsize=8)
+
+
+def _draw_law(axis: Any, law: ChosenLaw, i: int, to_metric: Callable[[np.ndarray], np.ndarray]) -> None:
+    curve, fit = law.comparison.curve.train, law.comparison.fit
+    x = np.geomspace(curve.x.min(), BEYOND * curve.x.max(), 120)
+    error = fit.predict(x)[0]
+    intervals = [fitting.interval(column, curve.x.size, len(fit.law.parameters))
+                 for column in fit.predict(x, law.samples).T]
+    low, high = np.array(intervals).T
+    positive = error > 0  # a straight line ends at 0
+    inside = positive & (x <= curve.x.max() * 1.0001)
+    outside = positive & ~inside
+    axis.fill_between(x[positive], to_metric(np.maximum(low, 0))[positive], to_metric(high)[positive],
+                      color=COLOURS[i], alpha=0.15, linewidth=0)
+    axis.plot(x[inside], to_metric(error)[inside], color=COLOURS[i], lw=1.6)
+    axis.plot(x[outside], to_metric(error)[outside], color=COLOURS[i], lw=1.6, ls=(0, (4, 2)))
+
+
+def _draw_runs(axis: Any, one: Series, x: np.ndarray, i: int, label: str, line: bool) -> None:
+    axis.plot(x, one.values, MARKERS[i], color=COLOURS[i], ms=4, alpha=0.35, mew=0)
+    at = np.unique(x)
+    mean = np.array([one.values[x == a].mean() for a in at])
+    half = _half_width(x, one.values, at)
+    axis.errorbar(at, mean, yerr=half if half.any() else None, color=COLOURS[i], marker=MARKERS[i], ms=6, mfc="white",
+                  mew=1.5, lw=1.4, ls=DASHES[i] if line else "none", elinewidth=1.2, capsize=3, label=label)
+
+
+def _half_width(x: np.ndarray, values: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Half of the 95 % interval of the mean at each of ``at``, by Student's t with the variance pooled over them: of
+    two or three seeds alone a variance is too uncertain. 0 if no value is repeated."""
+    from scipy import stats
+
+    counts = np.array([(x == a).sum() for a in at])
+    freedom = int((counts - 1).sum())
+    if freedom < 1:
+        return np.zeros(at.size)
+    square = sum(((values[x == a] - values[x == a].mean())**2).sum() for a in at)
+    return stats.t.ppf(0.975, freedom) * np.sqrt(square / freedom / counts)

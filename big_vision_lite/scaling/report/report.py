@@ -1,0 +1,362 @@
+"""The report of a study: report.html, which needs no other file, and its figures as PNG and SVG.
+
+It shows what results.csv holds, in this order: what is missing, curves and laws of each task, the effect of each
+factor, tables, predictions, and where the numbers come from. Missing results are noted, never an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import math
+import re
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from big_vision_lite.errors import UserError, nearest
+from big_vision_lite.scaling.laws import extrapolation, fitting
+from big_vision_lite.scaling.laws.curves import read_rows
+from big_vision_lite.scaling.laws.extrapolation import ChosenLaw
+from big_vision_lite.scaling.laws.families import laws as laws_for
+from big_vision_lite.scaling.paper import tables
+from big_vision_lite.scaling.report import figures, html, series
+from big_vision_lite.scaling.report.series import Metric, Result, Results
+
+PICTURES = 4
+"""Runs per task whose predictions are shown: those with most images."""
+_FACTORS = {
+    "depth": ("Capacity", "one line per depth"),
+    "noise": ("Noise", "share of labels that are wrong"),
+    "classes": ("Vocabulary", "number of classes"),
+    "frozen": ("Frozen against fine-tuned", "whether the pretrained layers are frozen"),
+    "init": ("Initialisation", "what training starts from"),
+}
+
+
+@dataclasses.dataclass
+class _Page:
+    """The parts of a report so far."""
+
+    folder: Path
+    parts: list[str]
+    notes: list[str]
+    drawn: set[str]
+
+    def draw(self, name: str, make: Callable[[], Any], caption: str) -> None:
+        """Draw a figure, save it in figures/ and show it."""
+        figure = make()
+        stem = name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] or "figure"
+        number = 2
+        while name in self.drawn:
+            name, number = f"{stem}-{number}", number + 1
+        self.drawn.add(name)
+        for form in ("png", "svg"):
+            figures.save(figure, self.folder / "figures" / f"{name}.{form}")
+        svg = (self.folder / "figures" / f"{name}.svg").read_bytes()
+        self.parts.append(html.picture(svg, "svg+xml", caption, caption))
+
+
+def write_report(folders: Sequence[Path], out: Path | None = None, metric: str | None = None,
+                 lower_is_better: bool = False, bootstrap: int = 200, imports: Sequence[str] = ()) -> list[str]:
+    """Write the report of the results.csv, or the run, of each folder. Returns lines that say what was written and what
+    is missing.
+
+    Args:
+      folders: of studies or runs.
+      out: folder to write to; by default the first.
+      metric: column to draw; by default the main metric of most runs of a task and study.
+      lower_is_better: direction of a metric that is no run's main metric.
+      bootstrap: samples for the intervals of laws.
+
+    Raises:
+      UserError: as `series.read_results`, no such metric, or a file that cannot be written.
+    """
+    results = series.read_results(folders, imports)
+    folder = out or folders[0]
+    if metric is not None and metric not in results.metrics:
+        raise UserError(f"no metric {metric!r} in {folders[0] / 'results.csv'}" + nearest(metric, results.metrics))
+    try:
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {str(folder / 'figures')!r}: {error.strerror or error}") from None
+    page = _Page(folder, [], list(results.notes), set())
+    tasks = results.tasks()
+    if not tasks:
+        page.notes.append("no run is finished: there is nothing to draw yet")
+    for task, runs in tasks.items():
+        metrics = {study: _choose_metric(page, task, some, results.metrics, metric, lower_is_better)
+                   for study, some in series.by_study(runs).items()}
+        _task(page, task, runs, metrics, bootstrap)
+    page.parts += _paper_tables(results)
+    page.parts += _pictures(tasks, page.notes)
+    page.parts += _provenance(folders, results)
+    studies = sorted({run.factors["study"] for run in results.runs if "study" in run.factors})
+    title = ", ".join(studies) or folder.resolve().name
+    head = [html.heading(title, 1), html.paragraph(_counts(results), "soft")]
+    if page.notes:
+        head += [html.heading("What is missing"), html.points(page.notes)]
+    target = folder / "report.html"
+    try:
+        target.write_text(html.page(title, [*head, *page.parts]), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {str(target)!r}: {error.strerror or error}") from None
+    return [*page.notes, f"{len(page.drawn)} figures as PNG and SVG: {folder / 'figures'}", f"report: {target}"]
+
+
+def _choose_metric(page: _Page, task: str, runs: Sequence[Result], metrics: Sequence[str], name: str | None,
+                   lower_is_better: bool) -> Metric:
+    """The metric of a given name if some run has it, else the main metric, else, with a note, the first column."""
+    if name is not None and any(name in run.metrics for run in runs):
+        main = next((run.main for run in runs if run.main is not None and run.main.name == name), None)
+        return main or Metric(name, not lower_is_better)
+    if (main := series.main_metric(runs)) is not None:
+        return main
+    first = next(metric for metric in metrics if any(metric in run.metrics for run in runs))
+    page.notes.append(f"{task}: no run names its main metric; {first} is drawn, "
+                      f"{'lower' if lower_is_better else 'higher'} values are better. Add the columns main_metric, "
+                      "direction and unit, or give --metric and --lower-is-better")
+    return Metric(first, not lower_is_better)
+
+
+def _counts(results: Results) -> str:
+    runs = len({(row.get("study"), row["run"]) for row in results.rows})
+    sizes = sorted({run.images for run in results.runs if run.images})
+    text = f"{len(results.runs)} of {runs} runs are finished and have metrics"
+    if sizes:
+        text += f"; {extrapolation.format_count(sizes[0])} to {extrapolation.format_count(sizes[-1])} images"
+    return text + ". A point is a run, a mark the mean over seeds, a bar the 95 % interval of that mean."
+
+
+def _task(page: _Page, task: str, runs: Sequence[Result], metrics: dict[str, Metric], bootstrap: int) -> None:
+    """All of one task. ``metrics`` are those to draw, by study."""
+    page.parts.append(html.heading(task))
+    _sizes(page, task, runs, metrics, bootstrap)
+    for study, some in series.by_study(runs).items():
+        for factor in (*_FACTORS, *_own_factors(some)):
+            _factor(page, f"{task}, {study}" if len(metrics) > 1 else task, some, metrics[study], factor)
+    for metric in dict.fromkeys(metrics.values()):
+        page.parts += _table(runs, metric)
+
+
+def _sizes(page: _Page, task: str, runs: Sequence[Result], metrics: dict[str, Metric], bootstrap: int) -> None:
+    """Metric against images with the law of each study's main series, and the table of laws."""
+    several = len(set(metrics.values())) > 1
+    shown = []
+    for study, some in series.by_study(runs).items():
+        name = metrics[study].name
+        label = f"{study} ({name})" if several else study if len(metrics) > 1 else name
+        shown.append(series.main_series(some, metrics[study], label))
+    shown = sorted(filter(None, shown), key=lambda one: -len(one.sizes()))
+    enough = min(4, len(shown[0].sizes())) if shown else 0  # fewer make no curve beside those that have more
+    shown = [one for one in shown if len(one.sizes()) >= max(enough, 2)]
+    if not shown:
+        page.notes.append(f"{task}: no runs with two or more numbers of images, so there is no curve")
+        return
+    laws: list[ChosenLaw | None] = []
+    law_tables: list[str] = []
+    for one in shown:
+        law = None
+        name = f"{task}, {one.label}" if len(shown) > 1 else task
+        try:
+            curve = one.curve()
+            comparison = extrapolation.compare(curve, laws_for(one.chance))
+            law = ChosenLaw(comparison, fitting.bootstrap(comparison.fit, curve, bootstrap))
+        except UserError as error:
+            page.notes.append(f"{name}: no law was fitted: {error}")
+        else:
+            law_tables += _law(name, one.metric, law)
+        laws.append(law)
+    extrapolated = any(law is not None for law in laws)
+    drawn = ", ".join(dict.fromkeys(one.metric.label for one in shown))
+    caption = f"{drawn} against images" + (
+        f", with the law that extrapolates best, up to {figures.BEYOND:g} times the largest size"
+        if extrapolated else "")
+    page.draw(f"{task} images", lambda: figures.draw_sizes(shown, laws, task), caption)
+    page.parts += law_tables
+
+
+def _law(name: str, metric: Metric, law: ChosenLaw) -> Iterator[str]:
+    comparison, fit = law.comparison, law.comparison.fit
+    curve = comparison.curve
+    chosen = 1 + [score.law for score in comparison.scores].index(comparison.chosen.law)
+    best = min(errors.mean() for errors in (curve.error[curve.x == x] for x in set(curve.x)))
+    estimate = str(extrapolation.estimate_size(fit, curve, law.samples, float(f"{0.9 * best:.3g}")))
+    error = f"error ({metric.best:g} - {metric.name})" if metric.higher_is_better else metric.name
+    yield html.heading(f"Laws: {name}", 3)
+    yield html.paragraph(f"{estimate[0].upper()}{estimate[1:]}. That is a tenth less {error} than the best so far.",
+                         "answer")
+    yield html.table(extrapolation.law_table(comparison, law.samples), chosen)
+    yield html.paragraph("Numbers are RMS of the log error. fit: of a fit to all sizes. inner: at the sizes above half "
+                         "the largest, of a fit to the others; this is the criterion of the choice.", "soft")
+
+
+def _own_factors(runs: Sequence[Result]) -> list[str]:
+    return sorted({name for run in runs for name in run.factors} - {*_FACTORS, "study", "table", "row", "scale"})
+
+
+def _factor(page: _Page, what: str, runs: Sequence[Result], metric: Metric, factor: str) -> None:
+    """The effect of one factor in a study, all others equal. Where it does not vary, nothing is shown."""
+    levels = series.series_along(runs, metric, factor)
+    title, meaning = _FACTORS.get(factor, (factor, factor))
+    if not levels:
+        if len({run.factors.get(factor) for run in runs if metric.name in run.metrics}) > 1:
+            page.notes.append(f"{what}: {title.lower()}: no runs differ in {factor} alone")
+        return
+    page.parts.append(html.heading(f"{title}: {what}", 3))
+    caption = f"{metric.label} by {factor}" + (f": {meaning}" if meaning != factor else "")
+    name = f"{what} {factor}"
+    if factor in ("noise", "classes"):
+        page.draw(name, lambda: figures.draw_levels(levels, what, meaning, log=factor == "classes"),
+                  caption + "; one line per number of images")
+    else:
+        labels = {"True": "frozen", "False": "fine-tuned"} if factor == "frozen" else {}
+        labelled = [dataclasses.replace(one, label=labels.get(one.label, one.label)) for one in levels]
+        page.draw(name, lambda: figures.draw_sizes(labelled, [None] * len(labelled), what, legend=factor), caption)
+
+
+def _table(runs: Sequence[Result], metric: Metric) -> Iterator[str]:
+    rows = [["runs", "frozen", "images", "seeds", "min", "median", "max"]]
+    for one in series.all_series(runs, metric):
+        frozen = "; ".join(sorted({run.frozen_summary or "-" for run in one.runs}))
+        for size, values in one.sizes().items():
+            cells = (f"{f(values.tolist()):.4g}" for f in (min, statistics.median, max))
+            rows.append([one.label or "all", frozen, f"{size:,.0f}", str(values.size), *cells])
+    if len(rows) > 1:
+        yield html.heading(f"Table: {metric.label}", 3)
+        yield html.table(rows)
+
+
+def _pictures(tasks: dict[str, list[Result]], notes: list[str]) -> Iterator[str]:
+    """Predictions of the runs with most images, as far as there are pictures of them."""
+    shown = []
+    for runs in tasks.values():
+        paths = [(run, path) for run in sorted(runs, key=lambda run: -(run.images or 0))
+                 if (path := _picture_of(run.folder, run.run)) is not None and path.is_file()]
+        for run, path in paths[:PICTURES]:
+            jpeg = _jpeg(path)
+            if jpeg is None:
+                notes.append(f"run {run.run!r}: predictions.png cannot be read")
+            else:
+                images = f", {run.images:,.0f} images" if run.images else ""
+                shown.append(html.picture(jpeg, "jpeg", f"predictions of {run.run}", f"{run.run}: {run.task}{images}"))
+    if shown:
+        yield html.heading("Predictions")
+        yield from shown
+    elif tasks:
+        notes.append("no run has pictures of its predictions (predictions.png)")
+
+
+def _picture_of(folder: Path, run: str) -> Path | None:
+    """Path of a run's picture, unless the run's name leads out of the folder."""
+    try:
+        path = (folder / run / "predictions.png").resolve()
+        return path if path.is_relative_to(folder.resolve()) else None
+    except (OSError, ValueError):  # a name that no file can have
+        return None
+
+
+def _jpeg(path: Path, side: int = 1600) -> bytes | None:
+    """A picture, shrunk to fit a page; None if it cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image = image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    image.thumbnail((side, side))
+    buffer = io.BytesIO()
+    image.save(buffer, "jpeg", quality=82)
+    return buffer.getvalue()
+
+
+def _provenance(folders: Sequence[Path], results: Results) -> Iterator[str]:
+    """Versions, data and machines, and every run."""
+    yield html.heading("Where the numbers come from")
+    facts = []
+    for name, title in (("versions", "versions"), ("data", "fingerprints of training data")):
+        values = sorted({row[name] for row in results.rows if row.get(name)})
+        if values:
+            more = f" and {len(values) - 6} more" if values[6:] else ""
+            facts.append(f"{title}: " + "; ".join(values[:6]) + more)
+    for folder in folders:
+        facts += _machines(folder)
+    facts.append(f"figures and tables: bvl report {' '.join(f.name or '.' for f in folders)}, from results.csv alone")
+    yield html.points(facts)
+    columns = [name for name in results.rows[0] if any(row[name] for row in results.rows) and name != "versions"]
+    cells = [columns, *([_short(row[name]) for name in columns] for row in results.rows)]
+    yield html.folded(f"all {len(results.rows)} rows of results.csv", html.table(cells))
+
+
+def _machines(folder: Path) -> list[str]:
+    """Machines, commits and hours of a study's runs, from timings.csv."""
+    name = folder.resolve().name
+    try:
+        rows = read_rows(folder / "timings.csv")
+    except UserError:
+        return [f"{name}: no timings.csv: machine, commit and time are unknown"]
+    facts = []
+    for column, title in (("devices", "devices"), ("cpu_cores", "cores"), ("git_commit", "commit")):
+        values = sorted({row[column] for row in rows if row.get(column)})
+        if values:
+            facts.append(f"{title} {', '.join(values[:4])}")
+    with contextlib.suppress(ValueError):
+        hours = sum(float(row["wall_seconds"]) for row in rows if row.get("wall_seconds")) / 3600
+        facts += [f"{hours:.2f} hours of training and evaluation in all"] if hours else []
+    return [f"{name}: {'; '.join(facts)}"] if facts else []
+
+
+def _short(cell: str) -> str:
+    try:
+        value = float(cell)
+    except ValueError:
+        return cell
+    return cell if not math.isfinite(value) or value.is_integer() else f"{value:.5g}"
+
+
+def paper_table(folders: Sequence[Path], name: str, row: str | None = None, imports: Sequence[str] = ()) -> str:
+    """A table of the paper beside the results in folders, as text.
+
+    Args:
+      row: row of the table for all results that their study puts into none.
+
+    Raises:
+      UserError: no such table or row; or as `series.read_results`.
+    """
+    if name not in tables.TABLES:
+        raise UserError(f"--table {name!r}: no such table" + nearest(name, tables.TABLES))
+    table = tables.TABLES[name]
+    if row is not None and row not in table.rows:
+        raise UserError(f"--row {row!r}: no such row in table {name}; valid: {', '.join(table.rows)}")
+    rows = series.read_results(folders, imports).rows
+    if row is not None:
+        rows = [result if result.get("table") else {**result, "table": name, "row": row} for result in rows]
+    return "\n".join((table.text(rows), *_notes_on_ours(rows, name)))
+
+
+def _paper_tables(results: Results) -> Iterator[str]:
+    """The paper's tables that some runs belong to, beside ours."""
+    for name, table in tables.TABLES.items():
+        if not any(row.get("table") == name for row in results.rows):
+            continue
+        yield html.heading(f"The paper's table beside ours: {table.title}")
+        for note in (table.source, table.note, table.scale_warning(results.rows)):
+            if note:
+                yield html.paragraph(note, "soft")
+        yield html.table([["row", "figure", "reported", "ours", "difference"], *table.cells(results.rows)])
+        for note in _notes_on_ours(results.rows, name):
+            yield html.paragraph(note, "soft")
+
+
+def _notes_on_ours(rows: Sequence[dict[str, str]], table: str) -> list[str]:
+    """What was frozen in our runs of a table, and what they are scored on."""
+    ours = [row for row in rows if row.get("table") == table]
+    frozen = sorted({row["frozen_summary"] for row in ours if row.get("frozen_summary")})
+    metrics = {column.metric.lower() for column in tables.TABLES[table].columns if column.metric}
+    splits = sorted({name.rpartition("/")[0] for row in ours for name, value in row.items()
+                     if value and "/" in name and name.rpartition("/")[2].lower() in metrics})
+    return ([f"Frozen in ours: {'; '.join(frozen)}."] if frozen else []) + (
+        [f"Ours are scored on: {', '.join(splits)}."] if splits else [])

@@ -1,0 +1,280 @@
+"""The rows of a results.csv as series: runs that differ only in the number of images and the seed."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from big_vision_lite.errors import UserError, nearest
+from big_vision_lite.scaling.laws.curves import Curve, from_points, read_rows
+from big_vision_lite.scaling.studies.results import AFTER_FACTORS, FIRST, row_of
+
+FACTORS = ("study", "depth", "noise", "classes", "frozen", "init")
+"""Columns in which series differ, besides those that a study adds."""
+_NO_METRICS = {*FIRST, *AFTER_FACTORS, "wall_seconds"}
+_BEST = {"": 1.0, "%": 100.0}
+"""Highest values of metrics whose higher values are better, by unit."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A metric's column of results.csv, with the direction and unit of `heads.head.MainMetric`."""
+
+    name: str
+    higher_is_better: bool = True
+    unit: str = ""
+
+    @property
+    def label(self) -> str:
+        """Such as "test/top1" or "test/rmse (px, lower is better)"."""
+        notes = [self.unit] * bool(self.unit) + ["lower is better"] * (not self.higher_is_better)
+        return self.name + (f" ({', '.join(notes)})" if notes else "")
+
+    @property
+    def best(self) -> float:
+        """The highest value. Raises: UserError when it is unknown."""
+        if self.unit not in _BEST:
+            raise UserError(f"the highest value of {self.label} is unknown, so it has no error; use unit '' or '%' "
+                            "or a metric whose lower values are better")
+        return _BEST[self.unit]
+
+    def to_error(self, values: np.ndarray) -> np.ndarray:
+        """Values as errors, and errors as values: the best value minus them, or themselves if lower is better."""
+        return self.best - values if self.higher_is_better else values
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A finished run."""
+
+    run: str
+    folder: Path
+    """Its study's folder."""
+    task: str
+    """Stage and head: metrics compare within a task."""
+    images: float | None
+    seed: str
+    factors: dict[str, str]
+    metrics: dict[str, float]
+    main: Metric | None = None
+    """Main metric; None if the csv file names none."""
+    frozen_summary: str = ""
+
+    def key(self, *but: str) -> tuple[tuple[str, str], ...]:
+        """The factors other than the ones named."""
+        return tuple((name, value) for name, value in self.factors.items() if name not in but)
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """The contents of results.csv files; ``notes`` say what of them cannot be used."""
+
+    rows: tuple[dict[str, str], ...]
+    runs: tuple[Result, ...]
+    metrics: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def tasks(self) -> dict[str, list[Result]]:
+        """Runs by task, pretraining first."""
+        names = sorted({run.task for run in self.runs}, key=lambda name: (not name.startswith("pretraining"), name))
+        return {name: [run for run in self.runs if run.task == name] for name in names}
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """One metric of runs that differ only in images and seed, sorted by images."""
+
+    label: str
+    metric: Metric
+    runs: tuple[Result, ...]
+
+    @property
+    def images(self) -> np.ndarray:
+        return np.array([run.images for run in self.runs], float)
+
+    @property
+    def values(self) -> np.ndarray:
+        return np.array([run.metrics[self.metric.name] for run in self.runs])
+
+    @property
+    def chance(self) -> float | None:
+        """The chance-level error: by the metric's column ``..._chance``, or for top-1 by the number of classes."""
+        column = f"{self.metric.name}_chance"
+        values = [run.metrics[column] for run in self.runs if column in run.metrics]
+        if not values and self.metric.name.split("/")[-1] == "top1":
+            values = [1 / classes for run in self.runs if (classes := _number(run.factors.get("classes", "")))]
+        return float(self.metric.to_error(np.mean(values, keepdims=True))[0]) if values else None
+
+    def sizes(self) -> dict[float, np.ndarray]:
+        """The values of each size."""
+        return {float(size): self.values[self.images == size] for size in np.unique(self.images)}
+
+    def curve(self) -> Curve:
+        """As errors. Raises: UserError when they are not positive, or as `Metric.best`."""
+        return from_points(self.images, self.metric.to_error(self.values), [run.seed for run in self.runs], self.label)
+
+
+def read_results(folders: Sequence[Path], imports: Sequence[str] = ()) -> Results:
+    """Read the results.csv of each folder, or the folder's own run. Runs that are not done, have no metrics or share a
+    name and a study are left out, with a note each.
+
+    Args:
+      imports: modules besides this package that the classes in runs' configs may come from.
+
+    Raises:
+      UserError: no csv file and no run, no column ``run``, an unknown direction, or a config cannot be read.
+    """
+    rows = [(parent, row) for folder in folders for parent, row in _read_folder(folder, imports)]
+    columns = list(dict.fromkeys(name for _, row in rows for name in row))
+    rows = [(parent, {name: row.get(name, "") for name in columns}) for parent, row in rows]
+    metrics = [name for name in columns if "/" in name] or [
+        name for name in columns if name not in _NO_METRICS and any(_number(row[name]) is not None for _, row in rows)]
+    own_factors = [name for name in columns if name not in _NO_METRICS and name not in metrics]
+    factors = [name for name in (*FACTORS, *own_factors) if name in columns]
+    names = {row["run"] for _, row in rows}
+    notes, runs = [], []
+    unique: dict[tuple[str, str], tuple[Path, dict[str, str]]] = {}
+    clashing: set[tuple[str, str]] = set()
+    for parent, row in rows:
+        key = row.get("study", ""), row["run"]
+        _, first = unique.setdefault(key, (parent, row))
+        if first != row and key not in clashing:
+            clashing.add(key)
+            different = [name for name in columns if first[name] != row[name]]
+            notes.append(f"run {row['run']!r} appears twice, with different {', '.join(different[:4])}: left out; give "
+                         "the runs different names")
+    unfinished: dict[tuple[str, str], list[str]] = {}  # by study and status
+    for key, (parent, row) in unique.items():
+        name = row["run"]
+        if key in clashing:
+            continue
+        if row.get("status", "done") not in ("", "done"):
+            unfinished.setdefault((key[0], row["status"]), []).append(name)
+            continue
+        values = {metric: number for metric in metrics if (number := _number(row[metric])) is not None}
+        if not values:
+            notes.append(f"run {name!r} has no metrics: left out; finish it, or evaluate it")
+            continue
+        invalid = [metric for metric in metrics if row[metric] and metric not in values]
+        if invalid:
+            notes.append(f"run {name!r}: {invalid[0]} is {row[invalid[0]]!r}, not a number: left out")
+        init = row.get("init") or "random"
+        stage = row.get("stage") or ("pretraining" if init == "random" else "transfer")
+        levels = {factor: row[factor] for factor in factors if row[factor]}
+        if levels.get("init") in names:
+            levels["init"] = "pretrained"
+        task = stage + (f", {row['head']}" if row.get("head") else "")
+        runs.append(Result(name, parent, task, _number(row.get("images", "")), row.get("seed", ""), levels, values,
+                           _main_metric_of(row), row.get("frozen_summary", "")))
+    for (study, status), some in unfinished.items():
+        if len(some) <= 3:
+            notes += [f"run {name!r} is {status}" for name in some]
+        else:
+            notes.append(f"{len(some)} runs of {study or 'no study'} are {status}, the first of them {some[0]!r}")
+    return Results(tuple(row for _, row in rows), tuple(runs), tuple(metrics), tuple(notes))
+
+
+def _read_folder(folder: Path, imports: Sequence[str]) -> list[tuple[Path, dict[str, str]]]:
+    """The rows of a folder's results.csv, or that of its own run, each with the run's parent folder."""
+    path = folder / "results.csv"
+    if not path.is_file() and (folder / "config.json").is_file():
+        row = row_of(folder, imports)
+        return [(folder.resolve().parent, {name: "" if value is None else str(value) for name, value in row.items()})]
+    if not path.is_file():
+        raise UserError(f"no results.csv in {str(folder)!r}; expected the folder of a study that bvl study ran, or "
+                        "that of a run")
+    rows = read_rows(path)
+    if "run" not in rows[0]:
+        raise UserError(f"{path}: no column 'run'" + nearest("run", rows[0]))
+    return [(folder, row) for row in rows]
+
+
+def _main_metric_of(row: dict[str, str]) -> Metric | None:
+    if not row.get("main_metric"):
+        return None
+    direction = row.get("direction") or "higher"
+    if direction not in ("higher", "lower"):
+        raise UserError(f"run {row['run']!r}: direction is {direction!r}, expected 'higher' or 'lower'")
+    return Metric(row["main_metric"], direction == "higher", row.get("unit", ""))
+
+
+def main_metric(runs: Iterable[Result]) -> Metric | None:
+    """The main metric of most runs; None if no run names one."""
+    counts = collections.Counter(run.main for run in runs if run.main is not None and run.main.name in run.metrics)
+    return max(counts, key=counts.get, default=None)
+
+
+def by_study(runs: Sequence[Result]) -> dict[str, list[Result]]:
+    studies: dict[str, list[Result]] = {}
+    for run in runs:
+        studies.setdefault(run.factors.get("study", ""), []).append(run)
+    return studies
+
+
+def main_series(runs: Sequence[Result], metric: Metric, label: str) -> Series | None:
+    """The series with most sizes; among equals, with most runs, then with least noise. What distinguishes it from the
+    others is added to its label."""
+    groups = _groups(runs, metric, lambda run: run.key())
+    if not groups:
+        return None
+    key = max(groups, key=lambda key: _rank(groups[key]))
+    return _series(", ".join(filter(None, (label, _distinction(key, groups)))), metric, groups[key])
+
+
+def series_along(runs: Sequence[Result], metric: Metric, factor: str) -> list[Series]:
+    """Series that differ in one factor only, labelled by its levels: of all such sets, the one with most levels and
+    runs."""
+    sets = _groups([run for run in runs if factor in run.factors], metric, lambda run: run.key(factor))
+    best: dict[str, list[Result]] = {}
+    for group in sets.values():
+        levels: dict[str, list[Result]] = {}
+        for run in group:
+            levels.setdefault(run.factors[factor], []).append(run)
+        if (len(levels), len(group)) > (len(best), sum(map(len, best.values()))):
+            best = levels
+    return [_series(level, metric, best[level]) for level in sorted(best, key=_order)] if len(best) > 1 else []
+
+
+def all_series(runs: Sequence[Result], metric: Metric) -> list[Series]:
+    """All series, labelled by the factors in which they differ."""
+    groups = _groups(runs, metric, lambda run: run.key())
+    return [_series(_distinction(key, groups), metric, group) for key, group in groups.items()]
+
+
+def _distinction(key: tuple[tuple[str, str], ...], keys: Iterable[tuple[tuple[str, str], ...]]) -> str:
+    """The factors in which a series differs from some other."""
+    return ", ".join(f"{name} {value}" for name, value in key if any(dict(other).get(name) != value for other in keys))
+
+
+def _groups(runs: Iterable[Result], metric: Metric, key: Callable[[Result], tuple]) -> dict[tuple, list[Result]]:
+    groups: dict[tuple, list[Result]] = {}
+    for run in runs:
+        if metric.name in run.metrics and run.images is not None and run.images > 0:
+            groups.setdefault(key(run), []).append(run)
+    return groups
+
+
+def _rank(group: Sequence[Result]) -> tuple[float, ...]:
+    return len({run.images for run in group}), len(group), -(_number(group[0].factors.get("noise", "")) or 0.0)
+
+
+def _series(label: str, metric: Metric, runs: Iterable[Result]) -> Series:
+    return Series(label, metric, tuple(sorted(runs, key=lambda run: (run.images, run.seed))))
+
+
+def _order(level: str) -> tuple[bool, float, str]:
+    value = _number(level)
+    return value is None, value or 0.0, level
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

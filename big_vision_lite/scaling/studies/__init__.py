@@ -1,0 +1,1 @@
+"""Studies: grids of runs, executed or rendered as jobs."""

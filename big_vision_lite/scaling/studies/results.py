@@ -1,0 +1,203 @@
+"""The results of a study: results.csv, one row per run, and timings.csv beside it.
+
+results.csv depends only on the study and on what its runs learned: on one machine it has the same bytes however often
+the study was interrupted. What depends on the moment (seconds, attempts, commit) is in timings.csv.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from big_vision_lite import config as configs
+from big_vision_lite.errors import UserError
+from big_vision_lite.experiment import Experiment
+from big_vision_lite.scaling.laws.curves import read_rows
+from big_vision_lite.scaling.studies.study import INHERITED, Run, Study, read_study
+from big_vision_lite.system.atomic import write_text
+from big_vision_lite.system.paths import as_path
+
+FIRST = ("run", "study", "status", "stage", "head", "init", "images", "depth", "seed", "noise", "classes", "frozen",
+         "frozen_summary")
+"""First columns; the study's own factors follow, then `AFTER_FACTORS`, then the metrics."""
+AFTER_FACTORS = ("steps", "images_seen", "epochs", "data", "versions", "main_metric", "direction", "unit")
+
+
+def finished(folder: Path, experiment: Experiment) -> bool:
+    """Whether a run has come to its end, with metrics."""
+    try:
+        final_metrics(folder, experiment)
+    except UserError:
+        return False
+    return True
+
+
+def final_metrics(folder: Path, experiment: Experiment) -> dict[str, float]:
+    """The metrics of a run's last evaluation.
+
+    Raises:
+      UserError: the folder holds no run, an unfinished one, or one without metrics.
+    """
+    run = _read_json(folder / "run.json")
+    if not run:
+        raise UserError(f"{str(folder)!r} holds no run: it has no run.json; train it first")
+    if "results" not in run:  # written at the end only
+        raise UserError(f"the run in {str(folder)!r} is at step {run.get('step', 0)} of {experiment.steps}; the same "
+                        "command resumes it")
+    if experiment.evals and not run["results"]:
+        raise UserError(f"the run in {str(folder)!r} has no metrics, though its config names "
+                        f"{', '.join(experiment.evals)}; remove the folder and train it again")
+    return run["results"]
+
+
+def result_rows(study: Study, workdir: Path) -> list[dict[str, Any]]:
+    """One row per run, in the study's order, including runs that failed or have not run yet.
+
+    ``status`` is done, failed or missing. ``images_seen`` counts repeats (steps x batch size). A transfer has the
+    ``images``, ``noise`` and ``classes`` of the run that it starts from.
+    """
+    states = {state["name"]: state for state in read_study(workdir).get("runs", [])}
+    rows = []
+    for run in study.runs:
+        first = run
+        while first.start:
+            first = study[first.start]
+        failed = states.get(run.name, {}).get("status") == "failed"
+        rows.append(_row(run.name, study.name, study.factors(run), run.experiment, workdir / run.name,
+                         workdir / first.name, "failed" if failed else "missing"))
+    return rows
+
+
+def _row(name: str, study: str, factors: Mapping[str, Any], experiment: Experiment, folder: Path, first: Path,
+         unfinished: str) -> dict[str, Any]:
+    """A row of results.csv.
+
+    Args:
+      first: folder of the first of the runs that led to this one.
+      unfinished: status of a run that is not done.
+    """
+    done = finished(folder, experiment)
+    row = {"run": name, "study": study, "status": "done" if done else unfinished, **factors,
+           "frozen_summary": experiment.transfer.frozen_summary, "steps": experiment.steps,
+           "images_seen": experiment.steps * experiment.train.batch_size}
+    if not done:
+        return row
+    first_data, data, run = (_read_json(path) for path in (first / "data.json", folder / "data.json",
+                                                           folder / "run.json"))
+    row.setdefault("images", first_data.get("images"))
+    row.setdefault("classes", len(first_data.get("classes", ())) or None)
+    if data.get("images"):
+        row["epochs"] = round(row["images_seen"] / data["images"], 6)
+    row["data"] = data.get("fingerprint")
+    row["versions"] = "; ".join(f"{package} {version}" for package, version in run.get("versions", {}).items())
+    metrics = final_metrics(folder, experiment)
+    if main := run.get("main_metric"):
+        columns = [f"{split}/{main['name']}" for split in experiment.evals]
+        row["main_metric"] = next((column for column in columns if column in metrics), None)
+        row |= {key: main[key] for key in ("direction", "unit")}
+    return row | metrics
+
+
+def row_of(folder: Path, imports: Sequence[str] = ()) -> dict[str, Any]:
+    """The row of a single run, with the factors found in its config; ``study`` is the name of the parent folder. For a
+    run of a study with a results.csv, its row there.
+
+    Args:
+      imports: modules besides this package that the classes in configs may come from.
+
+    Raises:
+      UserError: the folder holds no run, or a config cannot be read.
+    """
+    folder = folder.resolve()
+    experiment = configs.read(folder / "config.json", imports)
+    if known := _row_in_study(folder):
+        return known
+    first, first_experiment = folder, experiment
+    visited = {folder}
+    while (start := _start_of(first, first_experiment)) and start not in visited:
+        visited.add(start)
+        first, first_experiment = start, configs.read(start / "config.json", imports)
+    # A transfer is plotted over what its pretraining saw.
+    factors, inherited = (Study("", (run,)).factors(run) for run in (Run("run", experiment),
+                                                                     Run("run", first_experiment)))
+    factors |= {name: inherited[name] for name in INHERITED if name in inherited}
+    if first != folder:
+        factors["init"] = "pretraining"
+    return _row(folder.name, folder.parent.name, factors, experiment, folder, first, "missing")
+
+
+def _start_of(folder: Path, experiment: Experiment) -> Path | None:
+    """Folder of the run that a run starts from, or of the same name beside it, as the folders may have been moved."""
+    if experiment.transfer.init is None:
+        return None
+    start = as_path(Path(experiment.transfer.init).expanduser())
+    return next((path for path in (start, folder.parent / start.name) if (path / "config.json").is_file()), None)
+
+
+def _row_in_study(folder: Path) -> dict[str, Any] | None:
+    """The row of a finished run in the results.csv of its study."""
+    with contextlib.suppress(UserError):
+        for row in read_rows(folder.parent / "results.csv"):
+            if (row.get("run"), row.get("status")) == (folder.name, "done"):
+                return row
+    return None
+
+
+def timings(study: Study, workdir: Path) -> list[dict[str, Any]]:
+    """For each run that is done: seconds, attempts, machine and commit."""
+    states = {state["name"]: state for state in read_study(workdir).get("runs", [])}
+    rows = []
+    for run in study.runs:
+        if finished(workdir / run.name, run.experiment):
+            info = _read_json(workdir / run.name / "run.json")
+            images_seen = run.experiment.steps * run.experiment.train.batch_size
+            seconds = info.get("wall_seconds")
+            rows.append({
+                "run": run.name, "attempts": states.get(run.name, {}).get("attempts"), "wall_seconds": seconds,
+                "seconds_to_first_step": info.get("seconds_to_first_step"),
+                "images_per_second": round(images_seen / seconds, 1) if seconds else None,
+                "platform": info.get("platform"), "devices": " x ".join(map(str, reversed(info.get("devices", [])))),
+                "cpu_cores": info.get("cpu_cores"), "git_commit": info.get("git_commit"), "started": info.get("time")})
+    return rows
+
+
+def write_results(study: Study, workdir: Path) -> Path:
+    """Write results.csv and timings.csv, atomically. Returns the path of the first."""
+    factors = sorted({name for run in study.runs for name in study.factors(run)} - {*FIRST, *AFTER_FACTORS})
+    path = workdir / "results.csv"
+    write_file(path, to_csv(result_rows(study, workdir), (*FIRST, *factors, *AFTER_FACTORS)))
+    write_file(workdir / "timings.csv", to_csv(timings(study, workdir)))
+    return path
+
+
+def to_csv(rows: Iterable[Mapping[str, Any]], first: Sequence[str] = ()) -> str:
+    """Rows as csv: the columns named first, then all others, sorted if ``first`` names any."""
+    rows = list(rows)
+    others = dict.fromkeys(name for row in rows for name in row if name not in first)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*first, *(sorted(others) if first else others)], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file and its folder, atomically. Raises: UserError when it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+    except OSError as error:
+        raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}; choose another --workdir or free some "
+                        "space") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):  # a process may have died while writing
+        return {}

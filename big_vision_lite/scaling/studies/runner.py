@@ -1,0 +1,229 @@
+"""Runs a study on this machine: the unfinished runs in order, each in its own process.
+
+A run that crashes or runs out of memory affects nothing else. Runs of a study that was killed resume from their
+checkpoints. The process of a run holds a pipe to the study: if the study dies, the run saves and ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from big_vision_lite import config as configs
+from big_vision_lite.errors import UserError
+from big_vision_lite.scaling.studies import results
+from big_vision_lite.scaling.studies.progress import StudyProgress
+from big_vision_lite.scaling.studies.study import Run, Study, read_study
+from big_vision_lite.system.signals import collect_signals
+
+ATTEMPTS = 2
+"""Attempts per run before the study continues without it."""
+LOCK_SECONDS = 120.0
+"""How long to wait for a run that outlived its study and is still saving."""
+
+Command = Callable[[Run, Path], list[str]]
+
+
+@dataclasses.dataclass
+class RunState:
+    """State of a run in study.json."""
+
+    status: str = "missing"
+    """missing, running, done or failed."""
+    attempts: int = 0
+    error: str | None = None
+
+
+def command_of(run: Run, workdir: Path, imports: Sequence[str] = ()) -> list[str]:
+    """Python's arguments to train a run from its resolved config in its folder."""
+    flags = [word for module in imports for word in ("--import", module)]
+    return ["-m", "big_vision_lite.commands.study_run", str(workdir / "configs" / f"{run.name}.json"),
+            str(workdir / run.name), *flags]
+
+
+def prepare(study: Study, workdir: Path, spec: str = "") -> dict[str, RunState]:
+    """Write the study's folder: the resolved config of each run, study.json and results.csv.
+
+    Returns:
+      The state of each run of the study.
+
+    Raises:
+      UserError: the folder cannot be written, or holds another study or runs of other configs.
+    """
+    study.check(workdir)
+    for run in study.runs:
+        results.write_file(workdir / "configs" / f"{run.name}.json", configs.dumps(study.experiment(run, workdir)))
+    (workdir / "logs").mkdir(exist_ok=True)
+    saved_states = {state["name"]: state for state in read_study(workdir).get("runs", [])}
+    states = {}
+    for run in study.runs:
+        saved = saved_states.get(run.name, {})
+        state = RunState(attempts=saved.get("attempts", 0), error=saved.get("error"),
+                         status="failed" if saved.get("status") == "failed" else "missing")
+        if results.finished(workdir / run.name, run.experiment):
+            state = RunState("done", max(state.attempts, 1))
+        states[run.name] = state
+    _save(study, workdir, states, spec)
+    return states
+
+
+def _save(study: Study, workdir: Path, states: dict[str, RunState], spec: str = "") -> None:
+    """Write study.json and results.csv."""
+    values = {"name": study.name, "spec": spec or read_study(workdir).get("spec", ""),
+            "runs": [{"name": run.name, "after": list(run.needs), "factors": study.factors(run),
+                      **dataclasses.asdict(states[run.name])} for run in study.runs]}
+    results.write_file(workdir / "study.json", json.dumps(values, indent=1) + "\n")
+    results.write_results(study, workdir)
+
+
+def execute(study: Study, workdir: Path, runs: Sequence[Run], spec: str = "", imports: Sequence[str] = (),
+            command: Command | None = None) -> int:
+    """Run the unfinished ones of ``runs``, which are in order. Returns 0, 1 if a run failed, 128 + n for signal n.
+
+    A failed run is retried once, then skipped with everything that needs it. Runs that failed in an earlier call are
+    retried.
+
+    Args:
+      command: Python's arguments for a run; by default `command_of`.
+
+    Raises:
+      UserError: as `prepare`, or another study is running in the folder.
+    """
+    command = command or (lambda run, folder: command_of(run, folder, imports))
+    with _locked(workdir) as lock, collect_signals(signal.SIGTERM, signal.SIGINT) as received:
+        states = prepare(study, workdir, spec)
+        done = [run for run in runs if states[run.name].status == "done"]
+        with StudyProgress(study, workdir, runs, done) as progress:
+            for run in runs:
+                state = states[run.name]
+                if state.status == "done":
+                    continue
+                unmet = [name for name in run.needs if states[name].status != "done"]
+                if unmet:
+                    state.status, state.error = "missing", f"skipped: it needs {', '.join(unmet)}"
+                    progress.print(f"{run.name}: {state.error}")
+                else:
+                    _attempt(study, run, workdir, states, command, lock, received, progress)
+                _save(study, workdir, states, spec)
+                if received:
+                    progress.print(f"stopped by {signal.Signals(received[0]).name}; the same command resumes")
+                    return 128 + received[0]
+        unfinished = [run for run in runs if states[run.name].status != "done"]
+        for run in unfinished:
+            state = states[run.name]
+            print(f"bvl: {run.name} {'failed: ' if state.status == 'failed' else ''}{state.error}", file=sys.stderr)
+        if unfinished:
+            print(f"bvl: {len(unfinished)} of {len(runs)} runs are missing; their output is in {workdir / 'logs'}; the "
+                  "same command retries them", file=sys.stderr)
+        return 1 if unfinished else 0
+
+
+def _attempt(study: Study, run: Run, workdir: Path, states: dict[str, RunState], command: Command, lock: int,
+             received: list[int], progress: StudyProgress) -> None:
+    """Run up to `ATTEMPTS` times, and update the run's state."""
+    state = states[run.name]
+    for attempt in range(1, ATTEMPTS + 1):
+        state.status, state.error, state.attempts = "running", None, state.attempts + 1
+        _save(study, workdir, states)
+        progress.begin(run, attempt)
+        log = workdir / "logs" / f"{run.name}.txt"
+        code = _process(command(run, workdir), log, lock, received, lambda run=run: progress.update(run))
+        if received:
+            state.status = "done" if code == 0 and results.finished(workdir / run.name, run.experiment) else "missing"
+            return
+        if code == 0:
+            try:
+                results.final_metrics(workdir / run.name, run.experiment)
+            except UserError as error:
+                state.error = str(error)
+            else:
+                state.status = "done"
+                progress.end(run)
+                return
+        else:
+            output = _last_line(log)
+            state.error = f"{output} (exit code {code})" if code >= 0 else f"killed by {_signal_name(-code)}; {output}"
+        progress.print(f"{run.name}: attempt {attempt} of {ATTEMPTS} failed: {state.error}")
+    state.status = "failed"
+
+
+def _process(command: Sequence[str], log: Path, lock: int, received: list[int], poll: Callable[[], None]) -> int:
+    """Run a Python process with its output in ``log`` and return its exit code. Forward our first signal as SIGTERM, a
+    further one as SIGKILL."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with log.open("ab") as output:
+        process = subprocess.Popen([sys.executable, *command], stdin=subprocess.PIPE, stdout=output,
+                                   stderr=subprocess.STDOUT, env=environment, pass_fds=(lock,), start_new_session=True)
+        forwarded = 0
+        try:
+            while process.poll() is None:
+                if len(received) > forwarded:
+                    forwarded = len(received)
+                    process.terminate() if forwarded == 1 else process.kill()
+                poll()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.25)
+        finally:
+            process.stdin.close()
+    return process.returncode
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path) -> Iterator[int]:
+    """Lock the study's folder for this process and its children. Raises: UserError when another holds the lock."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise UserError(f"cannot write to the workdir {str(workdir)!r}: {error.strerror or error}; choose another "
+                        "--workdir") from None
+    try:
+        deadline, announced = time.monotonic() + LOCK_SECONDS, False
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UserError(f"another study is running in {str(workdir)!r}; wait for it, or choose another "
+                                    "--workdir") from None
+                if not announced:
+                    print(f"waiting for another process that uses {workdir}", file=sys.stderr)
+                    announced = True
+                time.sleep(0.2)
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def end_with_parent() -> None:
+    """Send this process SIGTERM, on which it saves and ends, when the other end of its standard input closes."""
+    def watch() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while os.read(0, 1024):
+                pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].removeprefix("bvl: ")[:300] if lines else "no output"
+
+
+def _signal_name(number: int) -> str:
+    with contextlib.suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"
+

@@ -1,0 +1,201 @@
+"""A study: an ordered set of named runs, each an Experiment, with the factors in which they differ.
+
+    def get_study(sizes: tuple[int, ...] = (1_000, 10_000)) -> Study:
+        pretraining = [Run(f"images={n}", experiment(n), factors={"images": n}) for n in sizes]
+        tuning = [Run(f"tuned,images={n}", tuned(Transfer(init=f"run:images={n}"))) for n in sizes]
+        return Study("data_size", (*pretraining, *tuning))
+
+``Transfer(init="run:NAME")`` starts from the run of that name, which is trained first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from big_vision_lite import config as configs
+from big_vision_lite.data.curation.steps import LabelNoise
+from big_vision_lite.errors import UserError, nearest
+from big_vision_lite.experiment import WITHOUT_EFFECT, Experiment
+from big_vision_lite.training.workdir import has_checkpoint
+
+RUN_PREFIX = "run:"
+"""Prefix of a ``Transfer.init`` that names a run of the same study."""
+RESERVED = ("configs", "figures", "jobs", "logs")
+"""Folders of a study besides those of its runs."""
+INHERITED = ("images", "noise", "classes")
+"""Factors inherited from the pretraining run: a transfer is plotted over what its pretraining saw."""
+
+Factor = str | int | float | bool | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training run of a study."""
+
+    name: str
+    """Also the name of its folder: letters, digits and ``. _ = , + -``."""
+    experiment: Experiment
+    after: tuple[str, ...] = ()
+    """Runs that must finish first, besides the one that ``Transfer.init`` names."""
+    factors: Mapping[str, Factor] = dataclasses.field(default_factory=dict)
+    """What the study varies: columns of results.csv, which override those read from the config."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_=+][A-Za-z0-9._=,+-]*", self.name) or self.name in RESERVED:
+            raise UserError(f"run name {self.name!r} cannot be a folder name; expected letters, digits and "
+                            f". _ = , + -, not starting with . or -, and none of {', '.join(RESERVED)}")
+
+    @property
+    def start(self) -> str | None:
+        """Name of the run of the study that it starts from, if any."""
+        init = self.experiment.transfer.init or ""
+        return init.removeprefix(RUN_PREFIX) if init.startswith(RUN_PREFIX) else None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the runs that must finish first."""
+        return tuple(dict.fromkeys((*self.after, *([self.start] if self.start else []))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Runs that together answer a question."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+    def __post_init__(self) -> None:
+        """Raises: UserError for two runs of one name, a missing dependency or a circular one."""
+        names: dict[str, Run] = {}
+        for run in self.runs:
+            if run.name in names:
+                differences = configs.differences(*(configs.to_json(r.experiment) for r in (names[run.name], run)))
+                raise UserError(f"study {self.name!r} has two runs named {run.name!r}" + (
+                    f", with different configs: {'; '.join(differences[:3])}" if differences else "")
+                    + "; name each by what it varies")
+            names[run.name] = run
+        if not names:
+            raise UserError(f"study {self.name!r} has no runs; expected at least one")
+        for run in self.runs:
+            for name in run.needs:
+                if name not in names:
+                    raise UserError(f"run {run.name!r} comes after {name!r}, which is not in study {self.name!r}"
+                                    + nearest(name, names))
+        self.ordered()
+
+    def __getitem__(self, name: str) -> Run:
+        return next(run for run in self.runs if run.name == name)
+
+    def ordered(self) -> tuple[Run, ...]:
+        """The runs as listed, but each after those it needs. Raises: UserError for circular dependencies."""
+        done: dict[str, Run] = {}
+
+        def visit(run: Run, path: tuple[str, ...]) -> None:
+            if run.name in path:
+                raise UserError(f"study {self.name!r}: runs depend on each other: "
+                                + " after ".join((*path[path.index(run.name):], run.name)))
+            for name in run.needs:
+                visit(self[name], (*path, run.name))
+            done.setdefault(run.name, run)
+
+        for run in self.runs:
+            if run.name not in done:
+                visit(run, ())
+        return tuple(done.values())
+
+    def select(self, pattern: str | None) -> tuple[Run, ...]:
+        """The runs whose names match a pattern such as ``*depth=18*`` and those they need, in order.
+
+        Raises:
+          UserError: no name matches.
+        """
+        names = [run.name for run in self.runs if pattern is None or fnmatchcase(run.name, pattern)]
+        if not names:
+            raise UserError(f"--only {pattern!r} matches no run of study {self.name!r}"
+                            + nearest(str(pattern), [run.name for run in self.runs]))
+        selected = set()
+        while names:
+            name = names.pop()
+            if name not in selected:
+                selected.add(name)
+                names += self[name].needs
+        return tuple(run for run in self.ordered() if run.name in selected)
+
+    def factors(self, run: Run) -> dict[str, Factor]:
+        """What distinguishes a run: the study's factors, and those read from its config."""
+        experiment = run.experiment
+        pretraining = self.factors(self[run.start]) if run.start else {}
+        inherited = {name: pretraining[name] for name in INHERITED if name in pretraining}
+        noise = [step.precision for step in experiment.train.curate if isinstance(step, LabelNoise)]
+        return {
+            "depth": getattr(experiment.backbone, "depth", None),
+            "seed": experiment.seed,
+            "noise": round(1 - noise[0], 6) if noise else 0.0,
+            "frozen": bool(experiment.transfer.freeze),
+            "init": "pretraining" if run.start else experiment.transfer.init or "random",
+            "head": type(experiment.head).__name__,
+            "stage": "pretraining" if experiment.transfer.init is None else "transfer",
+            **inherited,
+            **run.factors,
+        }
+
+    def experiment(self, run: Run, workdir: Path) -> Experiment:
+        """A run's experiment, with the folder of the run that it starts from as ``init``."""
+        if not run.start:
+            return run.experiment
+        init = str((workdir / run.start).resolve())
+        if has_checkpoint(workdir / run.name):  # it does not read init any more, and the study's folder may have moved
+            saved = configs.read_json(workdir / run.name / "config.json")
+            saved_init = (saved.get("transfer") or {}).get("init") or ""
+            init = saved_init if Path(saved_init).name == run.start else init
+        return dataclasses.replace(run.experiment, transfer=dataclasses.replace(run.experiment.transfer, init=init))
+
+    def check(self, workdir: Path) -> None:
+        """Raises: UserError when the folder holds another study, or a run of the same name with another config."""
+        other = read_study(workdir).get("name", self.name)
+        if other != self.name:
+            raise UserError(f"{str(workdir)!r} holds the study {other!r}, not {self.name!r}; choose another --workdir")
+        for run in self.runs:
+            if not has_checkpoint(workdir / run.name):
+                continue
+            resolved = configs.to_json(self.experiment(run, workdir))
+            saved = configs.with_defaults(configs.read_json(workdir / run.name / "config.json"))
+            differences = configs.differences(saved, resolved, _without_effect(run.experiment))
+            if differences:
+                raise UserError(f"run {run.name!r} in {str(workdir)!r} was made with another config: "
+                                f"{'; '.join(differences[:3])}; choose another --workdir, or remove that run's folder")
+
+
+def read_study(workdir: Path) -> dict[str, Any]:
+    """study.json, or an empty dict if there is none. Raises: UserError when it cannot be read."""
+    path = workdir / "study.json"
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; remove it; the study writes a new one") from None
+
+
+def load_study(spec: str) -> Study:
+    """The study that ``get_study`` of ``FILE.py:argument=value`` returns.
+
+    Raises:
+      UserError: no such file, argument or value, or another return type.
+    """
+    study = configs.load(spec, "study")
+    if not isinstance(study, Study):
+        raise UserError(f"{spec}: get_study returned {type(study).__name__}, expected a Study")
+    return study
+
+
+def _without_effect(experiment: Experiment) -> tuple[str, ...]:
+    """Fields that change neither what a run learns nor its metrics."""
+    return (*WITHOUT_EFFECT, "transfer.init_step", *(f"evals.{name}.{field}" for name in experiment.evals
+                                                     for field in ("threads", "workers", "prefetch")))

@@ -1,0 +1,1 @@
+"""What everything else stands on: cores, cache, and local and remote paths."""

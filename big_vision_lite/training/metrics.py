@@ -1,0 +1,198 @@
+"""What a run writes: metrics.jsonl, TensorBoard, run.json."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import big_vision_lite
+from big_vision_lite.config import FORMAT, check_format
+from big_vision_lite.errors import UserError
+from big_vision_lite.system.atomic import write_text
+from big_vision_lite.system.paths import RemotePath, upload
+
+UPLOAD_SECONDS = 60.0
+"""Seconds between uploads of the metrics to a bucket; each uploads whole files."""
+MAX_SIDE = 1024
+"""Maximum side, in pixels, of pictures in TensorBoard's files, which get one per evaluation."""
+
+
+class MetricWriter:
+    """Writes each step's metrics as a line of ``metrics.jsonl``, and to TensorBoard.
+
+    The files of a run in a bucket are kept on a local disk and uploaded as a whole: every `UPLOAD_SECONDS`, before each
+    checkpoint, and at the end.
+
+    Args:
+      start: the step that the run resumes from. Lines after it, by a process that died before its next checkpoint, are
+        removed, so that no step is missing or there twice.
+      quiet: write nothing, as in all processes but the first.
+      board: makes another writer, such as `WandB`, from ``workdir`` and ``start``.
+
+    Raises:
+      UserError: as ``board``.
+    """
+
+    def __init__(self, workdir: Path, start: int, quiet: bool = False,
+                 board: Callable[[Path, int], Any] | None = None):
+        self._quiet = quiet
+        if quiet:
+            return
+        from tensorboardX import SummaryWriter
+
+        self._board = board(workdir, start) if board else None
+        self._workdir, self._uploaded_at, self._uploaded_sizes = workdir, time.monotonic(), dict[str, int]()
+        self._local = tempfile.TemporaryDirectory() if isinstance(workdir, RemotePath) else None
+        folder = Path(self._local.name) if self._local else workdir
+        self.path = folder / "metrics.jsonl"
+        lines = [line for line in read_metrics(workdir / self.path.name) if line["step"] <= start] if start else []
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+        self._file = self.path.open("a")
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
+        self._upload()
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        if self._quiet:
+            return
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+        self.chart(step, metrics)
+        if self._local and time.monotonic() - self._uploaded_at > UPLOAD_SECONDS:
+            with contextlib.suppress(UserError):  # the bucket may be away for a moment; the next upload has it all
+                self._upload()
+
+    def chart(self, step: int, metrics: dict[str, float]) -> None:
+        """For TensorBoard and the other board only."""
+        if self._quiet:
+            return
+        for name, value in metrics.items():
+            if math.isfinite(value):
+                self._tensorboard.add_scalar(name, value, step)
+        if self._board:
+            self._board.write(step, metrics)
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """A picture for TensorBoard only, reduced to at most `MAX_SIDE` pixels."""
+        if self._quiet:
+            return
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
+            reduced = image.convert("RGB")
+        reduced.thumbnail((MAX_SIDE, MAX_SIDE))
+        self._tensorboard.add_image(name, np.asarray(reduced), step, dataformats="HWC")
+
+    def sync(self) -> None:
+        """Put all lines on disk: before a checkpoint, so that none is lost of the steps before it.
+
+        Raises:
+          UserError: the upload to a bucket fails.
+        """
+        if self._quiet:
+            return
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._tensorboard.flush()
+        self._upload()
+
+    def _upload(self) -> None:
+        if self._local is None:
+            return
+        self._uploaded_at = time.monotonic()
+        self._tensorboard.flush()
+        try:
+            upload(Path(self._local.name), self._workdir, self._uploaded_sizes)
+        except OSError as error:
+            raise UserError(f"cannot write the metrics to {str(self._workdir)!r}: {error}; see that it can be reached "
+                            "and start the same command again") from None
+
+    def close(self) -> None:
+        if self._quiet:
+            return
+        try:
+            with contextlib.suppress(UserError):  # it would hide why the run ends
+                self.sync()
+        finally:
+            self._file.close()
+            self._tensorboard.close()
+            if self._board:
+                self._board.close()
+            if self._local:
+                self._local.cleanup()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, without a last line that a crash cut short."""
+    lines = []
+    if path.is_file():
+        for text in path.read_text().splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+    return lines
+
+
+def last_results(workdir: Path) -> dict[str, float]:
+    """The metrics of the last evaluation in metrics.jsonl."""
+    evaluations = [line for line in read_metrics(workdir / "metrics.jsonl") if any("/" in key for key in line)]
+    return {key: value for key, value in evaluations[-1].items() if key != "step"} if evaluations else {}
+
+
+def read_run(workdir: Path) -> dict[str, Any]:
+    """run.json, or an empty dict where there is none yet. Raises: UserError when it is of another format."""
+    path = workdir / "run.json"
+    try:
+        run = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):  # a process may have died while writing it
+        return {}
+    check_format(run, path)
+    return run
+
+
+def describe_run(**more: Any) -> dict[str, Any]:
+    """Format, versions, machine and commit, for run.json."""
+    import jax
+
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+    devices = jax.devices()
+    return {
+        "format": FORMAT,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "python": platform.python_version(),
+        "versions": {"big_vision_lite": big_vision_lite.__version__,  # without metadata where it is not installed
+                     **{name: metadata.version(name) for name in packages}},
+        "platform": devices[0].platform,
+        "devices": [devices[0].device_kind, len(devices)],
+        "processes": jax.process_count(),
+        "cpu_cores": os.cpu_count(),
+        "git_commit": _git_commit(),
+        **more,
+    }
+
+
+def _git_commit() -> str | None:
+    """Commit of this package's own checkout, with a + if files are modified; None outside a checkout."""
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True,
+                              timeout=5)
+
+    try:
+        if git("ls-files", "--error-unmatch", __file__).returncode:
+            return None
+        modified = git("status", "--porcelain", "--untracked-files=no").stdout.strip()
+        return git("rev-parse", "HEAD").stdout.strip() + ("+" if modified else "")
+    except (OSError, subprocess.TimeoutExpired):
+        return None

@@ -1,0 +1,27 @@
+"""What the files in configs/ need to be told."""
+
+from pathlib import Path
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+REQUIRED = {
+    "image_folder.py": "root=/photos,size=32",
+    "tfds.py": "name=cifar10,size=32",
+    "pretrain/jft300m_like.py": "name=photos,subset=1000000,precision=0.8,vocabulary=1000,exclude=/ids.txt",
+    "pretrain/imagenet21k.py": "root=/tars,hierarchy=/hierarchy.csv",
+    "pretrain/imagenet1k.py": "v2=true",
+    "transfer/folder.py": "root=/photos,images=1000,freeze=true",
+    "transfer/tfds.py": "name=cifar10,subset=5000",
+    "transfer/vtab.py": "task=dtd",
+    "transfer/small_photos.py": "root=/photos,subset=500",
+    "transfer/bccd_detection.py": "root=/bccd",
+    "transfer/coco_detection.py": "root=/coco",
+    "transfer/voc07_detection.py": "root=/voc,recipe=c4",
+    "transfer/voc12_segmentation.py": "root=/voc",
+    "transfer/folder_segmentation.py": "root=/photos",
+    "transfer/coco_check_detection.py": "root=/coco",
+    "transfer/coco_check_segmentation.py": "root=/coco,subset=100",
+    "studies/photos.py": "root=/photos",
+    "paper/tables.py": "table=coco",
+    "paper/near_duplicates.py": "exclude=/ids.txt,root=/photos",
+}
+"""Arguments by file; some that are not required change more of the config."""

@@ -1,0 +1,361 @@
+"""Nested subsets, label noise, class subsets and hierarchies: their properties, counted independently, and errors."""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from big_vision_lite.data.curation.curated import Curated
+from big_vision_lite.data.curation.label_index import label_index
+from big_vision_lite.data.curation.manifest import manifest
+from big_vision_lite.data.curation.permutation import Permutation
+from big_vision_lite.data.curation.steps import (
+    AncestorLabels,
+    ClassSubset,
+    Exclude,
+    LabelNoise,
+    NestedSubset,
+    curated,
+    curation,
+)
+from big_vision_lite.data.source import Dataset
+from big_vision_lite.errors import UserError
+from big_vision_lite.training.workdir import save_dataset_info
+
+SIZES = (50, 200, 500, 1000, 1500, 2200)
+
+
+@dataclasses.dataclass(eq=False)
+class Simulated(Dataset):
+    """``length`` examples without images; class k has 1 / (k + 1) of the images of class 0."""
+
+    length: int = 4000
+    classes: tuple[str, ...] = tuple(f"class {i}" for i in range(40))
+    multi_label: bool = True
+    name: str = "simulated"
+
+    @property
+    def fingerprint(self):
+        return f"{self.name}-{self.length}-{len(self.classes)}-{self.multi_label}"
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        labels = drawn_labels(index, len(self.classes), 1 + (index % 3 if self.multi_label else 0))
+        return {"id": f"{self.name}/{index}", "image": b"", "labels": labels, "boxes": np.zeros((1, 4), np.float32)}
+
+
+@functools.cache
+def drawn_labels(index, classes, count):
+    chance = 1 / np.arange(1, classes + 1)
+    labels = np.random.default_rng(index).choice(classes, count, False, chance / chance.sum())
+    return np.sort(labels).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def source():
+    return Simulated()
+
+
+def contents(dataset):
+    return {e["id"]: tuple(e["labels"].tolist()) for e in dataset.read(range(len(dataset)))}
+
+
+@pytest.fixture
+def hierarchy(tmp_path):
+    """Classes 0 to 3 are below "group 0", 4 to 7 below "group 1" and so on, groups below "all", class 0 below "odd"."""
+    file = tmp_path / "hierarchy.csv"
+    lines = [f"class {i},group {i // 4}" for i in range(40)] + [f"group {g},all" for g in range(10)]
+    file.write_text("child,parent\n# a comment\n" + "\n".join([*lines, "class 0,odd"]) + "\n")
+    return str(file)
+
+
+def test_permutation_is_one_and_never_changes():
+    for length in (1, 2, 3, 4, 5, 100, 1000, 4097):
+        assert sorted(Permutation(length, 7)(np.arange(length))) == list(range(length))
+    assert Permutation(1000, 0)(np.arange(8)).tolist() == FIRST_OF_1000
+    # Elements are as good as independent of their positions: the correlation is within 4 standard errors of 0.
+    elements = Permutation(10**12, 3)(np.arange(20_000)) / 10**12
+    correlation = np.corrcoef(np.arange(20_000), elements)[0, 1]
+    assert abs(correlation) < 4 / np.sqrt(20_000) and abs(elements.mean() - 0.5) < 0.01
+
+
+FIRST_OF_1000 = [604, 352, 312, 210, 571, 891, 243, 931]  # in every version
+
+
+@pytest.mark.parametrize("stratified", [False, True])
+@pytest.mark.parametrize("noise", [LabelNoise(0.7), LabelNoise(0.7, recall=0.5), LabelNoise(0.7, kind="marginal")])
+def test_smaller_sets_are_contained_in_larger_ones_after_all_steps(source, tmp_path, stratified, noise):
+    exclude_file = tmp_path / "exclude.txt"
+    exclude_file.write_text("# duplicates\n" + "\n".join(f"simulated/{i}" for i in range(0, 4000, 3)) + "\nother/1\n")
+    sets = []
+    for images in SIZES:
+        steps = curation(noise=noise, subset=NestedSubset(images, stratified=stratified), classes=ClassSubset(30),
+                         exclude=Exclude(str(exclude_file)))
+        dataset = curated(source, steps)
+        assert len(dataset) == images and dataset.classes == curated(source, [ClassSubset(30)]).classes
+        sets.append(contents(dataset))
+        assert len(sets[-1]) == images and not any(int(id_.split("/")[1]) % 3 == 0 for id_ in sets[-1])
+    for small, large in itertools.pairwise(sets):
+        assert small.items() <= large.items()  # the same examples with the same labels
+    other = curated(source, (*steps[:-2], dataclasses.replace(steps[-2], seed=1), steps[-1]))
+    assert not contents(other).keys() <= sets[-1].keys()
+
+
+def test_a_stratified_subset_keeps_the_shares_of_classes():
+    single = Simulated(multi_label=False)
+    share = np.bincount(label_index(single).labels.values, minlength=40) / 4000
+    counts = np.bincount(np.concatenate([*contents(curated(single, [NestedSubset(400, stratified=True)])).values()]),
+                         minlength=40)
+    assert np.abs(counts - 400 * share).max() <= 1
+
+
+def test_a_subset_of_a_billion_images_opens_without_listing_them(monkeypatch):
+    huge = Simulated(10**9)
+    monkeypatch.setattr("big_vision_lite.data.curation.curated.label_index", None)  # calling it would fail
+    dataset = curated(huge, [NestedSubset(10_000_000), LabelNoise(0.8)])
+    small = curated(huge, [NestedSubset(100), LabelNoise(0.8)])
+    assert len(dataset) == 10_000_000 and len(pickle.dumps(dataset)) < 5_000
+    for i in range(100):
+        assert dataset[i]["id"] == small[i]["id"] and dataset[i]["labels"].tolist() == small[i]["labels"].tolist()
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("precision", [0.9, 0.6])
+@pytest.mark.parametrize("recall", [None, 0.5, 0.95])
+def test_noise_has_the_requested_precision_and_recall(multi_label, precision, recall):
+    source = Simulated(multi_label=multi_label)
+    noisy = curated(source, [LabelNoise(precision, recall)])
+    old, new = contents(source), contents(noisy)
+    right = sum(len(set(old[i]) & set(new[i])) for i in old)
+    given, true = (sum(map(len, labels.values())) for labels in (new, old))
+    recall = recall or precision
+    assert right / given == pytest.approx(precision, abs=4 * np.sqrt(0.25 / given))
+    assert right / true == pytest.approx(recall, abs=4 * np.sqrt(0.25 / true))
+    achieved = manifest(noisy)["noise"][0]
+    assert achieved == {"precision": right / given, "recall": right / true, "labels": given, "wrong": given - right,
+                        "missing": true - right}
+    assert all(list(labels) == sorted(set(labels)) for labels in new.values())
+    assert noisy.multi_label == (multi_label or noisy.rules[0].recall is not None)
+    if not noisy.multi_label:
+        assert all(len(labels) == 1 for labels in new.values())
+
+
+def test_labels_wrong_at_one_precision_are_wrong_at_every_lower_one(source):
+    wrong = []
+    for precision in (0.95, 0.8, 0.6):
+        noisy = contents(curated(source, [LabelNoise(precision)]))
+        wrong.append({(i, c) for i, labels in contents(source).items() for c in set(labels) - set(noisy[i])})
+    assert wrong[0] < wrong[1] < wrong[2]
+
+
+def test_each_kind_of_noise_draws_from_its_distribution(hierarchy, tmp_path):
+    source = Simulated(8000, multi_label=False)
+    old = np.concatenate([*contents(source).values()])
+
+    def drawn(**noise):
+        new = np.concatenate([*contents(curated(source, [LabelNoise(0.5, **noise)])).values()])
+        wrong = new != old
+        return old[wrong], new[wrong]
+
+    true, given = drawn()
+    of_first = np.bincount(given[true == 0], minlength=40)
+    assert of_first[0] == 0 and of_first[1:].min() > 0
+    assert (of_first[1:] / of_first.sum()).max() == pytest.approx(1 / 39, abs=0.02)
+    true, given = drawn(kind="parent", hierarchy=hierarchy)
+    assert (true // 4 == given // 4).all() and len(set(given[true == 0])) == 3
+    true, given = drawn(kind="marginal")
+    share = np.bincount(given, minlength=40)[1:8] / len(given)
+    assert (np.diff(share) < 0.01).all() and share[0] > 3 * share[6]
+    file = tmp_path / "confusion.csv"
+    weights = {0: 90, 1: 3, 2: 1}  # by the distance of the given class from the true one
+    rows = [f"class {i},class {(i + step) % 40},{weight}" for i in range(40) for step, weight in weights.items()]
+    file.write_text("true,given,weight\n" + "\n".join(rows) + "\n")
+    true, given = drawn(kind="confusion", confusion=str(file))
+    step = (given - true) % 40
+    assert set(step) == {1, 2} and np.mean(step == 1) == pytest.approx(0.75, abs=0.03)
+
+
+def test_a_class_without_siblings_is_mistaken_for_a_cousin_or_else_for_any(tmp_path):
+    source = Simulated(2000, tuple(f"class {i}" for i in range(6)), multi_label=False)
+    file = tmp_path / "h.tsv"
+    file.write_text("class 0\ta\nclass 1\tb\na\ttop\nb\ttop\nclass 2\tc\nclass 3\tc\nclass 4\td\n")
+    noisy = contents(curated(source, [LabelNoise(0.5, kind="parent", hierarchy=str(file))]))
+    given = {c: {noisy[i][0] for i, labels in contents(source).items() if labels == (c,)} - {c} for c in range(6)}
+    assert given == {0: {1}, 1: {0}, 2: {3}, 3: {2}, 4: {0, 1, 2, 3, 5}, 5: {0, 1, 2, 3, 4}}
+
+
+def test_a_class_subset_renumbers_labels_and_drops_or_keeps_images(source):
+    old = contents(source)
+    names = ("class 7", "class 3", "class 30")
+    dropping, keeping = (curated(source, [ClassSubset(names, empty)]) for empty in ("drop", "keep"))
+    assert dropping.classes == keeping.classes == ("class 3", "class 7", "class 30")
+    expected = {i: tuple((3, 7, 30).index(c) for c in labels if c in (3, 7, 30)) for i, labels in old.items()}
+    assert contents(keeping) == expected
+    assert contents(dropping) == {i: labels for i, labels in expected.items() if labels}
+    counts = np.bincount(np.concatenate([*old.values()]), minlength=40)
+    most = curated(source, [ClassSubset(5)])
+    assert set(most.classes) == {f"class {i}" for i in np.argsort(-counts, kind="stable")[:5]}
+    assert "boxes" in source[0] and "boxes" not in most[0]
+
+
+def test_ancestors_become_labels(source, hierarchy):
+    grown = curated(source, [AncestorLabels(hierarchy, "add")])
+    names = (*source.classes, "all", *(f"group {g}" for g in range(10)), "odd")
+    assert grown.classes == names and grown.multi_label
+    with_ancestors = contents(grown)
+    for id_, labels in contents(source).items():
+        expected = {f"class {c}" for c in labels} | {f"group {c // 4}" for c in labels} | {"all"}
+        expected |= {"odd"} if 0 in labels else set()
+        assert {names[c] for c in with_ancestors[id_]} == expected
+    assert contents(curated(source, [AncestorLabels(hierarchy, "skip")])) == contents(source)
+    with pytest.raises(UserError, match="'all', an ancestor of 'class 0', is not a class"):
+        curated(source, [AncestorLabels(hierarchy)])
+
+
+def test_a_manifest_counts_images_labels_and_classes(source):
+    steps = [ClassSubset(30), NestedSubset(500), LabelNoise(0.8)]
+    dataset = curated(source, steps)
+    counted = manifest(dataset)
+    counts = np.bincount(np.concatenate([*contents(dataset).values()]), minlength=30)
+    assert counted["images"] == 500 and counted["class_images"] == counts.tolist()
+    assert counted["classes_under_20"] == sum(counts < 20) and counted["classes_under_100"] == sum(counts < 100)
+    assert counted["labels_per_image"]["mean"] == sum(counts) / 500
+    ids = [dataset.labels(i)[0] for i in range(500)]
+    assert counted["sha256"] == hashlib.sha256("".join(f"{i}\n" for i in ids).encode()).hexdigest()
+    assert [step["stage"] for step in counted["curation"]] == ["ClassSubset", "NestedSubset", "LabelNoise"]
+    json.dumps(counted)
+    assert manifest(curated(Simulated(), steps)) == counted
+    assert manifest(curated(source, [*steps[:1], NestedSubset(500, seed=1)]))["sha256"] != counted["sha256"]
+
+
+def test_labels_do_not_depend_on_which_examples_are_read_together(source):
+    dataset = curated(source, [LabelNoise(0.6, recall=0.8)])
+    together = dataset.labels_at(np.arange(300))
+    for i in range(300):
+        assert together.row(i).tolist() == dataset[i]["labels"].tolist() == list(dataset.labels(i)[1])
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert copy[7]["labels"].tolist() == dataset[7]["labels"].tolist()
+    assert isinstance(copy, Curated) and "index" not in copy.__dict__
+
+
+def test_fingerprints_follow_the_content_of_files(source, tmp_path):
+    file = tmp_path / "exclude.txt"
+    fingerprints = []
+    for text in ("simulated/1\n", "simulated/1\n\n# twice\nsimulated/1\n", "simulated/2\n"):
+        file.write_text(text)
+        fingerprints.append(curated(source, [Exclude(str(file))]).fingerprint)
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda t: NestedSubset(5000), "NestedSubset of 5,000 images, but there are 4,000"),
+    (lambda t: NestedSubset(0), "expected 1 image or more"),
+    (lambda t: NestedSubset(), "expected one of them"),
+    (lambda t: NestedSubset(fraction=1.5), "fraction above 0 and up to 1"),
+    (lambda t: LabelNoise(1.2), "LabelNoise: precision=1.2"),
+    (lambda t: LabelNoise(0.5, recall=0.0), "recall=0.0; expected above 0 to 1"),
+    (lambda t: LabelNoise(0.5, kind="parent"), "needs a file for hierarchy"),
+    (lambda t: ClassSubset(41), "ClassSubset.keep=41, but there are 40 classes"),
+    (lambda t: ClassSubset(("class 1", "clas 2")), "no class 'clas 2'; did you mean 'class 2'"),
+    (lambda t: ClassSubset(str(t / "none.txt")), "cannot read ClassSubset.keep"),
+    (lambda t: Exclude(str(t / "none.txt")), "cannot read Exclude.file"),
+    (lambda t: Exclude(written(t, "elsewhere/1\n")), "none of the 1 ids in .* 'elsewhere/1', is in the source"),
+    (lambda t: Exclude(written(t, "".join(f"simulated/{i}\n" for i in range(4000)))), "leaves none of the 4,000"),
+    (lambda t: AncestorLabels(written(t, "a,b\nb,c\nc,a\n")), "cycle: a -> b -> c -> a; remove one"),
+    (lambda t: AncestorLabels(written(t, "class 1,class 2,class 3\n")), "line 1: .* is not 'child,parent'"),
+    (lambda t: AncestorLabels(written(t, "cat,pet\n")), "no class has a parent there"),
+    (lambda t: AncestorLabels(written(t, "\n")), "is empty"),
+    (lambda t: LabelNoise(0.5, kind="confusion", confusion=written(t, "a,b\n1,2\n")), "expected true, given, weight"),
+    (lambda t: LabelNoise(0.5, kind="confusion", confusion=written(t, "true,given,weight\nclass 1,class 2,1\n")),
+     "class 'class 0' is never given as another"),
+    (lambda t: LabelNoise(0.5, kind="confusion", confusion=written(t, "true,given,weight\nclass 1,class 2,-1\n")),
+     "line 2: weight is '-1'"),
+])
+def test_errors_are_one_line(source, tmp_path, make, message):
+    with pytest.raises(UserError, match=message) as raised:
+        curated(source, [make(tmp_path)])
+    assert "\n" not in str(raised.value)
+
+
+def written(folder, text):
+    file = folder / "file.txt"
+    file.write_text(text)
+    return str(file)
+
+
+@pytest.mark.parametrize(("spoil", "message"), [
+    (lambda e, i: {**e, "labels": np.array([40], np.int32)} if i == 9 else e, "'bad/9' has label 40; expected 0 to 39"),
+    (lambda e, i: {**e, "id": "bad/7"} if i == 9 else e, "examples 7 and 9 have the same id 'bad/7'"),
+])
+def test_invalid_labels_and_ids_are_refused(spoil, message, tmp_path):
+    class Bad(Simulated):
+        def __getitem__(self, index):
+            return spoil(super().__getitem__(index), index)
+
+    with pytest.raises(UserError, match=message):
+        label_index(Bad(50, name="bad"))
+
+
+def test_the_index_is_memory_mapped_and_keeps_ids_that_are_no_utf8():
+    class Undecodable(Simulated):
+        def __getitem__(self, index):
+            return {**super().__getitem__(index), "id": f"\udcff{index}"}
+
+    dataset = Undecodable(name="undecodable")
+    made = label_index(dataset)
+    allocated = pa.total_allocated_bytes()
+    read = label_index(dataset)
+    assert read is not made and pa.total_allocated_bytes() == allocated
+    assert [read.id(i) for i in range(4000)] == [made.id(i) for i in range(4000)] == [f"\udcff{i}" for i in range(4000)]
+    np.testing.assert_array_equal(read.keys, made.keys)
+    for ours, theirs in zip(read.labels, made.labels, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+        assert ours.dtype == theirs.dtype
+
+
+def test_evaluations_use_the_classes_of_training(tmp_path):
+    from big_vision_lite.backbones.resnet import ResNet
+    from big_vision_lite.data.pipeline import Input
+    from big_vision_lite.data.sources.emoji_scenes import EmojiScenes
+    from big_vision_lite.data.transforms.image import Resize
+    from big_vision_lite.experiment import Experiment
+    from big_vision_lite.heads.classification import Classification
+    from big_vision_lite.training.optimizers import SGD
+    from big_vision_lite.training.trainer import Trainer
+
+    def inputs(split, images, *steps):
+        return Input(EmojiScenes(split, images, size=32, classes=8), Resize(32), 8, curate=steps)
+
+    train = inputs("train", 40, ClassSubset(5), LabelNoise(0.5))
+    experiment = Experiment(train, {"validation": inputs("validation", 24)},
+                            ResNet(10, width=1 / 16), Classification(), SGD(0.1), steps=1)
+    trainer = Trainer(experiment)
+    evaluated = trainer.open_eval("validation")[1]
+    assert evaluated.classes == trainer.data.classes and len(evaluated.classes) == 5
+    assert manifest(evaluated)["noise"] == []
+    clean = curated(experiment.evals["validation"].source.open(), [ClassSubset(trainer.data.classes)])
+    assert contents(evaluated) == contents(clean)
+
+
+def test_a_run_keeps_its_manifest_and_refuses_other_data(source, tmp_path):
+    steps = [NestedSubset(500), LabelNoise(0.8)]
+    dataset = curated(source, steps)
+    save_dataset_info(tmp_path, dataset)
+    kept = json.loads((tmp_path / "data.json").read_text())
+    assert kept["noise"][0]["precision"] == pytest.approx(0.8, abs=0.05) and kept["images"] == 500
+    (tmp_path / "checkpoints" / "10").mkdir(parents=True)  # now there is something to lose
+    save_dataset_info(tmp_path, curated(source, steps))
+    with pytest.raises(UserError, match=r"was trained on other data: 500 images .*, now 500 .*bring the data back"):
+        save_dataset_info(tmp_path, curated(source, [NestedSubset(500, seed=1), *steps[1:]]))
+    kept["sha256"] = "0" * 64  # as if other ids had been under the same fingerprint
+    (tmp_path / "data.json").write_text(json.dumps(kept))
+    with pytest.raises(UserError, match=r"00000000.*bring the data back"):
+        save_dataset_info(tmp_path, dataset)

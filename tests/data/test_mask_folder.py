@@ -1,0 +1,140 @@
+"""Folders of images and masks: every way to define classes and splits, and errors."""
+
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from big_vision_lite.data.sources.coco_panoptic import COCO_PANOPTIC
+from big_vision_lite.data.sources.mask_folder import MaskFolder
+from big_vision_lite.data.transforms.joint import ScaleJitter
+from big_vision_lite.errors import BadImageError, UserError
+
+MASK = np.array([[0, 1, 1], [2, 2, 255]], np.uint8).repeat(4, 0).repeat(4, 1)
+
+
+def png(pixels, palette=False) -> bytes:
+    image, buffer = Image.fromarray(pixels), io.BytesIO()
+    if palette:
+        image.putpalette([9, 9, 9, 200, 0, 0, 0, 200, 0] + [7] * 759)
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def folder(root, masks, images="images", of_masks="masks"):
+    """One image of 12 x 8 pixels for each mask, by name."""
+    for name, mask in masks.items():
+        image_path, mask_path = root / images / f"{name}.jpg", root / of_masks / f"{name}.png"
+        image_path.parent.mkdir(parents=True, exist_ok=True)
+        mask_path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 12, 3), 100, np.uint8)).save(image_path)
+        mask_path.write_bytes(mask if isinstance(mask, bytes) else png(mask))
+    return str(root)
+
+
+def test_masks_become_class_masks(tmp_path):
+    root = folder(tmp_path, {"b": MASK, "a": png(MASK, palette=True), "sub/c": np.zeros((8, 12), np.uint8)})
+    dataset = MaskFolder(root, "all", classes=("cat", "dog")).open()
+    assert [dataset[i]["id"] for i in range(3)] == ["a.jpg", "b.jpg", "sub/c.jpg"] and dataset.classes == ("cat", "dog")
+    for i, labels in enumerate(([0, 1], [0, 1], [])):
+        example = dataset[i]
+        assert example["class_mask"].dtype == np.uint8 and example["labels"].tolist() == labels
+    np.testing.assert_array_equal(dataset[0]["class_mask"], MASK)
+    np.testing.assert_array_equal(dataset[1]["class_mask"], MASK)
+    assert dataset.image_sizes().tolist() == [[8, 12]] * 3
+    out, rng = np.empty((16, 16, 3), np.uint8), np.random.default_rng(0)
+    transformed = ScaleJitter(16, (1.0, 1.0), flip=False)(dataset[0], rng, out)
+    np.testing.assert_array_equal(transformed["class_mask"][:8, :12], MASK)
+    assert MaskFolder(root, "all", classes=("cat", "cow")).open().fingerprint != dataset.fingerprint
+
+
+@pytest.mark.parametrize(("file", "text"), [
+    ("classes.txt", "cat\ndog\n"), ("classes.txt", "background\ncat\ndog"), ("classes.txt", "1 cat\n2: dog\n255 void"),
+    ("classes.json", '["cat", "dog"]'), ("classes.json", '{"0": "background", "1": "cat", "2": "dog"}'),
+    ("classes.json", '{"categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]}'), (None, None),
+], ids=str)
+def test_names_of_classes(tmp_path, file, text):
+    root = folder(tmp_path, {"a": MASK})
+    if file:
+        (tmp_path / file).write_text(text)
+    dataset = MaskFolder(root, "all").open()
+    assert dataset.classes == (("cat", "dog") if file else ("1", "2"))
+    np.testing.assert_array_equal(dataset[0]["class_mask"], MASK)
+
+
+def test_values_with_gaps_joined_and_left_out(tmp_path):
+    values = np.array([[0, 7], [90, 200]], np.uint8).repeat(4, 0).repeat(6, 1)
+    root = folder(tmp_path, {"a": values})
+    options = {"root": root, "split": "all", "background": None, "void": (0,)}
+    gaps = MaskFolder(classes=("x", "y", "z"), values=(7, 90, 200), **options).open()
+    np.testing.assert_array_equal(gaps[0]["class_mask"][::4, ::6], [[255, 1], [2, 3]])
+    joined = MaskFolder(classes=("x", "y", "x"), values=(7, 90, 200), **options).open()
+    assert joined.classes == ("x", "y") and joined[0]["class_mask"][::4, ::6].tolist() == [[255, 1], [2, 1]]
+    for others, value in (("void", 255), ("background", 0)):
+        rest = MaskFolder(classes=("x",), values=(7,), others=others, **options).open()
+        assert rest[0]["class_mask"][::4, ::6].tolist() == [[255, 1], [value, value]]
+    with pytest.raises(BadImageError, match=r"image 'a.jpg' .* has values of no class: 90, 200; known are 0, 7: name"):
+        MaskFolder(classes=("x",), values=(7,), **options).open()[0]
+    no_background = MaskFolder(root, "all", classes=("a", "b"), background=None, others="void").open()
+    assert no_background[0]["class_mask"][::4, ::6].tolist() == [[1, 255], [255, 255]]  # values count from 0
+
+
+def test_splits(tmp_path):
+    names = [f"{i:03}" for i in range(60)]
+    root = folder(tmp_path / "hash", dict.fromkeys(names, MASK))
+    parts = [MaskFolder(root, split, classes=("x", "y"), held_out=0.2).open() for split in ("train", "val", "test")]
+    ids = [{part[i]["id"] for i in range(len(part))} for part in parts]
+    assert sum(map(len, ids)) == 60 == len(set.union(*ids)) and min(map(len, ids)) > 3
+    (tmp_path / "hash" / "val.txt").write_text("003\n001.jpg\n")
+    listed = MaskFolder(root, "validation", classes=("x", "y")).open()
+    assert [listed[i]["id"] for i in range(len(listed))] == ["003.jpg", "001.jpg"]
+    (tmp_path / "hash" / "mini.txt").write_text("003\n999\n")
+    for split, message in (("mini", "lists '999', which is not an image with"), ("trian", "did you mean 'train'")):
+        with pytest.raises(UserError, match=message):
+            MaskFolder(root, split, classes=("x", "y")).open()
+    for split in ("train", "val"):
+        folder(tmp_path / "below", {f"{split}/1": MASK})
+        folder(tmp_path / "coco", {"1": MASK}, split, f"stuff/{split}")
+    below = MaskFolder(str(tmp_path / "below"), "validation", classes=("x", "y")).open()
+    assert len(below) == 1 and below.root.endswith("images/val")
+    coco = MaskFolder(str(tmp_path / "coco"), "train", "{split}", "stuff/{split}").open()
+    assert coco.classes == ("1", "2") and coco.root.endswith("coco/train")
+
+
+def test_errors(tmp_path):
+    root = folder(tmp_path, {"a": MASK, "b": MASK[:4], "c": png(np.zeros((8, 12, 3), np.uint8)), "d": MASK})
+    dataset = MaskFolder(root, "all", classes=("x", "y")).open()
+    with pytest.raises(BadImageError, match=r"image 'b.jpg' .* mask has 12 x 4 pixels and the image 12 x 8"):
+        dataset[1]
+    with pytest.raises(BadImageError, match=r"image 'c.jpg' .* is a colour image \(RGB\)"):
+        dataset[2]
+    (tmp_path / "images" / "d.jpg").rename(tmp_path / "images" / "e.jpg")
+    with pytest.raises(UserError, match=r"image 'e' has no mask in '.*masks' \(1 such\)"):
+        MaskFolder(root, "all", classes=("x", "y")).open()
+    (tmp_path / "images" / "e.jpg").unlink()
+    with pytest.raises(UserError, match=r"mask 'd' has no image in '.*images' \(1 such\)"):
+        MaskFolder(root, "all", classes=("x", "y")).open()
+    paired = {"root": root, "split": "all", "unpaired": "skip"}
+    assert len(MaskFolder(classes=("x", "y"), **paired).open()) == 3
+    for fields, message in [({"classes": ("x",), "values": (255,)}, "255 is class 'x' and also void"),
+                         ({"classes": ("x",), "values": (0,)}, "0 is class 'x' and also background"),
+                         ({"classes": ("x", "y"), "values": (1, 1)}, "one value stands for two classes"),
+                         ({"classes": ("x", "y"), "values": (1,)}, "1 numbers and classes 2 names"),
+                         ({"classes": ("x", "x")}, "has the class 'x' twice"),
+                         ({"classes": tuple(map(str, range(255))), "values": tuple(range(1000, 1255))}, "at most 254"),
+                         ({"class_file": "no.txt"}, "cannot read"), ({"masks": "maks"}, "there is no folder")]:
+        with pytest.raises(UserError, match=message):
+            MaskFolder(**paired, **fields).open()
+    (tmp_path / "classes.json").write_text(json.dumps([1, {"id": 2}]))
+    (tmp_path / "bad.json").write_text(json.dumps([{"id": 2}]))
+    with pytest.raises(UserError, match=re.escape("bad.json is not a list of classes ('name')")):
+        MaskFolder(class_file="bad.json", **paired).open()
+
+
+def test_the_classes_of_coco():
+    assert len(COCO_PANOPTIC) == 133 and list(COCO_PANOPTIC) == sorted(COCO_PANOPTIC)
+    assert COCO_PANOPTIC[1] == "person" and COCO_PANOPTIC[90] == "toothbrush" and COCO_PANOPTIC[200] == "rug-merged"
+    assert len(set(COCO_PANOPTIC.values())) == 133 and all(name == name.strip() for name in COCO_PANOPTIC.values())

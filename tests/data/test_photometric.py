@@ -1,0 +1,75 @@
+"""Photometric distortion does what its fields say, and is part of a batch and of a training run."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from big_vision_lite.backbones.resnet import ResNet
+from big_vision_lite.data.pipeline import BatchMaker, Input
+from big_vision_lite.data.sources.emoji_scenes import EmojiScenes
+from big_vision_lite.data.transforms.image import RandomCropPadded, ResizeCrop
+from big_vision_lite.data.transforms.photometric import Photometric
+from big_vision_lite.errors import UserError
+from big_vision_lite.experiment import Experiment
+from big_vision_lite.heads.classification import Classification
+from big_vision_lite.training.loop import train
+from big_vision_lite.training.optimizers import SGD
+
+SCENES = EmojiScenes("train", 16, size=32, classes=4)
+ALWAYS = (Photometric(probability=1.0),)
+
+
+def test_photometric_changes_are_what_they_say():
+    rng, image = np.random.default_rng(0), np.random.default_rng(1).integers(60, 190, (16, 16, 3), np.uint8)
+
+    def changed(**ranges):
+        none = {"brightness": 0, "contrast": (1, 1), "saturation": (1, 1), "hue": 0}
+        out = image.copy()
+        Photometric(probability=1.0, **{**none, **ranges})(out, rng)
+        return out.astype(float)
+
+    luma = image @ [0.299, 0.587, 0.114]
+    np.testing.assert_array_equal(changed(), image)
+    shift = changed(brightness=32) - image
+    assert np.ptp(shift) == 0 and 0 < abs(shift[0, 0, 0]) <= 32
+    np.testing.assert_allclose(changed(contrast=(0.5, 0.5)), luma.mean() + 0.5 * (image - luma.mean()), atol=1)
+    np.testing.assert_allclose(changed(saturation=(0.0, 0.0)), np.repeat(luma[..., None], 3, 2), atol=1)
+    turned = changed(hue=18)
+    np.testing.assert_allclose(turned @ [0.299, 0.587, 0.114], luma, atol=1)
+    assert np.abs(turned - image).max() > 2
+    still = image.copy()
+    Photometric(probability=0.0)(still, rng)
+    np.testing.assert_array_equal(still, image)
+    with pytest.raises(UserError, match="min, max"):
+        Photometric(contrast=(2, 1))
+
+
+def batch(transform, seed=0, step=1):
+    inputs = Input(SCENES, transform, 8)
+    return BatchMaker(inputs.open(), inputs, lambda example: {"labels": example["labels"][:1]}, seed)(step)
+
+
+def test_batches_for_classification_are_augmented_by_seed_and_position():
+    plain, first, second = batch(RandomCropPadded(32)), *(batch(RandomCropPadded(32, augment=ALWAYS)) for _ in range(2))
+    np.testing.assert_array_equal(first["image"], second["image"])
+    np.testing.assert_array_equal(first["labels"], plain["labels"])
+    assert (first["image"] != plain["image"]).any((1, 2, 3)).all()
+    for changed in ({"seed": 1}, {"step": 2}):
+        other = batch(RandomCropPadded(32, augment=ALWAYS), **changed)
+        assert (other["image"] != first["image"]).any((1, 2, 3)).all()
+    # The same crop, with other colours: distortion is a linear map of colours, clipped.
+    pixels = np.column_stack([plain["image"][0].reshape(-1, 3), np.ones(32 * 32)])
+    changed = first["image"][0].reshape(-1, 3).astype(float)
+    unclipped = ((changed > 0) & (changed < 255)).all(1)
+    matrix, *_ = np.linalg.lstsq(pixels[unclipped], changed[unclipped])
+    np.testing.assert_allclose(pixels[unclipped] @ matrix, changed[unclipped], atol=1.5)
+    still = ResizeCrop(40, 32, random=False)
+    np.testing.assert_array_equal(batch(still)["image"], batch(dataclasses.replace(still, augment=ALWAYS))["image"])
+
+
+def test_a_run_trains_on_augmented_images(tmp_path):
+    inputs = Input(SCENES, RandomCropPadded(32, augment=ALWAYS), 8)
+    experiment = Experiment(inputs, {"validation": Input(SCENES, RandomCropPadded(32), 8)}, ResNet(10, width=1 / 16),
+                            Classification(), SGD(0.1), steps=2)
+    assert np.isfinite(train(experiment, tmp_path)["validation/loss"])

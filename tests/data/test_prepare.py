@@ -1,0 +1,222 @@
+"""Sources written as TFDS datasets, also when interrupted."""
+
+import dataclasses
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_files import CountsPickling, coco, csv_table, jpeg, tars, voc
+
+from big_vision_lite.cli import main
+from big_vision_lite.data.curation.label_index import label_index
+from big_vision_lite.data.curation.steps import NestedSubset, curated
+from big_vision_lite.data.decode import decode
+from big_vision_lite.data.source import Dataset
+from big_vision_lite.data.sources.emoji_scenes import EmojiScenes
+from big_vision_lite.data.sources.image_folder import ImageFolder
+from big_vision_lite.data.sources.tfds import Tfds
+from big_vision_lite.data.tools.prepare import prepare
+from big_vision_lite.errors import BadImageError, UserError
+
+
+def assert_equal(prepared, source):
+    assert (len(prepared), prepared.classes, prepared.multi_label) == (len(source), source.classes, source.multi_label)
+    for i in range(len(source)):
+        a, b = prepared[i], source[i]
+        assert a["id"] == b["id"] and a["image"] == b["image"] and a["labels"].tolist() == b["labels"].tolist()
+        assert a.get("image_id") == b.get("image_id")
+        for key in ("boxes", "box_labels", "crowd", "difficult", "area", "visible"):
+            if key in b:
+                assert a[key].dtype == b[key].dtype
+                np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+            else:
+                assert key not in a
+        if "instance_mask" in b:
+            np.testing.assert_array_equal(decode(a["instance_mask"])[..., 0], b["instance_mask"])
+
+
+@pytest.mark.parametrize("make", [coco, voc, tars, lambda f: csv_table(f, "path,labels\nx.jpg,a;b\nw.jpg,\n"),
+                                  lambda f: EmojiScenes("train", 6, size=32, classes=9)],
+                         ids=["coco", "voc", "tar", "csv", "emoji"])
+def test_prepared_examples_equal_the_source(make, tmp_path):
+    (tmp_path / "source").mkdir()
+    dataset = make(tmp_path / "source").open()
+    splits = {"train": dataset, "half": curated(dataset, [NestedSubset(1)])}
+    folder = prepare(splits, tmp_path, "mine", processes=1, shard_images=2)
+    assert prepare(splits, tmp_path, "mine", shard_images=2) == folder  # again: nothing to do
+    prepared = Tfds("mine", "train", str(tmp_path)).open()
+    assert_equal(prepared, dataset)
+    assert len(list(folder.glob("mine-train.array_record*"))) == -(-len(dataset) // 2)
+    with pytest.raises(UserError, match=r"from another source.*; choose a name other than 'mine'"):
+        prepare({"train": dataset}, tmp_path, "mine")
+
+
+def photos(folder, count=40):
+    for name in ("ant", "bee"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            (folder / name / f"{i}.jpg").write_bytes(jpeg(seed=i))
+    return ImageFolder(str(folder), held_out=0)
+
+
+def test_other_formats_become_png_and_bad_images_are_named_or_skipped(tmp_path):
+    from PIL import Image
+
+    source = photos(tmp_path / "photos", 3)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photos" / "ant" / "0.webp", lossless=True)
+    (tmp_path / "photos" / "bee" / "1.jpg").write_bytes(b"\xff\xd8 cut")
+    with pytest.raises(BadImageError, match=r"bee/1.jpg"):
+        prepare({"train": source.open()}, tmp_path, "mine", processes=1)
+    assert not (tmp_path / "mine" / "1.0.0").exists()
+    folder = prepare({"train": source.open()}, tmp_path, "mine", processes=1, on_bad_image="skip")
+    dataset = Tfds("mine", "train", str(tmp_path)).open()
+    assert len(dataset) == 6 and "bee/1.jpg" in (folder / "bad_images.txt").read_text()
+    webp = next(dataset[i] for i in range(6) if dataset.labels(i)[0].endswith("webp"))
+    assert webp["image"][:4] == b"\x89PNG"
+    np.testing.assert_array_equal(decode(webp["image"]), pixels)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from big_vision_lite.data.sources.image_folder import ImageFolder
+from big_vision_lite.data.tools.prepare import prepare
+if __name__ == "__main__":
+    splits = {"train": ImageFolder(sys.argv[1], held_out=0).open()}
+    prepare(splits, Path(sys.argv[2]), "mine", processes=2, shard_images=5)
+"""
+
+
+def test_a_killed_preparation_resumes(tmp_path):
+    source = photos(tmp_path / "photos", 400)
+    script = tmp_path / "script.py"
+    script.write_text(KILLED)
+    process = subprocess.Popen([sys.executable, str(script), str(tmp_path / "photos"), str(tmp_path / "killed")])
+    work = tmp_path / "killed" / "mine" / "incomplete.1.0.0"
+    while len(list(work.glob("*.done.json"))) < 20:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(0.5)  # its workers exit when they notice
+    done = {path: path.stat().st_mtime_ns for path in work.glob("*array_record*") if (
+        work / f"{path.name}.done.json").exists()}
+    assert 20 <= len(done) < 160 and not (tmp_path / "killed" / "mine" / "1.0.0").exists()
+    damaged = min(done)  # as after a power failure: finished, but only half reached the disk
+    os.truncate(damaged, damaged.stat().st_size // 2)
+    del done[damaged]
+    folder = prepare({"train": source.open()}, tmp_path / "killed", "mine", processes=1, shard_images=5)
+    whole = prepare({"train": source.open()}, tmp_path / "whole", "mine", processes=1, shard_images=5)
+    assert all((folder / path.name).stat().st_mtime_ns == time_ for path, time_ in done.items())  # not rewritten
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {p.name: p.read_bytes() for p in whole.iterdir()}
+    assert_equal(Tfds("mine", "train", str(tmp_path / "whole")).open(), source.open())
+
+
+@dataclasses.dataclass(eq=False)
+class Given(Dataset):
+    """Images with given ids and labels; labels of None stand for an image that cannot be read."""
+
+    given: dict
+    classes: tuple = ("ant", "bee")
+    more: dict = dataclasses.field(default_factory=dict)
+    multi_label = False
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.given} {self.classes}"
+
+    def __len__(self):
+        return len(self.given)
+
+    def __getitem__(self, index):
+        id_, labels = list(self.given.items())[index]
+        if labels is None:
+            raise BadImageError(id_, "gone")
+        return {"id": id_, "image": jpeg(seed=index), "labels": np.array(labels, np.int32)} | self.more
+
+
+def test_unreadable_first_images_hidden_labels_and_odd_names(tmp_path):
+    not_utf8 = os.fsdecode(b"\xff.jpg")
+    dataset = Given({"first.jpg": None, "hidden.jpg": [], not_utf8: [1]})
+    with pytest.raises(BadImageError, match=r"'first.jpg' cannot be read: gone"):
+        prepare({"train": dataset}, tmp_path, "mine", processes=1, shard_images=1)
+    prepare({"train": dataset}, tmp_path, "mine", processes=1, on_bad_image="skip", shard_images=1)
+    prepared = Tfds("mine", "train", str(tmp_path)).open()
+    assert [(id_, labels.tolist()) for id_, labels in map(prepared.labels, range(2))] == [
+        ("hidden.jpg", []), (not_utf8, [1])]
+    other = Given(dataset.given | {not_utf8: [0]})  # as many bytes, but different data
+    prepare({"train": other}, tmp_path / "other", "mine", processes=1, on_bad_image="skip", shard_images=1)
+    assert Tfds("mine", "train", str(tmp_path / "other")).open().fingerprint != prepared.fingerprint
+
+
+def test_images_skipped_before_an_interruption_are_not_lost_silently(tmp_path):
+    dataset = Given({"a.jpg": [0], "gone.jpg": None, "b.jpg": [0, 1]})
+    with pytest.raises(UserError, match=r"'b.jpg' has 2 labels"):
+        prepare({"train": dataset}, tmp_path, "mine", processes=1, on_bad_image="skip", shard_images=2)
+    assert len(list((tmp_path / "mine" / "incomplete.1.0.0").glob("*.done.json"))) == 1  # without gone.jpg
+    with pytest.raises(BadImageError, match=r"'gone.jpg'"):
+        prepare({"train": dataset}, tmp_path, "mine", processes=1, shard_images=2)
+
+
+@pytest.mark.parametrize(("dataset", "fields", "message"), [
+    ({}, {"data_dir": Path("gs://bucket/data")}, r"gs://bucket/data, but datasets are written to local folders"),
+    ({}, {"name": "my-photos"}, "dataset name 'my-photos' is invalid"),
+    ({}, {"on_bad_image": "skp"}, "on_bad_image is 'skp'; did you mean 'skip'"),
+    ({}, {"split": "train[:10%]"}, r"split name 'train\[:10%\]' is invalid"),
+    ({"classes": ("ant", "ant")}, {}, "class 'ant' cannot be stored; expected unique names"),
+    ({"classes": ("ant ", "bee")}, {}, "class 'ant ' cannot be stored"),
+    ({"classes": ("ant\nbee", "cat")}, {}, r"class 'ant\\nbee' cannot be stored"),
+    ({"given": {"x.jpg": [0], "y.jpg": [2]}}, {}, "example 'y.jpg' cannot be stored: .* 2 greater"),
+    ({"given": {"x.jpg": [0, 1]}}, {}, "example 'x.jpg' has 2 labels, but the source has one label per image"),
+    ({"more": {"boxes": np.float32([[0, 0, 2, 1]]), "box_labels": np.int32([0])}}, {},
+     "example 'x.jpg' cannot be stored: .*BBox coordinates should be between 0 and 1"),
+])
+def test_what_cannot_be_stored_is_named(dataset, fields, message, tmp_path):
+    fields = {"split": "train", "data_dir": tmp_path, "name": "mine", "processes": 1} | fields
+    with pytest.raises(UserError, match=message) as error:
+        prepare({fields.pop("split"): Given(**{"given": {"x.jpg": [0]}} | dataset)}, **fields)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.glob("*/1.0.0")) and not Path("gs:").exists()
+
+
+def test_a_full_disk(tmp_path):
+    dataset = Given({f"{i}.jpg": [0] for i in range(40)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # a limit on the size of any file
+    try:
+        with pytest.raises(UserError, match=r"cannot prepare mine in .*File too large.*make room there and"):
+            prepare({"train": dataset}, tmp_path, "mine", processes=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    prepare({"train": dataset}, tmp_path, "mine", processes=1)
+    assert_equal(Tfds("mine", "train", str(tmp_path)).open(), dataset)
+
+
+def test_a_dataset_is_pickled_once_and_not_for_each_shard(tmp_path):
+    plain = photos(tmp_path / "photos", 20).open()
+    dataset = CountsPickling(**vars(plain))
+    folder = prepare({"train": dataset}, tmp_path, "mine", processes=2, shard_images=2)
+    assert len(list(folder.glob("mine-train*"))) == 20 and CountsPickling.pickled == 1
+    assert {p.name for p in folder.iterdir() if p.name.startswith(".")} == set()
+    assert_equal(Tfds("mine", "train", str(tmp_path)).open(), plain)
+
+
+def test_the_command_stores_a_label_index_with_the_data(tmp_path, monkeypatch, capsys):
+    photos(tmp_path / "photos", 20)
+    data_dir = tmp_path / "data"
+    arguments = ["data", "prepare", f"{tmp_path}/photos:held_out=0.2", "--name", "mine", "--splits", "train", "test",
+                 "--data-dir", str(data_dir)]
+    assert main(arguments) == 0 and "mine/1.0.0 is ready" in capsys.readouterr().out
+    monkeypatch.setenv("BVL_CACHE", str(tmp_path / "empty"))
+    dataset = Tfds("mine", "train", str(data_dir)).open()
+    monkeypatch.setattr(type(dataset), "labels", None)  # a scan would fail
+    index = label_index(dataset)
+    assert len(index) == len(dataset) and index.id(0).endswith(".jpg")
+    assert not os.path.exists(tmp_path / "empty" / "label_index")

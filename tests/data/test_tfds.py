@@ -1,0 +1,386 @@
+"""Reading prepared TFDS datasets without TensorFlow."""
+
+import concurrent.futures
+import json
+import multiprocessing
+import operator
+import os
+import pickle
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from array_record.python.array_record_module import ArrayRecordReader
+
+from big_vision_lite.data.sources.record_files import Part, check_parts
+from big_vision_lite.data.sources.tfds import Tfds
+from big_vision_lite.data.tools.shard_writer import quiet, write_records
+from big_vision_lite.errors import UserError
+
+
+def png(index: int) -> bytes:
+    return cv2.imencode(".png", np.full((6, 5, 3), index, np.uint8))[1].tobytes()
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """``toy`` is single-label like cifar10, ``toy_voc/one`` has objects like voc."""
+    import tensorflow_datasets as tfds
+
+    names = tfds.features.ClassLabel(names=["ant", "bee", "cat"])
+
+    class Toy(tfds.core.GeneratorBasedBuilder):
+        pkg_dir_path = Path(__file__).parent
+        VERSION = tfds.core.Version("1.2.0")
+        RELEASE_NOTES = {"1.2.0": "toy"}  # noqa: RUF012
+
+        def _info(self):
+            features = {"image": tfds.features.Image(), "label": names, "weight": np.float32}
+            return self.dataset_info_from_configs(
+                features=tfds.features.FeaturesDict(features), disable_shuffling=True
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(30), "test": self._generate_examples(4)}
+
+        def _generate_examples(self, count):
+            for i in range(count):
+                yield i, {"image": png(i), "label": i % 3 if count == 30 else -1, "weight": 0.5}
+
+    class ToyVoc(Toy):
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="one")]  # noqa: RUF012
+
+        def _info(self):
+            objects = tfds.features.Sequence({"label": names, "bbox": tfds.features.BBoxFeature()})
+            features = {"image": tfds.features.Image(), "objects": objects}
+            return self.dataset_info_from_configs(
+                features=tfds.features.FeaturesDict(features), disable_shuffling=True
+            )
+
+        def _generate_examples(self, count):
+            for i in range(count):
+                box = tfds.features.BBox(0.1, 0.2, 0.3, 0.4)
+                objects = [{"label": label, "bbox": box} for label in (2, 0, 2)[: i % 4]]
+                yield i, {"image": png(i), "objects": objects}
+
+    folder = tmp_path_factory.mktemp("tfds")
+    tfds.disable_progress_bar()
+    for builder in (Toy, ToyVoc):
+        builder(data_dir=folder, file_format="array_record").download_and_prepare()
+    assert "tensorflow" not in sys.modules
+    return folder
+
+
+def test_single_labels_and_encoded_images(data_dir):
+    dataset = Tfds("toy", "train", data_dir=str(data_dir)).open()
+    assert len(dataset) == 30 and dataset.classes == ("ant", "bee", "cat") and not dataset.multi_label
+    for i in (0, 17, 29):
+        example = dataset[i]
+        assert example["image"] == png(i) and example["labels"].tolist() == [i % 3]
+        assert example["labels"].dtype == np.int32 and example["id"] == f"toy/1.2.0/train/{i}"
+    assert dataset[-1]["id"] == dataset[29]["id"]
+    hidden = Tfds("toy:1.2.0", "test", data_dir=str(data_dir)).open()
+    assert hidden[0]["labels"].shape == (0,)
+
+
+def test_objects_give_labels_and_boxes(data_dir):
+    dataset = Tfds("toy_voc/one", "train", data_dir=str(data_dir)).open()
+    assert dataset.multi_label
+    assert [dataset[i]["labels"].tolist() for i in range(4)] == [[], [2], [0, 2], [0, 2]]
+    assert dataset[3]["box_labels"].tolist() == [2, 0, 2]
+    np.testing.assert_allclose(dataset[3]["boxes"], [[0.2, 0.1, 0.4, 0.3]] * 3)
+    assert dataset[0]["boxes"].shape == (0, 4) and dataset[0]["boxes"].dtype == np.float32
+
+
+def test_parts_of_splits(data_dir):
+    part = Tfds("toy", "train[50%:]", data_dir=str(data_dir)).open()
+    whole = Tfds("toy", "train", data_dir=str(data_dir)).open()
+    assert len(part) == 15 and part[0]["image"] == png(15) and part.fingerprint != whole.fingerprint
+    both = Tfds("toy", "train[:2]+test[:1]", data_dir=str(data_dir)).open()
+    assert len(both) == 3 and both[1]["image"] == png(1)
+    assert whole.fingerprint == Tfds("toy:1.2.0", "train", data_dir=str(data_dir)).open().fingerprint
+
+
+def test_threads_and_processes_share_a_dataset(data_dir):
+    dataset = Tfds("toy", "train", data_dir=str(data_dir)).open()
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        images = [e["image"] for e in threads.map(dataset.__getitem__, list(range(30)) * 10)]
+    assert images == [png(i) for i in range(30)] * 10
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, spawn) as processes:
+        assert processes.submit(operator.getitem, dataset, 7).result()["image"] == png(7)
+
+
+def test_the_import_is_light():
+    code = "import sys, big_vision_lite.data.sources.tfds; assert 'tensorflow_datasets' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "tos"}, "'tos' is not prepared: .*/tos; did you mean 'toy'.*tfds build tos"),
+        ({"name": "toy_voc"}, "'toy_voc' is not prepared: .*'toy_voc/one'"),
+        ({"name": "toy:9.0.0"}, "no version '9.0.0' .*1.2.0"),
+        ({"split": "trian"}, "no split 'trian'; did you mean 'train'"),
+        ({"split": "train+trian[:3]"}, r"no split 'trian\[:3\]'; did you mean 'train'"),
+        ({"split": "train[:x%]"}, r"cannot read split 'train\[:x%\]'"),
+        ({"split": "train[:0%]"}, r"'train\[:0%\]' of .* is empty"),
+        ({"label_key": "lable"}, "label_key='lable'; did you mean 'label'"),
+        ({"image_key": "picture"}, "image_key='picture'; valid: image"),
+    ],
+)
+def test_errors_say_what_to_do(data_dir, fields, message):
+    with pytest.raises(UserError, match=message) as error:
+        Tfds(**{"name": "toy", "data_dir": str(data_dir)} | fields).open()
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_data_sets_are_named(data_dir, tmp_path):
+    shutil.copytree(data_dir / "toy", tmp_path / "toy")
+    folder = tmp_path / "toy" / "1.2.0"
+    info = json.loads((folder / "dataset_info.json").read_text())
+    (folder / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "riegeli"}))
+    source = Tfds("toy", "train", data_dir=str(tmp_path))
+    with pytest.raises(UserError, match=r"file format riegeli, expected array_record or tfrecord.*tfds build toy"):
+        source.open()
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    shard = next(folder.glob("*train*"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"array_record-00000-of-00001 is missing or not a complete ArrayRecord"):
+        source.open()
+    write_array_record(shard, [b"record"] * 29)
+    with pytest.raises(UserError, match=r"of-00001 has 29 records, but the dataset's metadata says 30"):
+        source.open()
+    shard.unlink()
+    with pytest.raises(UserError, match="lacks 1 files of 'train', such as toy-train"):
+        source.open()
+    (folder / "features.json").unlink()
+    with pytest.raises(UserError, match="not a prepared TFDS dataset"):
+        source.open()
+
+
+def write_array_record(path, records):
+    write_records(str(path), iter(records))
+
+
+def crc32c(data: bytes) -> int:
+    """Bit by bit, with the Castagnoli polynomial."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def as_tfrecord(folder: Path) -> None:
+    """Converts a prepared dataset to TFRecord files, independently of the code under test."""
+    def masked(data: bytes) -> bytes:
+        crc = crc32c(data)
+        return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) % 2**32)
+
+    for path in folder.glob("*array_record*"):
+        reader = ArrayRecordReader(str(path))
+        with open(folder / path.name.replace("array_record", "tfrecord"), "wb") as file:
+            for record in reader.read_all():
+                length = struct.pack("<Q", len(record))
+                file.write(length + masked(length) + record + masked(record))
+        reader.close()
+        path.unlink()
+    info = json.loads((folder / "dataset_info.json").read_text())
+    for split in info["splits"]:
+        split["filepathTemplate"] = split["filepathTemplate"].replace("array_record", "tfrecord")
+    (folder / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
+
+
+def test_tfrecord_files_without_tensorflow(data_dir, tmp_path):
+    shutil.copytree(data_dir / "toy", tmp_path / "toy")
+    folder = tmp_path / "toy" / "1.2.0"
+    as_tfrecord(folder)
+    dataset, expected = (Tfds("toy", "train[20%:]", data_dir=str(d)).open() for d in (tmp_path, data_dir))
+    assert len(dataset) == 24
+    for i in (0, 5, 23):
+        assert dataset[i]["image"] == expected[i]["image"] and dataset.labels(i)[1] == expected.labels(i)[1]
+    copy = pickle.loads(pickle.dumps(dataset))
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        images = [e["image"] for e in threads.map(copy.__getitem__, list(range(24)) * 5)]
+    assert images == [png(i) for i in range(6, 30)] * 5
+    assert "tensorflow" not in sys.modules
+
+    shard = next(folder.glob("*train*"))
+    whole = shard.read_bytes()
+    for cut, message in ((len(whole) - 3, "is truncated: its last record ends at byte"),
+                         (len(whole) - len(whole) // 30 + 5, "is damaged or truncated at byte|is truncated"),
+                         (0, "has 0 records, but the dataset's metadata says 30")):
+        shard.write_bytes(whole[:cut])
+        with pytest.raises(UserError, match=message):
+            Tfds("toy", "train", data_dir=str(tmp_path)).open()
+    damaged = bytearray(whole)
+    damaged[15 * (len(whole) // 30) + 40] ^= 1  # within a record's data
+    shard.write_bytes(damaged)
+    dataset = Tfds("toy", "train", data_dir=str(tmp_path)).open()
+    with pytest.raises(UserError, match=r"record 1[45] is damaged \(wrong checksum\)"):
+        [dataset[i] for i in range(30)]
+
+
+@pytest.fixture(scope="module")
+def sharded(data_dir, tmp_path_factory):
+    """The training images of ``toy`` in 30 files of each format."""
+    import tensorflow_datasets as tfds
+
+    folders = {}
+    for name in ("array_record", "tfrecord"):
+        folder = folders[name] = tmp_path_factory.mktemp(name)
+        place = folder / "toy" / "1.2.0"
+        place.mkdir(parents=True)
+        features = tfds.builder_from_directory(data_dir / "toy" / "1.2.0").info.features
+        template = tfds.core.ShardedFileTemplate(data_dir=place, dataset_name="toy", split="train",
+                                                 filetype_suffix="array_record")
+        reader = ArrayRecordReader(str(next((data_dir / "toy" / "1.2.0").glob("*train*"))))
+        for k, record in enumerate(reader.read_all()):
+            write_array_record(template.sharded_filepath(shard_index=k, num_shards=30), [record])
+        reader.close()
+        split = tfds.core.SplitInfo(name="train", shard_lengths=[1] * 30, num_bytes=9, filename_template=template)
+        with quiet():
+            tfds.folder_dataset.write_metadata(data_dir=place, features=features, split_infos=[split],
+                                               version="1.2.0", check_data=False, filename_template=template)
+    as_tfrecord(folders["tfrecord"] / "toy" / "1.2.0")
+    return folders
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+def test_parts_of_splits_over_many_files(sharded, file_format):
+    data_dir = str(sharded[file_format])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 20, hard))  # fewer than files
+    try:
+        whole = Tfds("toy", "train", data_dir).open()
+        assert [e["image"] for e in whole.read(range(30))] == [png(i) for i in range(30)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for split, expected in (("train[:10%]", range(3)), ("train[7:9]+train[-2:]", (7, 8, 28, 29))):
+        part = Tfds("toy", split, data_dir).open()
+        assert [part[i]["image"] for i in range(len(part))] == [png(i) for i in expected]
+    with pytest.raises(IndexError):
+        part[len(part)]
+
+
+def test_no_tensorflow(sharded):
+    code = ("import sys; from big_vision_lite.data.sources.tfds import Tfds\n"
+            "for data_dir in sys.argv[1:]: assert Tfds('toy', 'train', data_dir).open()[29]['labels'] == 2\n"
+            "assert 'tensorflow' not in sys.modules")
+    subprocess.run([sys.executable, "-c", code, *map(str, sharded.values())], check=True)
+
+
+def test_a_damaged_record_of_an_array_record_file(sharded, tmp_path):
+    shutil.copytree(sharded["array_record"], tmp_path, dirs_exist_ok=True)
+    shard = tmp_path / "toy" / "1.2.0" / "toy-train.array_record-00005-of-00030"
+    damaged = bytearray(shard.read_bytes())
+    damaged[120] ^= 1  # within the only record
+    shard.write_bytes(damaged)
+    dataset = Tfds("toy", "train", str(tmp_path)).open()
+    assert dataset[4]["image"] == png(4)
+    with pytest.raises(UserError, match=r"00005-of-00030: record 0 cannot be read \(.*; if the file is dama") as error:
+        dataset[5]
+    assert "\n" not in str(error.value)
+
+
+def test_a_bucket_that_cannot_be_read_from_here(monkeypatch):
+    part = Part("gs://bucket/toy-train.array_record-00000-of-00001", 0, 1, 1)
+
+    class Reader:  # behaves as the installed one does with a missing path
+        def __init__(self, path): ...
+        ok = num_records = lambda self: 0
+
+    monkeypatch.setattr("array_record.python.array_record_module.ArrayRecordReader", Reader)
+    with pytest.raises(UserError, match=r"cannot be read from here; mount the bucket .*storage cp -r gs://bucket DIR"):
+        check_parts([part], "array_record")
+    with pytest.raises(UserError, match=r"cannot list 's3://bucket.*mount the bucket"):
+        Tfds("toy", data_dir="s3://bucket").open()  # no extra installs its reader
+
+
+CATALOGUE = {
+    # As TFDS 4.9 declares them, but with fewer classes for Open Images and COCO.
+    "imagenet2012": lambda f: {"file_name": f.Text(), "image": f.Image(), "label": f.ClassLabel(num_classes=1000)},
+    "imagenet_v2": lambda f: {"file_name": f.Text(), "image": f.Image(), "label": f.ClassLabel(num_classes=1000)},
+    "cifar10": lambda f: {"id": f.Text(), "image": f.Image(shape=(6, 5, 3)), "label": f.ClassLabel(num_classes=10)},
+    "open_images_v4": lambda f: {
+        "bobjects": f.Sequence({"bbox": f.BBoxFeature(), "label": f.ClassLabel(num_classes=601)}),
+        "image": f.Image(), "image/filename": f.Text(),
+        "objects": f.Sequence({"confidence": np.int32, "label": f.ClassLabel(num_classes=900)}),
+        "objects_trainable": f.Sequence({"confidence": np.int32, "label": f.ClassLabel(num_classes=700)})},
+    "coco": lambda f: {
+        "image": f.Image(), "image/filename": f.Text(), "image/id": np.int64,
+        "objects": f.Sequence({"area": np.int64, "bbox": f.BBoxFeature(), "id": np.int64, "is_crowd": np.bool_,
+                               "label": f.ClassLabel(num_classes=80)})},
+    "voc": lambda f: {
+        "image": f.Image(), "image/filename": f.Text(), "labels": f.Sequence(f.ClassLabel(num_classes=20)),
+        "labels_no_difficult": f.Sequence(f.ClassLabel(num_classes=20)),
+        "objects": f.Sequence({"bbox": f.BBoxFeature(), "is_difficult": np.bool_, "is_truncated": np.bool_,
+                               "label": f.ClassLabel(num_classes=20), "pose": f.ClassLabel(num_classes=5)})},
+}
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory):
+    """One image of each important dataset, with TFDS's features."""
+    import tensorflow_datasets as tfds
+
+    folder, box = tmp_path_factory.mktemp("catalogue"), tfds.features.BBox(0.1, 0.2, 0.3, 0.4)
+    values = {
+        "bobjects": [{"bbox": box, "label": 5}],
+        "objects_trainable": [{"confidence": c, "label": label} for c, label in ((10, 3), (0, 4), (6, 699), (2, 5))],
+        "labels": [3, 7], "labels_no_difficult": [3], "id": "train_1", "file_name": "a.jpg", "image/filename": "b.jpg",
+        "image/id": 9, "image": png(1), "label": 2}
+    objects = {
+        "open_images_v4": [{"confidence": c, "label": label} for c, label in ((10, 3), (0, 4), (6, 899))],
+        "coco": [{"area": 12, "bbox": box, "id": 1, "is_crowd": True, "label": 79}],
+        "voc": [{"bbox": box, "is_difficult": d, "is_truncated": False, "label": label, "pose": 0}
+                for d, label in ((False, 3), (True, 7))]}
+    for name, make in CATALOGUE.items():
+        features = tfds.features.FeaturesDict(make(tfds.features))
+        place = folder / name / "2.0.0"
+        place.mkdir(parents=True)
+        example = {key: objects[name] if key == "objects" else values[key] for key in features}
+        write_array_record(place / f"{name}-train.array_record-00000-of-00001", [features.serialize_example(example)])
+        template = tfds.core.ShardedFileTemplate(data_dir=place, dataset_name=name, split="train",
+                                                 filetype_suffix="array_record")
+        split = tfds.core.SplitInfo(name="train", shard_lengths=[1], num_bytes=9, filename_template=template)
+        with quiet():
+            tfds.folder_dataset.write_metadata(data_dir=place, features=features, split_infos=[split], check_data=False,
+                                               filename_template=template)
+    return folder
+
+
+@pytest.mark.parametrize(("name", "fields", "id_", "classes", "labels"), [
+    ("imagenet2012", {}, "a.jpg", 1000, [2]),
+    ("imagenet_v2", {}, "a.jpg", 1000, [2]),
+    ("cifar10", {}, "train_1", 10, [2]),
+    ("open_images_v4", {"label_key": "objects_trainable"}, "b.jpg", 700, [3, 699]),
+    ("open_images_v4", {"min_confidence": 1, "label_key": "objects_trainable"}, "b.jpg", 700, [3, 5, 699]),
+    ("open_images_v4", {"min_confidence": 0, "label_key": "objects_trainable"}, "b.jpg", 700, [3, 5, 699]),
+    ("open_images_v4", {"label_key": "objects", "min_confidence": 9}, "b.jpg", 900, [3]),
+    ("open_images_v4", {"label_key": "bobjects"}, "b.jpg", 601, [5]),
+    ("coco", {}, "b.jpg", 80, [79]),
+    ("voc", {}, "b.jpg", 20, [3, 7]),
+])
+def test_data_sets_of_the_catalogue(catalogue, name, fields, id_, classes, labels):
+    dataset = Tfds(name, "train", str(catalogue), **fields).open()
+    example = dataset[0]
+    assert (example["id"], len(dataset.classes), example["labels"].tolist()) == (id_, classes, labels)
+    assert dataset.multi_label == (name in ("open_images_v4", "coco", "voc"))
+    assert dataset.labels(0)[0] == id_ and dataset.labels(0)[1].tolist() == labels and example["image"] == png(1)
+    if name in ("coco", "voc") or fields.get("label_key") == "bobjects":
+        np.testing.assert_allclose(example["boxes"][0], [0.2, 0.1, 0.4, 0.3])
+    if name == "coco":
+        assert example["crowd"].tolist() == [True] and example["area"].tolist() == [12] and example["image_id"] == 9
+    if name == "voc":
+        assert example["difficult"].tolist() == [False, True] and example["box_labels"].tolist() == [3, 7]

@@ -1,0 +1,253 @@
+"""The report of a study: what it shows, what it notes as missing, and that the page is self-contained."""
+
+import base64
+import csv
+import html
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_studies import small_experiment
+from toy_head import ToyHead
+
+from big_vision_lite.commands.laws import report as command
+from big_vision_lite.errors import UserError
+from big_vision_lite.heads.head import MainMetric
+from big_vision_lite.scaling.paper.tables import TABLES
+from big_vision_lite.scaling.report import figures, report, series
+from big_vision_lite.scaling.report.series import Metric
+from big_vision_lite.training.loop import train
+
+EVIL = '<script>alert("x")</script>$x_1$ & co'
+
+
+def row(run, images, seed=0, value=None, **more):
+    error = 0.05 + 0.9 * (1 + images / 500)**-0.4 * (1 + 0.02 * seed)
+    return {"run": run, "study": "data_size", "status": "done", "stage": "pretraining", "head": "Classification",
+            "init": "random", "images": images, "depth": 18, "seed": seed, "noise": 0.0, "classes": 64, "frozen": False,
+            "main_metric": "test/mAP", "direction": "higher", "unit": "",
+            "test/mAP": 1 - error if value is None else value, "test/loss": error, **more}
+
+
+def study_rows():
+    rows = [row(f"n{n}-s{s}", n, s) for n in (500, 2000, 8000, 32000, 128000) for s in (0, 1, 2)]
+    rows += [row(f"deep-n{n}-s{s}", n, s, depth=34) for n in (500, 8000, 128000) for s in (0, 1)]
+    rows += [row(f"noise{w}", 8000, 0, 0.5 - w / 2, noise=w) for w in (0.1, 0.2, 0.4)]
+    rows += [row(f"classes{c}", 8000, 0, 0.4 + c / 1000, classes=c) for c in (8, 16)]
+    rows += [row(f"{kind}-{n}", n, 0, 0.1 * i + 0.2 * (kind == "tuned"), stage="transfer", frozen=kind == "frozen",
+                 init=f"n{n}-s0") for kind in ("tuned", "frozen") for i, n in enumerate((500, 2000, 8000), 1)]
+    return rows
+
+
+def write_results(folder: Path, rows) -> Path:
+    folder.mkdir(exist_ok=True)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with open(folder / "results.csv", "w", newline="") as file:
+        table = csv.DictWriter(file, columns, restval="")
+        table.writeheader()
+        table.writerows(rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """A study's report: with a failed run, one without metrics, two of one name, and names that must be escaped."""
+    rows = [*study_rows(), row(EVIL, 8000, 3), row("bad", 8000, 0, status="failed"),
+            {**row("empty", 8000), "test/mAP": "", "test/loss": ""}, row("twice", 500, 7),
+            row("twice", 500, 7, depth=50), row("../outside", 8000, 4)]
+    folder = write_results(tmp_path_factory.mktemp("report") / "study", rows)
+    for run in ("n128000-s0", "../outside"):
+        (folder / run).mkdir()
+        Image.fromarray(np.full((30, 40, 3), 200, np.uint8)).save(folder / run / "predictions.png")
+    (folder / "n32000-s0").mkdir()
+    (folder / "n32000-s0" / "predictions.png").write_bytes(b"\x89PNG and no more")
+    lines = report.write_report([folder], bootstrap=20)
+    return folder, (folder / "report.html").read_text(), lines
+
+
+def test_page_holds_every_part(reported):
+    folder, page, _ = reported
+    for part in ("Capacity", "Noise", "Vocabulary", "Frozen against fine-tuned", "Laws: pretraining", "you need about",
+                 "Predictions", "Where the numbers come from", "<th>median</th>", "sigmoid (M4)"):
+        assert part in page, part
+    names = {path.name for path in (folder / "figures").iterdir()}
+    stems = {name.rsplit(".")[0] for name in names}
+    assert names == {f"{stem}.{form}" for stem in stems for form in ("png", "svg")}
+    for ending in ("images", "depth", "noise", "classes", "frozen"):
+        assert any(stem.endswith(ending) for stem in stems), ending
+    for path in (folder / "figures").glob("*.png"):
+        pixels = np.asarray(Image.open(path).convert("RGB"))
+        assert pixels.std() > 5 and pixels.shape[1] > 800
+
+
+def test_page_needs_nothing_else_and_escapes_names(reported):
+    _, page, _ = reported
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
+    assert sources and all(source.startswith("data:") for source in sources)
+    assert "<script" not in page and "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;$x_1$ &amp; co" in page
+    assert page.count("data:image/jpeg") == 1  # neither the broken picture nor the one outside
+    for encoded in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page):
+        assert b"<svg" in base64.b64decode(encoded)
+
+
+def test_page_says_what_is_missing(reported):
+    _, page, lines = reported
+    for note in ("run 'bad' is failed", "run 'empty' has no metrics",
+                 "run 'twice' appears twice, with different depth", "run 'n32000-s0': predictions.png cannot be read"):
+        assert any(note in line for line in lines), note
+        assert note.replace("'", "&#x27;") in page
+
+
+def test_many_unfinished_runs_are_one_line(tmp_path):
+    lines = ["run,study,status,images,test/top1", "one,some,done,10,0.5", "bad,some,failed,10,",
+             *(f"{name},some,missing,10," for name in "abcd")]
+    (tmp_path / "results.csv").write_text("\n".join(lines))
+    assert series.read_results([tmp_path]).notes == ("run 'bad' is failed",
+                                             "4 runs of some are missing, the first of them 'a'")
+
+
+def test_medians_and_levels(reported):
+    folder = reported[0]
+    runs = series.read_results([folder]).tasks()["pretraining, Classification"]
+    main = series.main_series(runs, Metric("test/mAP"), "mAP")
+    assert list(main.sizes()) == [500, 2000, 8000, 32000, 128000]
+    depths = series.series_along(runs, Metric("test/mAP"), "depth")
+    assert [one.label for one in depths] == ["18", "34"]
+    noise = series.series_along(runs, Metric("test/mAP"), "noise")
+    assert [one.label for one in noise] == ["0.0", "0.1", "0.2", "0.4"]
+
+
+def test_same_bytes_again(reported, tmp_path):
+    folder = write_results(tmp_path / "a", study_rows()[:6])
+    for out in ("one", "two"):
+        report.write_report([folder], tmp_path / out, bootstrap=20)
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
+    assert len(files) == 3
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+
+
+def test_renders_with_what_is_there(tmp_path, capsys):
+    cases = {
+        "nothing is finished": ([row("a", 500, status="missing")], "no run is finished"),
+        "sizes": ([row("a", 500), row("b", 500, 1)], "no runs with two or more numbers of images"),
+        "no images": ([{"run": "a", "accuracy": 0.5}], "no runs with two or more numbers of images"),
+        "equal": ([row(str(n), n, 0, 0.5) for n in (1, 2, 3)], "all 3 errors are 0.5"),
+        "no main": ([{"run": "a", "images": 5, "top1": 0.5}], "no run names its main metric; top1 is drawn"),
+        "perfect": ([row(str(n), n, 0, 1.0) for n in (1, 2, 3)], "error 0 in point 1"),
+        "not a number": ([{**row("a", 5), "test/mAP": "nan"}], "test/mAP is 'nan', not a number"),
+    }
+    for name, (rows, note) in cases.items():
+        folder = write_results(tmp_path / name, rows)
+        assert command([str(folder), "--bootstrap", "20"]) == 0
+        assert note in capsys.readouterr().out, name
+        assert (folder / "report.html").read_text().endswith("</html>\n")
+
+
+def test_several_studies_and_the_paper(tmp_path, capsys):
+    one = write_results(tmp_path / "one", [row(f"n{n}", n) for n in (500, 2000, 8000)])
+    name = next(iter(TABLES))
+    first = next(iter(TABLES[name].rows))
+    photos = {"study": "photos", "classes": 10, "table": name, "row": first, "test/mAP": "", "main_metric": "test/top1"}
+    two = write_results(tmp_path / "two", [{**row(f"n{n}", n), **photos, "test/top1": 1 - n**-0.2}
+                                           for n in (500, 2000, 8000)])
+    assert command([str(one), str(two), "--out", str(tmp_path / "out"), "--bootstrap", "20"]) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "data_size (test/mAP)" in page and "photos (test/top1)" in page and TABLES[name].title in page
+    assert "sigmoid from chance" in page  # the number of classes gives the chance-level error
+    assert not (one / "report.html").exists()
+    capsys.readouterr()
+    assert command([str(two), "--table", name]) == 0
+    assert "reported" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("main, label, error", [
+    (("test/r2", "higher", ""), "test/r2", "error (1 - test/r2)"),
+    (("test/rmse", "lower", "px"), "test/rmse (px, lower is better)", "test/rmse"),
+    (("test/accuracy", "higher", "%"), "test/accuracy (%)", "error (100 - test/accuracy)"),
+])
+def test_main_metrics_keep_their_direction_and_unit(tmp_path, main, label, error):
+    sizes = (500, 2000, 8000, 32000)
+    values = {"test/r2": [1 - 40 * n**-0.5 for n in sizes], "test/rmse": [300 * n**-0.5 for n in sizes],
+              "test/accuracy": [100 - 300 * n**-0.5 for n in sizes]}[main[0]]
+    assert main[0] != "test/r2" or values[0] < 0 < values[-1]
+    columns = dict(zip(("main_metric", "direction", "unit"), main, strict=True))
+    rows = [{"run": f"n{n}", "study": "own", "images": n, "seed": 0, **columns, main[0]: value, "test/AP": 0.5}
+            for n, value in zip(sizes, values, strict=True)]
+    folder = write_results(tmp_path, rows)
+    runs = series.read_results([folder]).runs
+    metric = series.main_metric(runs)
+    assert metric == Metric(main[0], main[1] == "higher", main[2])
+    curve = series.main_series(runs, metric, "a").curve()
+    np.testing.assert_allclose(curve.error, {"test/r2": 40, "test/rmse": 300, "test/accuracy": 300}[main[0]]
+                               * np.array(sizes)**-0.5)
+    drawn = figures.draw_sizes([series.main_series(runs, metric, "a")], [None], "").axes[0]
+    assert drawn.get_ylabel() == label
+    assert (drawn.get_ylim()[0] == 0) == (main[0] == "test/accuracy")
+    report.write_report([folder], bootstrap=20)
+    page = html.unescape((folder / "report.html").read_text())
+    assert f"Table: {label}<" in page and f"{label} against images, with the law" in page
+    assert f"a tenth less {error} than the best so far" in page
+    assert f"{min(values):.4g}</td>" in page
+
+
+@pytest.mark.usefixtures("compile_once")
+def test_a_head_with_its_own_main_metric(tmp_path):
+    for main, label in ((MainMetric("r2"), "validation/r2"),
+                        (MainMetric("rmse", False, "px"), "validation/rmse (px, lower is better)")):
+        run = tmp_path / main.name
+        value = train(small_experiment(head=ToyHead(main=main), steps=1), run)[f"validation/{main.name}"]
+        assert command([str(run), "--import", "toy_head", "--bootstrap", "20"]) == 0
+        page = html.unescape((run / "report.html").read_text())
+        assert f"Table: {label}<" in page and f"<td>{value:.4g}</td>" in page
+        assert (value < 0) == (main.name == "r2")
+
+
+def test_a_metric_that_is_no_runs_main_metric(tmp_path, capsys):
+    folder = write_results(tmp_path, [row(f"n{n}", n) for n in (500, 2000, 8000)])
+    for flags, label in ((["--lower-is-better"], "test/loss (lower is better)"), ([], "test/loss")):
+        assert command([str(folder), "--metric", "test/loss", *flags, "--bootstrap", "20"]) == 0
+        assert f"Table: {label}<" in (folder / "report.html").read_text()
+    # Without a known best value there is no error to fit.
+    rows = [row(f"n{n}", n, main_metric="test/psnr", unit="dB", **{"test/psnr": n**0.1}) for n in (500, 2000, 8000)]
+    assert command([str(write_results(tmp_path / "psnr", rows)), "--bootstrap", "20"]) == 0
+    assert "no law was fitted: the highest value of test/psnr (dB) is unknown" in capsys.readouterr().out
+
+
+def test_bad_input(tmp_path):
+    folder = write_results(tmp_path / "study", [row("a", 500)])
+    write_results(tmp_path / "direction", [row("a", 500, direction="up")])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "results.csv").write_text("name,value\na,1\n")
+    for arguments, message in (([tmp_path / "none"], "no results.csv in"), ([tmp_path / "other"], "no column 'run'"),
+                            ([folder, "--metric", "test/map"], "no metric 'test/map'.*did you mean 'test/mAP'"),
+                            ([folder, "--table", "cocoa"], "no such table; did you mean 'coco'"),
+                            ([tmp_path / "direction"], "run 'a': direction is 'up', expected 'higher' or 'lower'"),
+                            ([folder, "--bootstrap", "2"], "at least 20"),
+                            ([folder, "--out", folder / "results.csv"], "cannot write")):
+        with pytest.raises(UserError, match=message) as error:
+            command([*map(str, arguments)])
+        assert "\n" not in str(error.value)
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")
+def test_opens_in_a_browser(reported, tmp_path):
+    """All pictures load, nothing is logged, and nothing but a table's own frame is wider than a phone."""
+    counted = """<script>addEventListener("load", () => { document.title = JSON.stringify([
+        [...document.images].filter(i => !i.naturalWidth).length, document.images.length,
+        document.documentElement.scrollWidth <= innerWidth]); });</script>"""
+    page = tmp_path / "page.html"
+    page.write_text(reported[1].replace("</body>", counted + "</body>"))
+    done = subprocess.run(
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=500,900",
+         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom", f"file://{page}"],
+        capture_output=True, text=True, timeout=120, check=True)
+    assert re.search(r"<title>\[0,\d+,true\]</title>", done.stdout), re.search("<title>.*</title>", done.stdout)
+    assert "CONSOLE" not in done.stderr

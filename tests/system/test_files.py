@@ -1,0 +1,50 @@
+"""Files that are complete or absent, and signals that are collected."""
+
+import signal
+
+import pytest
+
+from big_vision_lite.system.atomic import replacing, write_text
+from big_vision_lite.system.cache import cached_file
+from big_vision_lite.system.signals import collect_signals
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.json"
+    write_text(path, "é")
+    with pytest.raises(ValueError), replacing(path) as temporary:
+        temporary.write_text("half")
+        assert temporary.suffix == ".json" and path.read_text() == "é"
+        raise ValueError
+    assert path.read_text(encoding="utf-8") == "é" and list(tmp_path.iterdir()) == [path]
+    with replacing(path) as first, replacing(path) as second:  # two writers at once
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_cache_keeps_the_first_folder_and_is_no_reason_to_fail(tmp_path):
+    for content in ("first", "second"):
+        with cached_file(tmp_path / "new" / "index") as temporary:
+            temporary.mkdir()
+            (temporary / "a").write_text(content)
+    assert (tmp_path / "new" / "index" / "a").read_text() == "first"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["index"]
+    (tmp_path / "file").write_text("")
+    with cached_file(tmp_path / "file" / "index") as temporary:  # there cannot be such a folder
+        temporary.write_text("dropped")
+
+
+def test_signals_are_collected():
+    handler = signal.getsignal(signal.SIGTERM)
+    with collect_signals(signal.SIGTERM) as received:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+        assert received == [signal.SIGTERM] * 2
+    assert signal.getsignal(signal.SIGTERM) == handler
+    with collect_signals(signal.SIGTERM) as stops, collect_signals(
+            signal.SIGINT, once=True, forward_as=signal.SIGTERM) as interrupts:
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):  # the second one acts at once
+            signal.raise_signal(signal.SIGINT)
+        assert interrupts == [signal.SIGINT] and stops == [signal.SIGTERM]
