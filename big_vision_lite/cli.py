@@ -1,4 +1,4 @@
-"""The command ``bvl``: finds the command, and prints bad input as one line."""
+"""The command ``bvl``: finds and runs a command, and reports bad input in one line."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ SOURCE   a folder of images, of images/ and masks/, or of tar files, a VOC tree,
 
 
 def usage(group: str = "") -> str:
-    """The commands, or those of a group such as ``data``, a line each."""
+    """The commands, or those of a group such as ``data``, one per line."""
     lines = [f"  {f'bvl {command.name} {command.arguments}':28}{command.summary}" for command in COMMANDS.values()
              if not group or command.name.startswith(f"{group} ")]
     first = f"usage: bvl {group} COMMAND" if group else "bvl: how much better does vision get with more data?"

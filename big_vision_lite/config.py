@@ -25,7 +25,6 @@ from typing import Any
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from big_vision_lite.errors import UserError, nearest
-from big_vision_lite.system.atomic import write_text
 from big_vision_lite.system.paths import as_path
 
 FORMAT = 2
@@ -120,8 +119,8 @@ def parse_assignments(text: str, hints: Mapping[str, Any], owner: str, what: str
 
 
 def parse_value(text: str, hint: Any) -> Any:
-    """Text as a value of an annotated type, read by tyro as it reads options. Of a union's members, str comes after
-    what is stricter, and a tuple last: it takes what has a comma. Raises: ValueError."""
+    """Text as a value of an annotated type, read by tyro as it reads options. Of a union, stricter members are tried
+    before str, and a tuple last, for text with commas. Raises: ValueError."""
     members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     members = sorted(members, key=lambda member: (typing.get_origin(member) is tuple, member is str))
     union, words = typing.Union[tuple(members)], [text]  # noqa: UP007
@@ -157,12 +156,12 @@ def describe(path: Path) -> tuple[str, str, list[Argument]] | None:
         return None
     function = functions[f"get_{kind}"]
     helps = dict(re.findall(r"^ *(\w+): (.*(?:\n {8,}.*)*)", ast.get_docstring(function, clean=False) or "", re.M))
-    arguments, given = function.args, []
+    arguments, described = function.args, []
     defaults = [*[None] * (len(arguments.args) - len(arguments.defaults)), *arguments.defaults, *arguments.kw_defaults]
     for argument, default in zip([*arguments.args, *arguments.kwonlyargs], defaults, strict=True):
-        given.append(Argument(argument.arg, ast.unparse(argument.annotation) if argument.annotation else "str",
+        described.append(Argument(argument.arg, ast.unparse(argument.annotation) if argument.annotation else "str",
                               default and ast.unparse(default), " ".join(helps.get(argument.arg, "").split())))
-    return kind, (ast.get_docstring(tree) or "").partition("\n")[0], given
+    return kind, (ast.get_docstring(tree) or "").partition("\n")[0], described
 
 
 def to_json(value: Any) -> Any:
@@ -227,10 +226,6 @@ def dumps(experiment: Any) -> str:
     return json.dumps({"format": FORMAT, **to_json(experiment)}, indent=2) + "\n"
 
 
-def save(experiment: Any, path: Path) -> None:
-    write_text(path, dumps(experiment))
-
-
 def read(path: Path, allowed: Sequence[str] = ()) -> Any:
     """The experiment in a config.json. Raises: UserError as `read_json` and `from_json` do."""
     return from_json(read_json(path), allowed)
@@ -256,10 +251,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def check_format(values: Any, path: Path) -> None:
     """Raises: UserError when a config.json or run.json has another format than `FORMAT`, or none."""
-    found = values.get("format", 1) if isinstance(values, dict) else None
-    if found != FORMAT:
-        before = " (before 0.1.0)" if found == 1 else ""
-        raise UserError(f"{path} has format {found}{before}; this version reads {FORMAT}; train the run anew")
+    version = values.get("format", 1) if isinstance(values, dict) else None
+    if version != FORMAT:
+        before = " (before 0.1.0)" if version == 1 else ""
+        raise UserError(f"{path} has format {version}{before}; this version reads {FORMAT}; train the run anew")
 
 
 def with_defaults(saved: Any) -> Any:

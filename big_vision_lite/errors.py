@@ -22,10 +22,10 @@ class BadImageError(UserError):
         return type(self), (self.example_id, self.reason)
 
 
-def nearest(name: str, valid: Iterable[str], limit: int = 3) -> str:
+def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint for a misspelt name: ``"; did you mean 'train'?"``, or the valid names where none is close."""
     names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=limit, cutoff=0.5)
+    close = difflib.get_close_matches(name, names, cutoff=0.5)
     if close:
         return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
     if not names:

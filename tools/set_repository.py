@@ -1,6 +1,6 @@
 """Set the URL of this repository everywhere it is named. The one that counts is in pyproject.toml.
 
-    python tools/set_repository.py https://github.com/NAME/big_vision_lite
+    python tools/set_repository.py URL
 """
 
 from __future__ import annotations

@@ -13,7 +13,9 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import Array, lax
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 Pair = tuple[int, int]
@@ -25,11 +27,18 @@ _TINY = 3
 """Output height up to which products win for everything."""
 
 
-def conv_general_dilated(lhs, rhs, window_strides, padding, lhs_dilation=None, rhs_dilation=None,
-                         dimension_numbers=None, feature_group_count=1, precision=None, out_sharding=None):
+def conv_general_dilated(lhs, rhs, window_strides, padding, *, rhs_dilation=None, **_):
     """A replacement for ``lax.conv_general_dilated`` inside ``nnx.Conv``: NHWC, explicit padding, one group."""
-    del lhs_dilation, dimension_numbers, feature_group_count, precision, out_sharding
     return conv2d(lhs, rhs, tuple(window_strides), tuple(map(tuple, padding)), tuple(rhs_dilation or (1, 1)))
+
+
+def same_conv(inputs: int, outputs: int, size: int, *, kernel_init: nnx.Initializer, dtype: DTypeLike, rngs: nnx.Rngs,
+              stride: int = 1, dilation: int = 1, use_bias: bool = True, kind: type[nnx.Conv] = nnx.Conv) -> nnx.Conv:
+    """A convolution of odd ``size`` with symmetric padding."""
+    pad = dilation * (size // 2)
+    return kind(inputs, outputs, (size, size), strides=(stride, stride), padding=((pad, pad), (pad, pad)),
+                kernel_dilation=(dilation, dilation), use_bias=use_bias, dtype=dtype, kernel_init=kernel_init,
+                conv_general_dilated=conv_general_dilated, rngs=rngs)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

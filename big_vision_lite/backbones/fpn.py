@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax.numpy as jnp
 from flax import nnx
@@ -11,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from big_vision_lite.backbones.backbone import ModuleList
-from big_vision_lite.backbones.conv import conv_general_dilated
+from big_vision_lite.backbones.conv import same_conv
 
 
 class FeaturePyramid(nnx.Module):
@@ -19,14 +20,10 @@ class FeaturePyramid(nnx.Module):
     channels at the same resolutions plus one coarser: res2 to res5 give P2 to P6."""
 
     def __init__(self, inputs: Sequence[int], channels: int, dtype: DTypeLike, rngs: nnx.Rngs):
-        def conv(channels_in: int, size: int) -> nnx.Conv:
-            pad = (size // 2, size // 2)
-            return nnx.Conv(channels_in, channels, (size, size), padding=(pad, pad), dtype=dtype,
-                            kernel_init=nnx.initializers.variance_scaling(1.0, "fan_in", "uniform"),
-                            conv_general_dilated=conv_general_dilated, rngs=rngs)
-
-        self.inner = ModuleList([conv(channels_in, 1) for channels_in in inputs])
-        self.outer = ModuleList([conv(channels, 3) for _ in inputs])
+        init = nnx.initializers.variance_scaling(1.0, "fan_in", "uniform")
+        conv = partial(same_conv, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.inner = ModuleList([conv(channels_in, channels, 1) for channels_in in inputs])
+        self.outer = ModuleList([conv(channels, channels, 3) for _ in inputs])
 
     def __call__(self, features: Sequence[Float[Array, "b _ _ _"]]) -> tuple[Float[Array, "b _ _ c"], ...]:
         coarser, maps = None, []

@@ -101,8 +101,7 @@ def _statistics(x: Float[Array, "g n h w c"]) -> tuple[Float[Array, "g c"], Floa
     return mean, jnp.maximum((x * x).mean((1, 2, 3)) - mean * mean, 0.0)
 
 
-def _affine(x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float,
-            dtype: DTypeLike) -> Array:
+def _affine(x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float, dtype: DTypeLike) -> Array:
     y = (x.astype(jnp.float32) - mean) * (jax.lax.rsqrt(var + epsilon) * scale) + bias
     return y.astype(dtype)
 
@@ -119,5 +118,4 @@ class StandardizedConv(nnx.Conv):
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
         kernel = standardize(self.kernel[...])
-        return conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.strides, self.padding,
-                      self.kernel_dilation)
+        return conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.strides, self.padding, self.kernel_dilation)

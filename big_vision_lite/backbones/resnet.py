@@ -7,6 +7,7 @@ ResNets, so that weights go both ways.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -17,7 +18,7 @@ from jax import Array
 from jaxtyping import Float, UInt8, UInt32
 
 from big_vision_lite.backbones.backbone import Backbone, BackboneModule, Keys, ModuleList, PixelNormalization
-from big_vision_lite.backbones.conv import conv_general_dilated
+from big_vision_lite.backbones.conv import same_conv
 from big_vision_lite.backbones.norm import BatchNorm, GroupNorm, StandardizedConv
 from big_vision_lite.errors import UserError
 
@@ -54,11 +55,11 @@ class ResNet(Backbone):
     """Start every block as the identity, by a zero scale in its last norm (Goyal et al. 2017)."""
     drop_path: float = 0.0
     """Stochastic depth (Huang et al. 2016): the chance that training skips the residual branch of the last block for an
-    image, falling linearly to the first block. What is not skipped is scaled up, so that its expectation stays."""
+    image, falling linearly to the first block. The other branches are scaled up, which preserves the expectation."""
     pixels: PixelNormalization = PixelNormalization()
     """How uint8 pixels become the network's input."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What convolutions compute in. Parameters and statistics are always float32."""
+    """Type of the convolutions. Parameters and statistics are always float32."""
 
     def __post_init__(self) -> None:
         if self.depth not in BLOCKS:
@@ -74,14 +75,10 @@ class ResNet(Backbone):
         return ResNetModule(self, rngs)
 
 
-def _conv(config: ResNet, inputs: int, outputs: int, size: int, *, stride: int = 1, dilation: int = 1,
-          rngs: nnx.Rngs) -> nnx.Module:
+def _conv(config: ResNet, rngs: nnx.Rngs) -> Callable[..., nnx.Conv]:
     kind = StandardizedConv if isinstance(config.norm, GroupNorm) else nnx.Conv
-    pad = dilation * (size // 2)
-    return kind(inputs, outputs, (size, size), strides=(stride, stride), padding=((pad, pad), (pad, pad)),
-                kernel_dilation=(dilation, dilation), use_bias=False, dtype=jnp.dtype(config.dtype),
-                kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
-                conv_general_dilated=conv_general_dilated, rngs=rngs)
+    init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+    return partial(same_conv, kernel_init=init, dtype=jnp.dtype(config.dtype), rngs=rngs, use_bias=False, kind=kind)
 
 
 def _norm(config: ResNet, channels: int, rngs: nnx.Rngs, last: bool = False) -> nnx.Module:
@@ -108,7 +105,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: ResNet, number: int, inputs: int, channels: int, stride: int,
                  dilation: tuple[int, int], rngs: nnx.Rngs):
-        conv, norm = partial(_conv, config, rngs=rngs), partial(_norm, config, rngs=rngs)
+        conv, norm = _conv(config, rngs), partial(_norm, config, rngs=rngs)
         first, rest = dilation  # a dilated stage's first block still sees features of the stage before
         self.number, self.drop_path = number, config.drop_path * number / sum(BLOCKS[config.depth])
         self.bottleneck = config.depth >= 50
@@ -125,8 +122,7 @@ class Block(nnx.Module):
         if self.project:
             self.shortcut, self.shortcut_norm = conv(inputs, outputs, 1, stride=stride), norm(outputs)
 
-    def __call__(self, x: Float[Array, "b h w c"], train: bool,
-                 keys: Keys = None) -> Float[Array, "b h2 w2 c2"]:
+    def __call__(self, x: Float[Array, "b h w c"], train: bool, keys: Keys = None) -> Float[Array, "b h2 w2 c2"]:
         y = nnx.relu(self.norm1(self.conv1(x), train))
         y = self.norm2(self.conv2(y), train)
         if self.bottleneck:
@@ -149,7 +145,7 @@ class ResNetModule(BackboneModule):
         base = [round(64 * config.width * 2**i) for i in range(4)]
         expansion = 4 if config.depth >= 50 else 1
         size, stem_stride = STEMS[config.stem]
-        self.stem = _conv(config, 3, base[0], size, stride=stem_stride, rngs=rngs)
+        self.stem = _conv(config, rngs)(3, base[0], size, stride=stem_stride)
         self.stem_norm = _norm(config, base[0], rngs)
         stride, channels, stages, strides = 4, base[0], [], []
         dilation, number = 1, 0

@@ -7,6 +7,7 @@ convolution (3 pixels) and before max-pooling (1 pixel).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -16,6 +17,7 @@ from jax import Array
 from jaxtyping import Float, UInt8
 
 from big_vision_lite.backbones.backbone import Backbone, BackboneModule, Keys, ModuleList, PixelNormalization
+from big_vision_lite.backbones.conv import same_conv
 from big_vision_lite.backbones.norm import GroupNorm, StandardizedConv
 from big_vision_lite.backbones.resnet import BLOCKS
 from big_vision_lite.errors import UserError
@@ -37,7 +39,7 @@ class ResNetV2(Backbone):
     pixels: PixelNormalization = PixelNormalization()
     """How uint8 pixels become the network's input. BiT's is the default, [-1, 1]."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What convolutions compute in. Parameters are always float32."""
+    """Type of the convolutions. Parameters are always float32."""
 
     def __post_init__(self) -> None:
         if self.depth not in DEPTHS:
@@ -51,14 +53,11 @@ class ResNetV2(Backbone):
         return ResNetV2Module(self, rngs)
 
 
-def _conv(config: ResNetV2, inputs: int, outputs: int, size: int, *, stride: int = 1,
-          rngs: nnx.Rngs) -> nnx.Module:
-    pad = size // 2
+def _conv(config: ResNetV2, rngs: nnx.Rngs) -> Callable[..., nnx.Conv]:
     # Never zeros: the derivative of standardisation is 1e5 there.
     init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
-    return StandardizedConv(inputs, outputs, (size, size), strides=(stride, stride), padding=((pad, pad), (pad, pad)),
-                            kernel_dilation=(1, 1), use_bias=False, dtype=jnp.dtype(config.dtype), kernel_init=init,
-                            rngs=rngs)
+    return partial(same_conv, kernel_init=init, dtype=jnp.dtype(config.dtype), rngs=rngs, use_bias=False,
+                   kind=StandardizedConv)
 
 
 def _norm(config: ResNetV2, channels: int, rngs: nnx.Rngs) -> nnx.GroupNorm:
@@ -71,7 +70,7 @@ class PreActivationBlock(nnx.Module):
     first norm's output."""
 
     def __init__(self, config: ResNetV2, inputs: int, channels: int, stride: int, rngs: nnx.Rngs):
-        conv, norm, outputs = partial(_conv, config, rngs=rngs), partial(_norm, config, rngs=rngs), 4 * channels
+        conv, norm, outputs = _conv(config, rngs), partial(_norm, config, rngs=rngs), 4 * channels
         self.norm1, self.conv1 = norm(inputs), conv(inputs, channels, 1)
         self.norm2, self.conv2 = norm(channels), conv(channels, channels, 3, stride=stride)
         self.norm3, self.conv3 = norm(channels), conv(channels, outputs, 1)
@@ -96,7 +95,7 @@ class ResNetV2Module(BackboneModule):
     def __init__(self, config: ResNetV2, rngs: nnx.Rngs):
         self.config = config
         base = [round(64 * config.width) * 2**i for i in range(4)]
-        self.stem = _conv(config, 3, base[0], 7, stride=2, rngs=rngs)
+        self.stem = _conv(config, rngs)(3, base[0], 7, stride=2)
         channels, stages = base[0], []
         for i, (count, width) in enumerate(zip(BLOCKS[config.depth], base, strict=True)):
             blocks = []

@@ -34,7 +34,8 @@ COMMON_FIELDS = ("steps", "train.batch_size", "optimizer.learning_rate", "optimi
 
 def parse(kind: type[Options], arguments: list[str], program: str, default: Options | None = None,
           description: str | None = None) -> Options:
-    """Parse arguments as ``kind``. On --help, and on a wrong argument with the nearest valid ones, prints and exits."""
+    """Parse arguments as ``kind``. Exits after printing help (for --help), or the nearest valid argument (for a wrong
+    one)."""
     given = {} if default is None else {"default": default}
 
     def cli() -> Options:
@@ -71,10 +72,10 @@ def parse_with_config(kind: type[Options], arguments: list[str], command: str,
 
     Args:
       kind: a dataclass of the command's own options.
-      processes: whether the options of `training.distributed.Processes` belong to the command.
+      processes: whether the command also takes the options of `training.distributed.Processes`.
 
     Returns:
-      The experiment, the options, and with ``processes`` those.
+      The experiment, the command's options and, with ``processes``, the `Processes`.
 
     Raises:
       UserError: there is no CONFIG, it returns no experiment, or as `config.load`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -21,8 +21,6 @@ class Inspect:
     """A folder, a json, csv or config file, or the name of a TFDS dataset; see `bvl help`."""
     out: Path | None = None
     """The contact sheet; by default NAME.png in this folder."""
-    curated: bool = True
-    """For a config: apply its curation."""
 
 
 def inspect(arguments: list[str]) -> int:
@@ -30,7 +28,7 @@ def inspect(arguments: list[str]) -> int:
     from big_vision_lite.commands.sources import input_of, source_of
     from big_vision_lite.data.tools.inspect import inspect
 
-    inputs = input_of(options.source) if options.curated else None
+    inputs = input_of(options.source)
     dataset = inputs.open() if inputs else source_of(options.source).open()
     name = Path(options.source.partition(":")[0]).stem
     inspect(dataset, options.source, options.out or Path(f"{name}.png"))
@@ -71,7 +69,7 @@ def prepare(arguments: list[str]) -> int:
     folder = prepare({name: source.open() for name, source in sources.items()}, Path(data_dir), options.name,
                      processes=options.processes, on_bad_image=options.on_bad_image)
     for name in sources:
-        label_index(Tfds(options.name, name, data_dir).open(), folder / "label_index")
+        label_index(Tfds(options.name, name, data_dir).open(), beside=True)
     print(f"{folder} is ready: Tfds({options.name!r}, SPLIT) with " + ", ".join(sources))
     return 0
 
@@ -102,10 +100,6 @@ class Duplicates:
     """Folder or bucket that all the runner's machines can write to."""
     workers: int | None = None
     """Threads on this machine; by default one per core."""
-    on_bad_image: Literal["list", "raise"] = "list"
-    """Whether an unreadable image is listed in unreadable.csv or raises an error."""
-    pairs_shown: int = 200
-    """Pairs in pairs.html, the doubtful ones first."""
 
 
 def duplicates(arguments: list[str]) -> int:
@@ -126,8 +120,7 @@ def duplicates(arguments: list[str]) -> int:
     summary = find_duplicates(
         input_of(options.train) or source_of(options.train), against, options.out, options.threshold,
         min_correlation=options.min_correlation, runner=options.runner, beam_options=options.beam_options,
-        shared=options.shared, workers=options.workers, on_bad_image=options.on_bad_image,
-        pairs_shown=options.pairs_shown, **embed)
+        shared=options.shared, workers=options.workers, **embed)
     for name, counts in summary.against.items():
         print(f"{name}: {counts.with_duplicates:,} of {counts.images:,} images have near-duplicates in {options.train}")
     print(f"exclude {summary.excluded:,} of {summary.train_images:,} training images with "

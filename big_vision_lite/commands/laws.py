@@ -65,14 +65,14 @@ def laws(arguments: list[str]) -> int:
         comparison = extrapolation.compare(curve, all_laws(options.chance))
         if options.law is not None:
             comparison = _choose(comparison, options.law)
-        samples = fitting.bootstrap(comparison.fit, curve, options.bootstrap)
-        fitted.append(extrapolation.ChosenLaw(comparison, samples))
+        law = extrapolation.ChosenLaw(comparison, fitting.bootstrap(comparison.fit, curve, options.bootstrap))
+        fitted.append(law)
         points = int((~curve.held_out).sum())
         print(f"{curve.name or options.file}: {points} points at {curve.train.sizes} sizes"
               + (f", {int(curve.held_out.sum())} held out" if curve.held_out.any() else ""))
-        print(_columns(extrapolation.law_table(comparison, samples)))
+        print(_columns(extrapolation.law_table(law)))
         for error in options.target_error:
-            print(extrapolation.estimate_size(comparison.fit, curve, samples, error))
+            print(extrapolation.estimate_size(law, error))
         print()
     print("fit, inner, extrapolate: RMS of the log error. inner: of a fit to the sizes up to half the largest, on the\n"
           "rest; this alone is the criterion of the choice. Intervals: 95 %, bootstrap over seeds and points.")
@@ -92,12 +92,12 @@ def _check_bootstrap(samples: int) -> None:
 def _choose(comparison, name: str):
     """The same comparison with another law. Raises: UserError when there is no such law, or it was not fitted."""
     by_name = {score.law.name.split(" ")[0]: score for score in comparison.scores}
-    chosen = by_name.get(name.split(" ")[0])
-    if chosen is None:
+    score = by_name.get(name.split(" ")[0])
+    if score is None:
         raise UserError(f"--law {name!r}: no such law" + nearest(name, by_name))
-    if chosen.fit is None:
-        raise UserError(f"--law {name!r}: {chosen.note}, the curve has {comparison.curve.train.sizes}")
-    return dataclasses.replace(comparison, chosen=chosen)
+    if score.fit is None:
+        raise UserError(f"--law {name!r}: {score.note}, the curve has {comparison.curve.train.sizes}")
+    return dataclasses.replace(comparison, chosen=score)
 
 
 def _columns(cells: list[list[str]]) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -15,7 +17,7 @@ from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.system.cache import cache_dir
 from big_vision_lite.system.cores import usable_cores
-from big_vision_lite.training.distributed import Processes, join
+from big_vision_lite.training.distributed import Processes, join, leaving_on_error
 
 CACHE_BYTES = 10 * 2**30
 """Size of the cache of compiled programs; the least recently used go first."""
@@ -69,6 +71,20 @@ def set_up_jax(experiment: Experiment, processes: Processes | None = None) -> No
         raise UserError(f"JAX finds no device: {error}") from None
 
 
+def run_training(experiment: Experiment, workdir: Path, processes: Processes | None = None, **options: Any) -> int:
+    """Make JAX ready, train, and return the exit code. ``options``: those of `training.loop.train`."""
+    set_up_jax(experiment, processes)
+    from big_vision_lite.training.loop import Stopped, train
+
+    with leaving_on_error():
+        try:
+            train(experiment, workdir, **options)
+        except Stopped as stop:
+            print(f"bvl: {stop}", file=sys.stderr)
+            return stop.code
+    return 0
+
+
 def remove_incomplete_programs(folder: Path) -> None:
     """Remove compiled programs whose writing was interrupted.
 
@@ -82,14 +98,15 @@ def remove_incomplete_programs(folder: Path) -> None:
                     program.unlink()
 
 
-def _cpu_devices(experiment: Experiment, processes: Processes, limit: int = 8) -> int:
-    """Number of CPU devices for a run: at most one per core, and such that batches divide. XLA computes much of a
-    convolution's step on one core, so only a batch split over devices keeps all cores busy (docs/performance.md)."""
+def _cpu_devices(experiment: Experiment, processes: Processes) -> int:
+    """Number of CPU devices for a run: at most one per core, at most 8, and such that batches divide. XLA computes much
+    of a convolution's step on one core, so only a batch split over devices keeps all cores busy
+    (docs/performance.md)."""
     count = processes.processes or 1
     local = count if processes.on_this_machine else 1
     batches = [experiment.train.batch_size // experiment.grad_accum_steps]
     batches += [inputs.batch_size for inputs in experiment.evals.values()]
-    devices = min(max(usable_cores() // local, 1), limit)
+    devices = min(max(usable_cores() // local, 1), 8)
     while devices > 1 and (any(size % (devices * count) for size in batches)
                            or devices * count % experiment.mesh.fsdp):
         devices -= 1

@@ -65,5 +65,5 @@ def _formats() -> list[type[Source]]:
     """The classes of data/sources/, by precedence."""
     for module in pkgutil.iter_modules(sources.__path__, sources.__name__ + "."):
         importlib.import_module(module.name)
-    found = [kind for kind in Source.__subclasses__() if kind.__module__.startswith(sources.__name__)]
-    return sorted(found, key=lambda kind: (-kind.precedence, kind.__module__))
+    formats = [kind for kind in Source.__subclasses__() if kind.__module__.startswith(sources.__name__)]
+    return sorted(formats, key=lambda kind: (-kind.precedence, kind.__module__))

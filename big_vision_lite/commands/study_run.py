@@ -10,10 +10,10 @@ from typing import Annotated
 import tyro
 
 from big_vision_lite.commands.arguments import Imports, parse
-from big_vision_lite.commands.setup import set_up_jax
+from big_vision_lite.commands.setup import run_training
 from big_vision_lite.config import read
 from big_vision_lite.errors import UserError
-from big_vision_lite.training.distributed import Processes, leaving_on_error
+from big_vision_lite.training.distributed import Processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,6 @@ class RunOptions:
 def train_one(arguments: list[str]) -> int:
     """Returns the process's exit code."""
     from big_vision_lite.scaling.studies.results import final_metrics
-    from big_vision_lite.training.loop import Stopped, train
     from big_vision_lite.training.watchdog import PATIENCE
 
     try:
@@ -46,17 +45,11 @@ def train_one(arguments: list[str]) -> int:
         if experiment.transfer.init and init.parent == options.workdir.resolve().parent:
             before = read(options.config.with_name(f"{init.name}.json"), options.imports)
             final_metrics(init, before)  # a run of the same study, which must be done
-        set_up_jax(experiment, options.processes if options.alone else None)
-        with leaving_on_error():
-            try:
-                train(experiment, options.workdir, watchdog=PATIENCE)
-            except Stopped as stop:
-                print(f"bvl: {stop}", file=sys.stderr)
-                return stop.code
+        return run_training(experiment, options.workdir, options.processes if options.alone else None,
+                            watchdog=PATIENCE)
     except UserError as error:
         print(f"bvl: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

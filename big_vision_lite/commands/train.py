@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import textwrap
 from pathlib import Path
 from typing import Annotated
@@ -30,21 +29,12 @@ class Train:
 
 def train(arguments: list[str]) -> int:
     experiment, options, processes = parse_with_config(Train, arguments, "train", processes=True)
-    from big_vision_lite.commands.setup import set_up_jax
-    from big_vision_lite.training.distributed import leaving_on_error
+    from big_vision_lite.commands.setup import run_training
     from big_vision_lite.training.watchdog import PATIENCE
 
-    set_up_jax(experiment, processes)
-    from big_vision_lite.training.loop import Stopped, train
-
     watchdog = PATIENCE if options.watchdog is None else options.watchdog
-    with leaving_on_error():
-        try:
-            train(experiment, options.workdir, options.profile, watchdog, options.wandb)
-        except Stopped as stop:
-            print(f"bvl: {stop}", file=sys.stderr)
-            return stop.code
-    return 0
+    return run_training(experiment, options.workdir, processes, profile=options.profile, watchdog=watchdog,
+                        wandb=options.wandb)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +65,6 @@ class BenchStep:
     """Steps before them."""
     classes: int | None = None
     """Number of classes, to measure on noise instead of the data's first batch; detection then suppresses less."""
-    out: Path | None = None
-    """JSON file for all measurements."""
 
 
 def bench_step(arguments: list[str]) -> int:
@@ -87,7 +75,7 @@ def bench_step(arguments: list[str]) -> int:
     from big_vision_lite.launch.preflight import dataset_info
     from big_vision_lite.runs.benchmark import bench_step
 
-    bench_step(experiment, dataset_info(experiment, options.classes), options.repeat, options.warm_up, options.out)
+    bench_step(experiment, dataset_info(experiment, options.classes), options.repeat, options.warm_up)
     return 0
 
 

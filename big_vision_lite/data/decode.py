@@ -32,8 +32,8 @@ MAX_PIXELS = 178_956_970
 """Larger images of other formats, which are always decoded in full, are refused. It is Pillow's limit."""
 
 MILD_SHRINK = 1.5
-"""Up to this factor bilinear interpolation is as close to an ideal (Lanczos) resize as the mean over areas;
-beyond, it aliases: on a photo of fine structure 33 dB against 34 at 1.5, 27 against 34 at 1.9."""
+"""Up to this factor, bilinear interpolation is about as close to an ideal (Lanczos) resize as the mean over areas is;
+above it, it aliases. On a photo with fine structure: 33 dB against 34 at a factor of 1.5, 27 against 34 at 1.9."""
 
 MAX_SCRATCH = 16_000_000
 """Bytes above which a thread's scratch buffer is not kept for the next image."""
@@ -46,7 +46,7 @@ class DecodeError(ValueError):
 
 
 class Header(NamedTuple):
-    """What can be known of an image without decoding it."""
+    """What is known about an image before it is decoded."""
 
     height: int  # of the upright image, in pixels
     width: int
@@ -153,8 +153,8 @@ def decode_crop_resize(
 
     eighths = 8
     if header.reader == "jpeg":
-        enough = (n for n in (1, 2, 4) if height * n >= 8 * out_height and width * n >= 8 * out_width)
-        eighths = next(enough, 8)
+        sufficient = (n for n in (1, 2, 4) if height * n >= 8 * out_height and width * n >= 8 * out_width)
+        eighths = next(sufficient, 8)
     pixels = _pixels(image, header, eighths)
     rows = _whole_pixels(top, height, eighths, pixels.shape[0])
     columns = _whole_pixels(left, width, eighths, pixels.shape[1])

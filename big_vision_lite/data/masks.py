@@ -22,10 +22,7 @@ def class_mask(example: Example, size: tuple[int, int]) -> np.ndarray:
     Raises:
       BadImageError: it has another size, holds colours instead of classes, is damaged, or has values above 255.
     """
-    mask, id_ = example["class_mask"], example["id"]
-    if isinstance(mask, bytes):
-        mask = decode_mask(mask, id_)
-    mask = mask.reshape(mask.shape[:2]) if mask.ndim == 3 and mask.shape[2] == 1 else mask
+    mask, id_ = mask_values(example, "class_mask"), example["id"]
     if mask.ndim != 2:
         raise BadImageError(id_, f"its mask has shape {list(mask.shape)}; expected [height, width] of class numbers")
     check_mask_size(id_, mask, size)
@@ -34,6 +31,13 @@ def class_mask(example: Example, size: tuple[int, int]) -> np.ndarray:
             raise BadImageError(id_, f"its mask has the value {mask.max()}; expected 0 to 255, for at most 254 classes")
         mask = mask.astype(np.uint8)
     return mask
+
+
+def mask_values(example: Example, name: str) -> np.ndarray:
+    """A mask of an example, decoded if it is a PNG, without an axis for its only channel. Raises: BadImageError."""
+    mask = example[name]
+    mask = decode_mask(mask, example["id"]) if isinstance(mask, bytes) else mask
+    return mask[:, :, 0] if mask.ndim == 3 and mask.shape[2] == 1 else mask
 
 
 def check_mask_size(id_: str, mask: np.ndarray, size: tuple[int, int]) -> None:

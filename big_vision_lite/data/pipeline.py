@@ -81,7 +81,7 @@ class BatchMaker:
         self.dataset, self.inputs, self.targets, self.seed = dataset, inputs, targets, seed
         self.rows = inputs.batch_size // processes
         self.first_row = process * self.rows
-        self._order = self._orders = None
+        self._orders = {}  # the shuffled stream of each bucket
         shapes, self._buckets = inputs.transform.shapes, None
         if len(shapes) > 1:
             which = inputs.transform.bucket(dataset.image_sizes())
@@ -93,41 +93,27 @@ class BatchMaker:
             return len(self._buckets.bucket)
         return -(-len(self.dataset) // self.inputs.batch_size)
 
-    def index(self, position: int) -> int:
-        """The dataset's index at a position of the stream; -1 past the end of an evaluation."""
+    def _index(self, bucket: int, position: int) -> int:
+        """The dataset's index at a position of a bucket's stream; -1 past the end of an evaluation."""
+        members = self._buckets.members[bucket] if self._buckets else range(len(self.dataset))
         if self.seed is None:
-            return position if position < len(self.dataset) else -1
-        if self._order is None:
+            return int(members[position]) if position < len(members) else -1
+        if bucket not in self._orders:
             import grain
 
-            self._order = grain.MapDataset.range(len(self.dataset)).seed(self.seed).shuffle().repeat()
-        return int(self._order[position])
+            seed = bucket_seed(self.seed, bucket) if self._buckets else self.seed
+            self._orders[bucket] = grain.MapDataset.range(len(members)).seed(seed).shuffle().repeat()
+        return int(members[self._orders[bucket][position]])
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_order": None, "_orders": None}  # cheap to rebuild in a worker process
+        return {**self.__dict__, "_orders": {}}  # cheap to rebuild in a worker process
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
         """Raises: BadImageError, unless bad images are masked."""
-        start = int(step) * self.inputs.batch_size + self.first_row
-        positions = range(start, start + self.rows)
-        if self._buckets:
-            bucket, batch = self._buckets.at(int(step))
-            start = batch * self.inputs.batch_size + self.first_row
-            indices = self._bucket_indices(bucket, range(start, start + self.rows))
-            return self.gather(indices, positions, self.inputs.transform.shapes[bucket])
-        return self.gather([self.index(p) for p in positions], positions)
-
-    def _bucket_indices(self, bucket: int, positions: Sequence[int]) -> list[int]:
-        """The dataset's indices at positions of a bucket's stream; -1 past the end of an evaluation."""
-        members = self._buckets.members[bucket]
-        if self.seed is None:
-            return [int(members[p]) if p < len(members) else -1 for p in positions]
-        if self._orders is None:
-            import grain
-
-            self._orders = [grain.MapDataset.range(len(m)).seed(bucket_seed(self.seed, b)).shuffle().repeat()
-                            if len(m) else None for b, m in enumerate(self._buckets.members)]
-        return [int(members[self._orders[bucket][p]]) for p in positions]
+        bucket, batch = self._buckets.at(int(step)) if self._buckets else (0, int(step))
+        first, keys = (k * self.inputs.batch_size + self.first_row for k in (batch, int(step)))
+        indices = [self._index(bucket, position) for position in range(first, first + self.rows)]
+        return self.gather(indices, range(keys, keys + self.rows), self.inputs.transform.shapes[bucket])
 
     def gather(self, indices: Sequence[int], positions: Sequence[int],
                shape: tuple[int, int, int] | None = None) -> dict[str, np.ndarray]:

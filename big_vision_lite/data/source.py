@@ -46,6 +46,10 @@ class ObjectArray(NamedTuple):
     dtype: type
     shape: tuple[int, ...] = ()
     """Of each object's entry."""
+    mirror: tuple[int, ...] | None = None
+    """Set if an entry holds points, in rows of x, y and possibly more, as fractions of the image: for each point the
+    index of the one that takes its place in a mirrored image, as the right eye takes the left eye's. Joint transforms
+    move points like boxes, to pixels of the output."""
 
 
 OBJECT_ARRAYS: dict[str, ObjectArray] = {
@@ -60,8 +64,8 @@ datasets, stored by `prepare`, and filtered with the boxes by curation and by jo
 
 def without_objects(example: Example) -> Example:
     """The example without its objects: boxes, arrays about them and masks."""
-    placed = ("boxes", "box_labels", "instance_mask", "class_mask")
-    return {key: value for key, value in example.items() if key not in placed and key not in OBJECT_ARRAYS}
+    object_keys = {"boxes", "box_labels", "instance_mask", "class_mask", *OBJECT_ARRAYS}
+    return {key: value for key, value in example.items() if key not in object_keys}
 
 
 class DatasetInfo:

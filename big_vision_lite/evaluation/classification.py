@@ -14,8 +14,7 @@ import io
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int, Int32, Num
@@ -25,6 +24,11 @@ from big_vision_lite.errors import UserError
 TOP = 100
 """Predictions per image that mAP@100 considers."""
 
+PERMUTATIONS = 5
+"""Random permutations over which mAP by chance is averaged."""
+MEMORY_BUDGET = 1 << 30
+"""Bytes of scores that are held in memory; more go to a file."""
+
 _TILE_BYTES = 64 << 20  # small in memory, yet long transfers for the disk
 _FEW = 16  # up to about this many thresholds, counting one by one is faster than sorting the values
 
@@ -32,55 +36,30 @@ _FEW = 16  # up to about this many thresholds, counting one by one is faster tha
 class MultiLabelMetrics:
     """Ranking metrics for images with any number of labels.
 
-    Keeps all scores as float32. If they exceed ``memory_budget`` they go to an unnamed temporary file of
+    Keeps all scores as float32. If they exceed `MEMORY_BUDGET` they go to an unnamed temporary file of
     ``examples * classes * 4`` bytes, which is deleted with the accumulator. If the system's temporary folder is in RAM,
-    choose another one.
+    name another one in the environment variable TMPDIR.
 
     Args:
       classes: number of classes.
       examples: maximum number of rows that will be added, without padding.
-      precision_at: the k of each "precision@k"; those above ``classes`` are left out.
-      class_weights: float ``[classes]``, weight of each class in mAP@100, none negative; None: equal weights.
-      memory_budget: bytes of scores to hold in memory.
-      spill_folder: folder of the temporary file; None: the system's temporary folder.
 
     Raises:
-      UserError: sizes or weights are out of range, or the folder is missing or lacks space.
+      UserError: sizes are out of range, or the temporary folder is missing or lacks space.
     """
 
-    def __init__(
-        self,
-        classes: int,
-        examples: int,
-        precision_at: Sequence[int] = (1, 5),
-        class_weights: Num[np.ndarray, " classes"] | None = None,
-        memory_budget: int = 1 << 30,
-        spill_folder: str | Path | None = None,
-    ):
+    def __init__(self, classes: int, examples: int):
         _check_sizes(classes, examples)
-        if any(k < 1 for k in precision_at):
-            raise UserError(f"precision_at={tuple(precision_at)}: each k must be at least 1")
-        weights = np.ones(classes) if class_weights is None else np.asarray(class_weights, np.float64)
-        if weights.shape != (classes,) or not np.isfinite(weights).all() or (weights < 0).any():
-            raise UserError(
-                f"class_weights of shape {weights.shape}: expected {classes} finite numbers, none negative"
-            )
         self.classes = classes
         self.examples = examples
-        self._weights = weights
-        self._store = _Store(classes, examples, memory_budget, spill_folder)
+        self._store = _Store(classes, examples)
         self._pairs: list[Int[np.ndarray, " pairs"]] = []  # class * examples + image
-        self._hits = {k: 0 for k in precision_at if k <= classes}
+        self._hits = {k: 0 for k in (1, 5) if k <= classes}
         self._images_with_positives = 0
         self._top_sum = 0.0
-        self._top_max = 0.0
 
-    def add(
-        self,
-        scores: Float32[np.ndarray, "b classes"],
-        labels: Int32[np.ndarray, "b k"],
-        mask: Bool[np.ndarray, " b"],
-    ) -> None:
+    def add(self, scores: Float32[np.ndarray, "b classes"], labels: Int32[np.ndarray, "b k"],
+            mask: Bool[np.ndarray, " b"]) -> None:
         """Add one batch. ``labels`` are padded with -1; a label repeated within a row counts once.
 
         Raises:
@@ -106,10 +85,7 @@ class MultiLabelMetrics:
         self._images_with_positives += 1
         for k in self._hits:
             self._hits[k] += int(np.count_nonzero(rank <= k))
-        weights = self._weights[true]
-        count = min(len(true), TOP)
-        self._top_sum += (weights * place / rank)[rank <= TOP].sum() / count
-        self._top_max += np.sort(weights)[-count:].sum() / count
+        self._top_sum += (place / rank)[rank <= TOP].sum() / min(len(true), TOP)
 
     def result(self) -> dict[str, float]:
         """The metrics so far, all but the two counts in [0, 1].
@@ -119,51 +95,40 @@ class MultiLabelMetrics:
           without VOC's monotone envelope.
         "mAP_instance": the same, each class weighted by its number of positives.
         "precision@k": share of an image's k best predictions that are true, mean over images with a label.
-        "mAP@100": with P_i the true classes of image i, m_i = min(|P_i|, 100), r the rank of a class in the image (from
-          1) and prec_i(r) the share of true classes among its first r, ::
-
-              sum_i 1/m_i sum_{c in P_i, r_c <= 100} w_c prec_i(r_c)
-              ------------------------------------------------------
-              sum_i 1/m_i (sum of the m_i largest w_c with c in P_i)
-
-          The best ranking gives 1. With equal weights it is the mean over images with a label of the average precision
-          of their top 100. This is the metric of FastEval14k (Chollet 2017, "Xception"), which weights classes by
-          frequency but gives no formula: the normalisers are this library's choice.
+        "mAP@100": mean over images with a label of the average precision of their best 100 predictions: with m true
+          classes in an image, r the rank of a class (from 1) and prec(r) the share of true classes among the first r,
+          1 / min(m, 100) times the sum of prec(r) over the true classes with r up to 100. The best ranking gives 1.
+          FastEval14k (Chollet 2017, "Xception") also weights classes by frequency, but gives no formula.
         "classes_with_positives", "images_with_positives": how many the means are over.
 
         Raises:
-          UserError: no image with a label was added, or all classes that occur have weight 0.
+          UserError: no image with a label was added.
         """
         precision, positives = self._class_precisions(np.arange(self._store.count)[None])
-        if self._top_max == 0:
-            raise UserError("class_weights are 0 for every class that occurs; mAP@100 is undefined")
         images = self._images_with_positives
         return {
             "mAP": float(precision.mean()),
             "mAP_instance": float(np.average(precision[0], weights=positives)),
-            f"mAP@{TOP}": float(self._top_sum / self._top_max),
+            f"mAP@{TOP}": float(self._top_sum / images),
             **{f"precision@{k}": hits / (k * images) for k, hits in self._hits.items()},
             "classes_with_positives": float(len(positives)),
             "images_with_positives": float(images),
         }
 
-    def chance(self, permutations: int = 5, seed: int = 0) -> float:
-        """mAP by chance: the mean over random permutations of the rows of scores.
+    def chance(self) -> float:
+        """mAP by chance: the mean over `PERMUTATIONS` random permutations of the rows of scores.
 
         Rows move as a whole, which keeps the model's preferences for classes and its ties.
 
         Raises:
-          UserError: no image with a label was added, or ``permutations`` is below 1.
+          UserError: no image with a label was added.
         """
-        if permutations < 1:
-            raise UserError(f"permutations={permutations}: expected at least 1")
-        rng = np.random.default_rng(seed)
-        moved = np.stack([rng.permutation(self._store.count) for _ in range(permutations)])
-        return float(self._class_precisions(moved)[0].mean())
+        rng = np.random.default_rng(0)
+        permuted = np.stack([rng.permutation(self._store.count) for _ in range(PERMUTATIONS)])
+        return float(self._class_precisions(permuted)[0].mean())
 
-    def _class_precisions(
-        self, rows: Int[np.ndarray, "q images"]
-    ) -> tuple[Float64[np.ndarray, "q present"], Int[np.ndarray, " present"]]:
+    def _class_precisions(self, rows: Int[np.ndarray, "q images"]
+                          ) -> tuple[Float64[np.ndarray, "q present"], Int[np.ndarray, " present"]]:
         """Average precision and number of positives of each class that occurs, for image i with the scores of image
         ``rows[q, i]``."""
         if not self._images_with_positives:
@@ -197,12 +162,8 @@ class SingleLabelMetrics:
         self._count = 0
         self._correct = {k: 0 for k in (1, 5) if k <= classes}
 
-    def add(
-        self,
-        scores: Float32[np.ndarray, "b classes"],
-        labels: Int32[np.ndarray, "b k"],
-        mask: Bool[np.ndarray, " b"],
-    ) -> None:
+    def add(self, scores: Float32[np.ndarray, "b classes"], labels: Int32[np.ndarray, "b k"],
+            mask: Bool[np.ndarray, " b"]) -> None:
         """Add one batch; ``labels`` are padded with -1.
 
         Raises:
@@ -212,10 +173,8 @@ class SingleLabelMetrics:
         counts = (labels >= 0).sum(axis=1)
         if (counts != 1).any():
             row = np.flatnonzero(counts != 1)[0]
-            raise UserError(
-                f"an image has {counts[row]} labels {labels[row].tolist()}, expected exactly one; "
-                "use MultiLabelMetrics for data with several labels per image"
-            )
+            raise UserError(f"an image has {counts[row]} labels {labels[row].tolist()}, expected exactly one; use "
+                            "MultiLabelMetrics for data with several labels per image")
         true_scores = np.take_along_axis(scores, labels.max(axis=1, keepdims=True), axis=1)
         others = (scores >= true_scores).sum(axis=1) - 1
         self._count += len(scores)
@@ -240,13 +199,13 @@ class _Store:
     is contiguous within each tile.
     """
 
-    def __init__(self, classes: int, examples: int, budget: int, folder: str | Path | None):
+    def __init__(self, classes: int, examples: int):
         self.count = 0
         self._bytes = 4 * classes * examples
         self._tile = np.empty((classes, min(examples, max(1, _TILE_BYTES // (4 * classes)))), np.float32)
         self._file = io.BytesIO()
-        if self._bytes > budget:
-            self._folder = tempfile.gettempdir() if folder is None else str(folder)
+        if self._bytes > MEMORY_BUDGET:
+            self._folder = tempfile.gettempdir()
             try:
                 self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
                 free = shutil.disk_usage(self._folder).free
@@ -257,10 +216,8 @@ class _Store:
                 raise self._full(free)
 
     def _full(self, free: int) -> UserError:
-        return UserError(
-            f"the scores need {self._bytes:,} bytes in {self._folder!r}, where {free:,} are free; "
-            "name another folder as spill_folder or raise memory_budget"
-        )
+        return UserError(f"the scores need {self._bytes:,} bytes in {self._folder!r}, where {free:,} are free; name "
+                         "another folder in the environment variable TMPDIR")
 
     def append(self, rows: Float32[np.ndarray, "b classes"]) -> None:
         tile_rows = self._tile.shape[1]
@@ -313,9 +270,7 @@ def _at_least(values: Num[np.ndarray, " n"], thresholds: Num[np.ndarray, " p"]) 
     return len(values) - np.searchsorted(np.sort(values), thresholds, side="left")
 
 
-def _average_precisions(
-    scores: Num[np.ndarray, " n"], positives: Num[np.ndarray, "q p"]
-) -> Float64[np.ndarray, " q"]:
+def _average_precisions(scores: Num[np.ndarray, " n"], positives: Num[np.ndarray, "q p"]) -> Float64[np.ndarray, " q"]:
     """Average precision if the scores of the positives are ``positives[0]``, ``positives[1]``, ..."""
     counts = _at_least(scores, positives.ravel()).reshape(positives.shape)
     true_counts = np.stack([_at_least(row, row) for row in positives])
@@ -327,18 +282,15 @@ def _check_sizes(classes: int, examples: int) -> None:
         raise UserError(f"classes={classes}, examples={examples}: expected at least 1 of each")
 
 
-def _unmasked(
-    scores: np.ndarray, labels: np.ndarray, mask: np.ndarray, classes: int, room: int
-) -> tuple[Float32[np.ndarray, "rows classes"], Int32[np.ndarray, "rows k"]]:
+def _unmasked(scores: np.ndarray, labels: np.ndarray, mask: np.ndarray, classes: int, room: int
+              ) -> tuple[Float32[np.ndarray, "rows classes"], Int32[np.ndarray, "rows k"]]:
     """The unmasked rows of a batch. Raises: UserError."""
     dtypes = (scores.dtype, labels.dtype, mask.dtype)
     if dtypes != (np.float32, np.int32, np.bool_):
         raise UserError(f"scores, labels, mask are {', '.join(map(str, dtypes))}: expected float32, int32, bool")
     if scores.shape != (len(mask), classes) or labels.ndim != 2 or len(labels) != len(mask):
-        raise UserError(
-            f"scores {scores.shape}, labels {labels.shape}, mask {mask.shape}: "
-            f"expected [b, {classes}], [b, k], [b] with one b"
-        )
+        raise UserError(f"scores {scores.shape}, labels {labels.shape}, mask {mask.shape}: expected [b, {classes}], "
+                        "[b, k], [b] with one b")
     if not mask.all():
         scores, labels = scores[mask], labels[mask]
     if len(scores) > room:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import weakref
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,8 +15,8 @@ from big_vision_lite.evaluation.boxes import Detections, GroundTruth, joined, xy
 from big_vision_lite.evaluation.coco_ap import CocoAp, coco_ap
 from big_vision_lite.evaluation.voc_ap import VocAp, voc_ap
 
-_truths: weakref.WeakKeyDictionary[Dataset, dict[int, tuple[int, GroundTruth]]] = weakref.WeakKeyDictionary()
-"""Image id and objects by index: a run is evaluated many times, but reads the headers of its images only once."""
+_truths: weakref.WeakKeyDictionary[Dataset, dict[int, GroundTruth]] = weakref.WeakKeyDictionary()
+"""Objects by index of the image: a run is evaluated many times, but reads the headers of its images only once."""
 
 
 class DetectionMetrics:
@@ -84,50 +83,48 @@ class DetectionMetrics:
         return table
 
     def write_coco_results(self, path: Path) -> None:
-        """Write results in COCO's format, with the annotations' ids of images and categories; without such, images
-        count from 0 and categories from 1."""
-        ids, rows = category_ids(self.dataset), []
+        """Write results in COCO's format, with the annotations' ids. Raises: UserError, as `category_ids`."""
+        ids, rows = self.category_ids(), []
+        image_ids = getattr(self.dataset, "image_ids", None)
         for image, (labels, boxes, scores) in sorted(self._detections.items()):
-            image_id = self._image_id(image)
+            image_id = int(self.dataset[image]["image_id"] if image_ids is None else image_ids[image])
             rows += [{"image_id": image_id, "category_id": ids[label], "bbox": box, "score": score}
                      for label, box, score in zip(labels.tolist(), xywh(boxes).tolist(), scores.tolist(), strict=True)]
         path.write_text(json.dumps(rows))
 
-    def check_coco_ids(self) -> None:
-        """Raises: UserError when the dataset does not know the annotations' ids."""
-        source = _source_of(self.dataset)
-        if not hasattr(source, "category_ids"):
+    def category_ids(self) -> list[int]:
+        """The annotations' own id of each class. Raises: UserError when the dataset does not know them."""
+        source = self.dataset
+        while not hasattr(source, "category_ids") and isinstance(getattr(source, "source", None), Dataset):
+            source = source.source  # below curation
+        ids = dict(zip(source.classes, getattr(source, "category_ids", ()), strict=False))
+        if not ids.keys() >= set(self.dataset.classes):
             raise UserError(f"{type(source).__name__.removesuffix('Dataset')} does not know COCO's ids of images and "
                             "categories, which a results file needs; take COCO's own json: CocoJson, or on the command "
                             "line --source FILE.json:images=FOLDER")
-
-    def _image_id(self, index: int) -> int:
-        if (ids := getattr(self.dataset, "image_ids", None)) is not None:
-            return int(ids[index])
-        known = _truths.get(self.dataset, {})
-        return known[index][0] if index in known else self.dataset[index].get("image_id", index)
+        return [ids[name] for name in self.dataset.classes]
 
     def _ap(self) -> tuple[CocoAp, VocAp]:
         images, num_classes = sorted(self._detections), len(self.dataset.classes)
         if not images:
             raise UserError("no image was evaluated; expected at least one with an object in it")
-        truth = joined([self._truth(i)[1]._replace(image=np.full(len(self._truth(i)[1].label), place))
-                        for place, i in enumerate(images)])
+        truth = joined([objects._replace(image=np.full(len(objects.label), place))
+                        for place, objects in enumerate(map(self._truth, images))])
         if not len(truth.label):
             raise UserError(f"none of the {len(images):,} images has an annotated object; choose a split with boxes")
         detections = joined([Detections(np.full(len(scores), place), labels, boxes, scores)
                              for place, (labels, boxes, scores) in enumerate(self._detections[i] for i in images)])
         return coco_ap(truth, detections, len(images), num_classes), voc_ap(truth, detections, num_classes)
 
-    def _truth(self, index: int) -> tuple[int, GroundTruth]:
-        known = _truths.setdefault(self.dataset, {})
-        if index not in known:
-            known[index] = truth_of(self.dataset[index], index)
-        return known[index]
+    def _truth(self, index: int) -> GroundTruth:
+        cached = _truths.setdefault(self.dataset, {})
+        if index not in cached:
+            cached[index] = truth_of(self.dataset[index])
+        return cached[index]
 
 
-def truth_of(example: Example, index: int) -> tuple[int, GroundTruth]:
-    """COCO's id of an image (without one, ``index``), and its objects.
+def truth_of(example: Example) -> GroundTruth:
+    """The objects of an image.
 
     Raises:
       BadImageError: the image's header cannot be read.
@@ -144,25 +141,8 @@ def truth_of(example: Example, index: int) -> tuple[int, GroundTruth]:
     count = len(boxes)
     none = np.zeros(count, np.bool_)
     area = example.get("area", (boxes[:, 2:] - boxes[:, :2]).prod(1))
-    return example.get("image_id", index), GroundTruth(
-        np.zeros(count, np.int64), example["box_labels"].astype(np.int64), boxes, area.astype(np.float64),
-        example.get("crowd", none), example.get("difficult", none))
-
-
-def category_ids(dataset: Any) -> tuple[int, ...]:
-    """The annotations' own id of each class; without such, 1, 2, ..."""
-    source = _source_of(dataset)
-    ids = dict(zip(source.classes, getattr(source, "category_ids", ()), strict=False))
-    if all(name in ids for name in dataset.classes):
-        return tuple(ids[name] for name in dataset.classes)
-    return tuple(range(1, len(dataset.classes) + 1))
-
-
-def _source_of(dataset: Any) -> Any:
-    """The dataset below curation."""
-    while not hasattr(dataset, "category_ids") and isinstance(getattr(dataset, "source", None), Dataset):
-        dataset = dataset.source
-    return dataset
+    return GroundTruth(np.zeros(count, np.int64), example["box_labels"].astype(np.int64), boxes,
+                       area.astype(np.float64), example.get("crowd", none), example.get("difficult", none))
 
 
 def _mean(values: np.ndarray) -> float:

@@ -15,6 +15,10 @@ from big_vision_lite.errors import UserError
 
 RIDGES = tuple(2.0**k for k in range(-10, 21, 2))
 """Regularisers to choose from, for standardised features."""
+PENALTIES = (1e-6, 1e-4, 1e-2, 1.0)
+"""L2 penalties of the linear probe to choose from."""
+HELD_OUT = 0.1
+"""Share of the training images on which the linear probe's penalty is chosen."""
 BLOCK = 2048
 """Test images compared with all training images at a time."""
 
@@ -46,14 +50,11 @@ class FeatureSet:
         return len(self.labels)
 
 
-def shots_of(labels: np.ndarray, classes: Sequence[str], seed: int) -> np.ndarray:
+def shots_of(labels: np.ndarray, classes: Sequence[str], seed: int) -> list[np.ndarray]:
     """The row indices of each class in random order. The first s are its s shots, so fewer shots are a subset of
     more."""
     order = np.random.default_rng(seed).permutation(len(labels))
-    rows = np.empty(len(classes), object)
-    for c in range(len(classes)):
-        rows[c] = order[labels[order] == c]
-    return rows
+    return [order[labels[order] == c] for c in range(len(classes))]
 
 
 def few_shot(train: FeatureSet, test: FeatureSet, shots: Sequence[int] = (1, 5, 10, 25),
@@ -155,7 +156,8 @@ def nearest_neighbours(train: FeatureSet, test: FeatureSet, k: int = 20, tempera
     """
     if len(train) < k:
         raise UserError(f"{len(train)} training images are fewer than k={k} neighbours")
-    bank, queries = (_normalized(f.values) for f in (train, test))
+    bank, queries = (s.values / np.maximum(np.linalg.norm(s.values, axis=1, keepdims=True), 1e-12)
+                     for s in (train, test))
     one_hot = np.eye(len(train.classes), dtype=np.float32)[train.labels]
     correct = 0
     for start in range(0, len(queries), BLOCK):
@@ -167,37 +169,28 @@ def nearest_neighbours(train: FeatureSet, test: FeatureSet, k: int = 20, tempera
     return correct / len(test)
 
 
-def _normalized(x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-
-
-def linear_probe(train: FeatureSet, test: FeatureSet, penalties: Sequence[float] = (1e-6, 1e-4, 1e-2, 1.0),
-                 held_out: float = 0.1, seed: int = 0, iterations: int = 300) -> float:
+def linear_probe(train: FeatureSet, test: FeatureSet) -> float:
     """Top-1 of multinomial logistic regression by L-BFGS on standardised features.
 
-    Args:
-      penalties: to choose from on held-out training images; half of it times the squared weights is added to the mean
-        loss.
-      held_out: their share. The final fit uses all training images.
+    The penalty is chosen on held-out training images; the final fit uses all of them.
     """
     def fit(rows: np.ndarray | slice, penalty: float) -> LogisticRegression:
-        return LogisticRegression(train.values[rows], train.labels[rows], len(train.classes), penalty, iterations)
+        return LogisticRegression(train.values[rows], train.labels[rows], len(train.classes), penalty)
 
-    order = np.random.default_rng(seed).permutation(len(train))
-    split = max(1, round(held_out * len(train)))
+    order = np.random.default_rng(0).permutation(len(train))
+    split = max(1, round(HELD_OUT * len(train)))
     validation, rest = order[:split], order[split:]
-    penalty = penalties[0]
-    if len(penalties) > 1:
-        accuracy = [np.mean(fit(rest, p)(train.values[validation]).argmax(1) == train.labels[validation])
-                    for p in penalties]
-        penalty = penalties[_last_best(accuracy)]
+    accuracy = [np.mean(fit(rest, p)(train.values[validation]).argmax(1) == train.labels[validation])
+                for p in PENALTIES]
+    penalty = PENALTIES[_last_best(accuracy)]
     return float(np.mean(fit(slice(None), penalty)(test.values).argmax(1) == test.labels))
 
 
 class LogisticRegression:
-    """Multinomial logistic regression; the intercept is not penalised."""
+    """Multinomial logistic regression. Half of ``penalty`` times the squared weights is added to the mean loss; the
+    intercept is not penalised."""
 
-    def __init__(self, x: np.ndarray, labels: np.ndarray, num_classes: int, penalty: float, iterations: int = 300):
+    def __init__(self, x: np.ndarray, labels: np.ndarray, num_classes: int, penalty: float):
         from scipy.optimize import minimize
 
         scale = x.std(0)
@@ -220,7 +213,7 @@ class LogisticRegression:
             return value + 0.5 * penalty * float((weights**2).sum()), gradient.astype(np.float64)
 
         start = np.zeros((z.shape[1] + 1) * num_classes)
-        fit = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": iterations})
+        fit = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 300})
         self.weights, self.bias = unpacked(fit.x)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:

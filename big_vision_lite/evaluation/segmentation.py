@@ -100,8 +100,8 @@ def mask_at_original_size(scores: Float32[np.ndarray, "gh gw k"], canvas: tuple[
 
 
 def bilinear(cells: int, canvas: int, size: int, original: int) -> Float32[np.ndarray, "original cells"]:
-    """Along one axis, the weights of ``cells`` that cover ``canvas`` pixels, for ``original`` pixels that cover the
-    first ``size`` of these."""
+    """Bilinear interpolation along one axis, as a matrix: from ``cells`` that span ``canvas`` pixels to ``original``
+    pixels that span the first ``size`` of these."""
     position = (np.arange(original) + 0.5) * (size / original) * (cells / canvas) - 0.5
     position = np.clip(position, 0, cells - 1)
     low = np.minimum(position.astype(np.int64), max(cells - 2, 0))

@@ -112,11 +112,10 @@ class Classification(Head):
         return MainMetric("mAP" if data.multi_label else "top1")
 
     def _probabilities(self, logits: np.ndarray) -> np.ndarray:
+        from scipy.special import expit, softmax
+
         logits = logits.astype(np.float64)
-        if self.loss_kind == "sigmoid":
-            return 1.0 / (1.0 + np.exp(-logits))
-        probabilities = np.exp(logits - logits.max(-1, keepdims=True))
-        return probabilities / probabilities.sum(-1, keepdims=True)
+        return expit(logits) if self.loss_kind == "sigmoid" else softmax(logits, axis=-1)
 
     def to_json(self, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
                 classes: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -66,7 +66,7 @@ class Metrics(abc.ABC):
         """The metrics so far; always with "loss" and "images"."""
 
     def check_results(self) -> None:
-        """Called before an evaluation that is to end in ``write_results``.
+        """Called before an evaluation whose predictions ``write_results`` is to write.
 
         Raises:
           UserError: the task has no format for predictions, or the data lacks the ids that it needs.
@@ -93,8 +93,8 @@ class Head(abc.ABC):
     def targets(self, example: Example) -> dict[str, np.ndarray]:
         """What the loss needs of one transformed example, in shapes that are the same for every example.
 
-        For an empty slot, ``example`` has an empty ``id`` and no labels. An image without any annotations, which is
-        there to be predicted, has ``unlabelled``: True.
+        For an empty slot, ``example`` has an empty ``id`` and no labels. An image that is only to be predicted
+        has ``unlabelled``: True.
         """
 
     @abc.abstractmethod

@@ -35,7 +35,7 @@ class Cluster:
 
     kind: ClassVar[str]
     program: ClassVar[str]
-    """Needed on this machine to launch."""
+    """Program that must be installed here to launch."""
     runs: str
     """Parent of the run folders: a path on every host, or gs://BUCKET/FOLDER."""
     environment: dict[str, str] = dataclasses.field(default_factory=dict)

@@ -6,6 +6,7 @@ Everything that comes from a config, a command line or a TOML file is quoted for
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import math
 import re
@@ -45,9 +46,11 @@ def render(cluster: Cluster, name: str, config: str, overrides: Sequence[str] = 
     path = PurePosixPath(config.partition(".py:")[0])
     if isinstance(cluster, Gcloud | SkyPilot) and (path.is_absolute() or ".." in path.parts):
         raise UserError(f"config {config!r}: hosts have only the repository; expected a path within it")
-    workdir, overrides = _workdir(list(overrides), f"{cluster.runs.rstrip('/')}/{name}")
-    arguments = ["-m", "big_vision_lite", "train", config, "--workdir", workdir, *overrides]
-    return render_job(cluster, name, arguments, workdir)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--workdir", default=f"{cluster.runs.rstrip('/')}/{name}")
+    options, others = parser.parse_known_args(overrides)
+    arguments = ["-m", "big_vision_lite", "train", config, "--workdir", options.workdir, *others]
+    return render_job(cluster, name, arguments, options.workdir)
 
 
 def render_job(cluster: Cluster, name: str, arguments: Sequence[str], workdir: str) -> Job:
@@ -72,15 +75,6 @@ def cloud_name(text: str) -> str:
     """A name that clouds accept, made of any text."""
     name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     return (name if name[:1].isalpha() else f"run-{name}".strip("-"))[:60].strip("-")
-
-
-def _workdir(overrides: list[str], default: str) -> tuple[str, list[str]]:
-    for i, word in enumerate(overrides):
-        if word == "--workdir" and i + 1 < len(overrides):
-            return overrides[i + 1], overrides[:i] + overrides[i + 2:]
-        if word.startswith("--workdir="):
-            return word.partition("=")[2], overrides[:i] + overrides[i + 1:]
-    return default, overrides
 
 
 def _gcloud(cluster: Gcloud, name: str, arguments: Sequence[str], workdir: str) -> Job:

@@ -1,4 +1,4 @@
-"""Whether two images show the same: the correlation of their details, also if one is a crop of the other.
+"""Whether two images show the same thing: the correlation of their details, also if one is a crop of the other.
 
 A 64-bit hash finds candidates; most natural photos that are 9 to 14 bits apart differ, and merely share a bright sky
 above dark ground. So smooth parts are removed first. Then whole images and windows of 95 % and 90 % of their sides at
@@ -24,7 +24,7 @@ WINDOWS = (0.95, 0.9)
 NOISE = 0.25
 """Grey levels of 255: details as faint as this have no weight."""
 SCREEN = 0.2
-"""How far the coarse correlation may be below the threshold."""
+"""By how much a coarse correlation may miss the threshold without ruling out the fine comparison."""
 
 
 def correlation(left: np.ndarray, right: np.ndarray, threshold: float = 0.0) -> np.ndarray:

@@ -21,10 +21,10 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from big_vision_lite.data.source import Dataset
-from big_vision_lite.errors import BadImageError, UserError, nearest
+from big_vision_lite.errors import UserError, nearest
 from big_vision_lite.near_duplicates import MIN_CORRELATION, THRESHOLD
 from big_vision_lite.system.cores import usable_cores
 
@@ -79,9 +79,7 @@ def find_duplicates(
     runner: str | None = None,
     beam_options: Sequence[str] = (),
     workers: int | None = None,
-    on_bad_image: Literal["list", "raise"] = "list",
     shared: str | None = None,
-    pairs_shown: int = 200,
 ) -> Summary:
     """Find the near-duplicates and write exclude.txt, pairs.csv, summary.json, unreadable.csv and pairs.html.
 
@@ -100,19 +98,16 @@ def find_duplicates(
       runner: any of Beam's, with its ``beam_options``, such as "--project=..."; None or "DirectRunner": this machine.
       workers: threads on this machine; None: one per core. If images are read by pure Python, processes are faster:
         ``beam_options=["--direct_running_mode=multi_processing"]``.
-      on_bad_image: list images that cannot be read, or list them and then raise an error.
       shared: folder or bucket that all machines of another runner can write to, for partial results; None: ``out``.
-      pairs_shown: number of pairs in pairs.html, those that agree least first.
 
     Raises:
       UserError: Beam is not installed, the runner is unknown, there is no set to compare with, a dataset is empty, an
         argument is out of range, or ``out`` cannot be written.
-      BadImageError: with ``on_bad_image="raise"``: the first image that cannot be read.
     """
     local = runner in (None, "DirectRunner")
     folder = Path(out).expanduser()
     shared = str(shared or folder).rstrip("/")
-    _check_arguments(against, threshold, min_correlation, embed_size, "" if local else shared)
+    _check_arguments(against, threshold, min_correlation, "" if local else shared)
     try:
         import apache_beam  # noqa: F401
     except ImportError:
@@ -156,16 +151,13 @@ def find_duplicates(
         fingerprints={name: dataset.fingerprint for name, dataset in zip(names, opened, strict=True)},
         seconds=round(time.monotonic() - start, 2))
     try:
-        report.write_report(folder, summary, pairs, [(names[k], *rest) for k, *rest in bad], names, opened, pairs_shown)
+        report.write_report(folder, summary, pairs, [(names[k], *rest) for k, *rest in bad], names, opened)
     except OSError as error:
         raise UserError(f"{writing}: {error.strerror or error}; make room there or name another folder") from error
-    if bad and on_bad_image == "raise":
-        raise BadImageError(bad[0][1], f"{bad[0][2]} ({len(bad):,} such images, listed in {folder / 'unreadable.csv'})")
     return summary
 
 
-def _check_arguments(against: Mapping[str, Any], threshold: int, min_correlation: float | None, embed_size: int,
-                     shared: str) -> None:
+def _check_arguments(against: Mapping[str, Any], threshold: int, min_correlation: float | None, shared: str) -> None:
     if not against:
         raise UserError("duplicates: no source to compare with; name at least one, such as a test set")
     if "train" in against:
@@ -174,8 +166,6 @@ def _check_arguments(against: Mapping[str, Any], threshold: int, min_correlation
         raise UserError(f"duplicates: threshold={threshold}; expected 0 to 20 of the hash's 64 bits")
     if min_correlation is not None and not 0 < min_correlation <= 1:
         raise UserError(f"duplicates: min_correlation={min_correlation}; expected above 0 to 1, or None")
-    if embed_size < 1:
-        raise UserError(f"duplicates: embed_size={embed_size}; expected pixels, at least 1")
     if set(shared) & set("*?[]"):
         raise UserError(f"duplicates: shared={shared!r}; Beam cannot write to a name with any of *?[]; name another "
                         "folder or bucket")

@@ -18,6 +18,8 @@ from big_vision_lite.data.decode import DecodeError, decode_crop_resize, image_s
 from big_vision_lite.data.source import Dataset
 from big_vision_lite.errors import BadImageError, UserError
 
+PAIRS_SHOWN = 200
+"""Pairs in pairs.html, those that agree least first."""
 THUMBNAIL = 128
 """Pixels of the long side."""
 
@@ -25,7 +27,7 @@ _OPEN = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 
 
 def write_report(folder: Path, summary: Any, pairs: Sequence[dict[str, Any]], bad: Sequence[tuple[str, str, str]],
-                 names: Sequence[str], datasets: Sequence[Dataset], pairs_shown: int) -> None:
+                 names: Sequence[str], datasets: Sequence[Dataset]) -> None:
     """Write all files; summary.json comes last.
 
     Args:
@@ -63,7 +65,7 @@ def write_report(folder: Path, summary: Any, pairs: Sequence[dict[str, Any]], ba
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["source", "id", "reason"])
         table.writerows(bad)
-    page = _page(summary, pairs, names, datasets, pairs_shown)
+    page = _page(summary, pairs, names, datasets)
     (folder / "pairs.html").write_text(page, encoding="utf-8", errors="replace")
     (folder / "summary.json").write_text(json.dumps(dataclasses.asdict(summary), indent=2) + "\n")
 
@@ -84,11 +86,10 @@ figcaption b { font-weight: 600; } figcaption i { font-style: normal; color: #6e
 """
 
 
-def _page(summary: Any, pairs: Sequence[dict[str, Any]], names: Sequence[str], datasets: Sequence[Dataset],
-          pairs_shown: int) -> str:
+def _page(summary: Any, pairs: Sequence[dict[str, Any]], names: Sequence[str], datasets: Sequence[Dataset]) -> str:
     """A self-contained HTML page; pairs that agree least, the doubtful ones, come first."""
     ordered = sorted(pairs, key=lambda p: (-p.get("embedding_distance", 0), p.get("correlation", 0), -p["distance"]))
-    shown = ordered[:pairs_shown]
+    shown = ordered[:PAIRS_SHOWN]
     rows = "".join(
         f"<tr><td>{_text(name)}</td><td>{c.with_duplicates:,} of {c.images:,}</td>"
         f"<td>{c.with_duplicates / c.images:.2%}</td><td>{c.unreadable:,}</td><td>{c.plain:,}</td></tr>"

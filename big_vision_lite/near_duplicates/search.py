@@ -123,14 +123,11 @@ def _by_row(left: np.ndarray, right: np.ndarray, order: np.ndarray, values: np.n
         stop = max(int(np.searchsorted(ends, before + CHUNK, "right")), start + 1)
         c = count[start:stop]
         at = np.arange(c.sum()) - np.repeat(np.cumsum(c) - c, c) + np.repeat(first[start:stop], c)
-        yield _within(left, right, order[at], np.repeat(row[start:stop], c), threshold)
+        i, j = order[at], np.repeat(row[start:stop], c)
+        distance = np.bitwise_count(left[i] ^ right[j])
+        near = distance <= threshold
+        yield Pairs(i[near], j[near], distance[near])
         start = stop
-
-
-def _within(left: np.ndarray, right: np.ndarray, i: np.ndarray, j: np.ndarray, threshold: int) -> Pairs:
-    distance = np.bitwise_count(left[i] ^ right[j])
-    near = distance <= threshold
-    return Pairs(i[near], j[near], distance[near])
 
 
 def _not_in_earlier(left: np.ndarray, right: np.ndarray, pairs: Pairs, earlier: tuple[Band, ...]) -> Pairs:
@@ -146,11 +143,11 @@ def limited(pairs: Pairs, limit: int = MAX_PAIRS) -> Pairs:
     """The pairs that are among the ``limit`` nearest of one of their images."""
     if len(pairs.left) <= limit:
         return pairs
-    kept = np.zeros(len(pairs.left), np.bool_)
+    among_nearest = np.zeros(len(pairs.left), np.bool_)
     for side, other in ((pairs.left, pairs.right), (pairs.right, pairs.left)):
         order = np.lexsort((other, pairs.distance, side))
         ordered = side[order]
         starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
         rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
-        kept[order[rank < limit]] = True
-    return Pairs(*(column[kept] for column in pairs))
+        among_nearest[order[rank < limit]] = True
+    return Pairs(*(column[among_nearest] for column in pairs))

@@ -173,18 +173,18 @@ class Compare(beam.DoFn):
         task = self.task
         numbers, flipped = (0, other), pairs[:, 3] == 1
         correlated = embedded = np.zeros(len(pairs))
-        kept = np.ones(len(pairs), np.bool_)
+        agree = np.ones(len(pairs), np.bool_)
         if task.min_correlation is not None:
             train, against = (self._thumbnails(n, pairs[:, k]) for k, n in enumerate(numbers))
             against[flipped] = against[flipped, :, ::-1]
             correlated = correlation.correlation(train, against, task.min_correlation)
-            kept = correlated >= task.min_correlation
-        if task.embed is not None and kept.any():
-            pairs, flipped, correlated = pairs[kept], flipped[kept], correlated[kept]
+            agree = correlated >= task.min_correlation
+        if task.embed is not None and agree.any():
+            pairs, flipped, correlated = pairs[agree], flipped[agree], correlated[agree]
             train, against = (self._embedded(n, pairs[:, k], flipped & (k == 1)) for k, n in enumerate(numbers))
             embedded = 1 - (train * against).sum(axis=1)
-            kept = embedded <= task.max_embedding_distance
-        for row in np.flatnonzero(kept):
+            agree = embedded <= task.max_embedding_distance
+        for row in np.flatnonzero(agree):
             i, j, distance, _ = pairs[row].tolist()
             line = {"source": other, "train_index": i, "train_id": task.dataset(0).labels(i)[0], "against_index": j,
                     "against_id": task.dataset(other).labels(j)[0], "distance": distance,

@@ -42,7 +42,7 @@ def scenes_pretraining(*, steps: int, curate: tuple[Curation, ...] = (), images:
     because a few hundred steps are too few for the paper's RMSProp.
 
     Args:
-      curate: which of the ``images`` scenes are learned, and with which labels. Evaluation always has the right ones.
+      curate: which of the ``images`` scenes are learned, and with which labels. Evaluation has the correct labels.
       probes: add few-shot probes of the features on `new_classes`.
     """
     def source(split: str, images: int) -> PreparedEmojiScenes:

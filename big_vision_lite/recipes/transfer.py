@@ -28,58 +28,36 @@ from big_vision_lite.training.schedules import Poly, Step
 from big_vision_lite.training.transfer import Transfer
 
 
-class HyperRule(NamedTuple):
-    """BiT's hyperparameters for a dataset."""
-
-    resize: int
-    crop: int
-    steps: int
-    drops: tuple[float, ...]
-    """When the rate falls to a tenth, as shares of the run."""
-    warmup: int
-    """In steps."""
-    mixup: float
-
-
-def hyper_rule(train_images: int, pixels: int) -> HyperRule:
-    """BiT's HyperRule: how to fine-tune, from the size of the dataset and of its images (Kolesnikov et al., 2020,
-    section 3.3; warm-up as in their code).
-
-    Args:
-      train_images: images to learn from.
-      pixels: height times width of a typical image.
-    """
-    resize, crop = (160, 128) if pixels < 96 * 96 else (448, 384)
-    if train_images < 20_000:
-        return HyperRule(resize, crop, 500, (200 / 500, 300 / 500, 400 / 500), 100, 0.0)
-    return HyperRule(resize, crop, 10_000 if train_images < 500_000 else 20_000, (0.3, 0.6, 0.9), 500, 0.1)
-
-
 def bit_finetuning(train: Source, evals: dict[str, Source], train_images: int, *, init: str | None, pixels: int,
                    backbone: Backbone, steps: int | None = None, batch_size: int = 512, seed: int = 0,
                    freeze: bool = False, curate: tuple[Curation, ...] = (),
                    resolution: tuple[int, int] | None = None) -> Experiment:
-    """Fine-tune a pretrained network by BiT's HyperRule: SGD, rate 0.003 per 512 images, momentum 0.9, no weight decay,
-    all layers, mixup for larger sets.
+    """Fine-tune a pretrained network by BiT's HyperRule (Kolesnikov et al., 2020, section 3.3; warm-up as in their
+    code): SGD, rate 0.003 per 512 images, momentum 0.9, no weight decay, all layers. The number of training images
+    decides on steps, drops of the rate and mixup, the size of the images on the resolution.
 
     Args:
-      train_images, pixels: as in `hyper_rule`.
+      train_images: images to learn from.
       init: weights to start from, see `Transfer`.
+      pixels: height times width of a typical image.
       steps: None: the rule's.
       freeze: train only the head.
       resolution: (resize, crop) in pixels instead of the rule's.
     """
-    rule = hyper_rule(train_images, pixels)
-    resize, crop = resolution or (rule.resize, rule.crop)
-    schedule = Step(warmup=rule.warmup / rule.steps, at=rule.drops)
+    resize, crop = resolution or ((160, 128) if pixels < 96 * 96 else (448, 384))
+    if train_images < 20_000:
+        rule_steps, warmup, drops, mixup = 500, 100, (200 / 500, 300 / 500, 400 / 500), 0.0
+    else:
+        rule_steps, warmup, drops, mixup = 10_000 if train_images < 500_000 else 20_000, 500, (0.3, 0.6, 0.9), 0.1
+    schedule = Step(warmup=warmup / rule_steps, at=drops)
     return Experiment(
         train=Input(train, ResizeCrop(resize=resize, size=crop), batch_size, on_bad_image="mask", curate=curate),
         evals={name: Input(source, Resize(crop), batch_size, on_bad_image="mask") for name, source in evals.items()},
         backbone=backbone,
-        head=Classification("softmax", mixup=rule.mixup),
+        head=Classification("softmax", mixup=mixup),
         optimizer=SGD(0.003 * batch_size / 512, schedule=schedule, weight_decay=0.0),
         transfer=Transfer(init, freeze=("backbone",) if freeze else ()),
-        steps=rule.steps if steps is None else steps,
+        steps=rule_steps if steps is None else steps,
         seed=seed,
         eval_every=1 / 5,
     )
@@ -169,7 +147,7 @@ def faster_rcnn(train: Source, evals: dict[str, Source], *, recipe: Literal["pap
         number of steps falls.
       warmup: steps of ``length`` for warm-up.
       drops: when the rate falls to a tenth, as shares of the run.
-      steps: instead of ``length`` at this batch.
+      steps: overrides the number of steps that follows from ``length`` and the batch.
       batch_size: None: the recipe's.
       freeze: freeze the whole backbone.
       train_batchnorm: BatchNorm learns and normalizes by the batch, and no layer is frozen: for networks of your own,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import resource
 import statistics
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,8 +20,7 @@ from big_vision_lite.experiment import Experiment
 from big_vision_lite.training.trainer import Trainer
 
 
-def bench_step(experiment: Experiment, data: DatasetInfo, repeat: int = 10, warm_up: int = 2,
-               out: Path | None = None) -> dict[str, Any]:
+def bench_step(experiment: Experiment, data: DatasetInfo, repeat: int = 10, warm_up: int = 2) -> dict[str, Any]:
     """Compile a run's training step, repeat it on one batch, print a table, and return all results.
 
     Sizes are in bytes. Those of the compiler are per device: "temporary", of intermediate results, and "in_use", with
@@ -35,7 +33,6 @@ def bench_step(experiment: Experiment, data: DatasetInfo, repeat: int = 10, warm
         Shapes are the same, but what depends on content, such as non-maximum suppression, has less to do.
       repeat: steps to time.
       warm_up: steps before them.
-      out: JSON file for all results.
 
     Raises:
       UserError: ``repeat`` or ``warm_up`` is out of range, or the step cannot be built.
@@ -70,17 +67,11 @@ def bench_step(experiment: Experiment, data: DatasetInfo, repeat: int = 10, warm
         "device_peak": (device.memory_stats() or {}).get("peak_bytes_in_use"),
     }
     _print(results)
-    if out is not None:
-        out.write_text(json.dumps(results, indent=1) + "\n")
     return results
 
 
 def peak_memory() -> int:
-    """Peak resident memory of this process in bytes; 0 where the system does not report it."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
+    """Peak resident memory of this process in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 

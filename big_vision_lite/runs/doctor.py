@@ -14,6 +14,7 @@ from typing import Literal
 
 import jax
 import numpy as np
+from rich.filesize import decimal
 
 from big_vision_lite.data.pipeline import Input
 from big_vision_lite.data.source import Dataset
@@ -33,7 +34,7 @@ SECONDS = 4.0
 HEADROOM = 1.2
 """The pipeline should be this many times as fast as the devices: speed varies."""
 SCALES = 1.4
-"""Speed-up by twice as many threads from which threads are said to scale."""
+"""Least speed-up by doubling the threads for which they are said to scale."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,17 +50,13 @@ class Finding:
     """Measured values."""
 
 
-def doctor(experiment: Experiment, workdir: Path | None = None, seconds: float = SECONDS) -> list[Finding]:
+def doctor(experiment: Experiment, workdir: Path | None = None, seconds: float = SECONDS) -> Iterator[Finding]:
     """All checks, in order. Takes the run's first steps on its devices, and leaves nothing behind.
 
     Args:
       workdir: where the run would be; its disk is checked for space.
       seconds: duration of each measurement.
     """
-    return list(_checks(experiment, workdir, seconds))
-
-
-def _checks(experiment: Experiment, workdir: Path | None, seconds: float) -> Iterator[Finding]:
     mesh = yield from _mesh(experiment)
     train = yield from _opened("train", experiment.train, experiment.train.open)
     trainer = None
@@ -86,20 +83,15 @@ def _checks(experiment: Experiment, workdir: Path | None, seconds: float) -> Ite
         yield from _speed(trainer, seconds)
 
 
-def exit_code(findings: list[Finding]) -> int:
-    """1 when there is a problem, else 0."""
-    return int(any(finding.status == "problem" for finding in findings))
-
-
 def print_findings(experiment: Experiment, workdir: Path | None = None) -> int:
-    """Make all checks and print a table; returns the exit code."""
+    """Make all checks and print a table; returns the exit code, 1 when there is a problem."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     console = Console(highlight=False)
     with console.status("checking"):
-        findings = doctor(experiment, workdir)
+        findings = list(doctor(experiment, workdir))
     table = Table(title="before step 0", title_justify="left")
     for column in ("check", "", "found", "what to do"):
         table.add_column(column, overflow="fold")
@@ -108,7 +100,7 @@ def print_findings(experiment: Experiment, workdir: Path | None = None) -> int:
         table.add_row(finding.check, f"[{colours[finding.status]}]{finding.status}[/]", escape(finding.found),
                       escape(finding.advice))
     console.print(table)
-    return exit_code(findings)
+    return int(any(finding.status == "problem" for finding in findings))
 
 
 def _mesh(experiment: Experiment) -> Iterator[Finding]:
@@ -200,7 +192,7 @@ def _disk(trainer: Trainer, workdir: Path) -> Finding:
 def _space(check: str, content: str, needed: int, free: int | None, advice: str) -> Finding:
     """A problem when it does not fit, a warning when it takes more than half; ``free`` None: unknown."""
     values = {"needed": float(needed), "free": float(free or 0)}
-    found = f"{_size(needed)} for {content}" + ("" if free is None else f", {_size(free)} free")
+    found = f"{decimal(needed)} for {content}" + ("" if free is None else f", {decimal(free)} free")
     if free is None or needed <= free / 2:
         return Finding(check, "ok", found, "", values)
     return Finding(check, "problem" if needed > free else "warning", found, advice, values)
@@ -317,6 +309,3 @@ def _free_memory() -> int | None:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

@@ -22,27 +22,18 @@ from big_vision_lite.training.trainer import Trainer
 from big_vision_lite.training.workdir import read_dataset_info
 
 
-def open_run(run: Path, step: int | None = None, allowed: Sequence[str] = (),
-             split: str | None = None, sources: Mapping[str, Source] | None = None) -> tuple[Trainer, TrainState, int]:
+def open_run(run: Path, step: int | None = None, allowed: Sequence[str] = ()) -> tuple[Trainer, TrainState, int]:
     """A finished or unfinished run from its folder alone: its trainer, the state of a checkpoint, and its step.
 
     Args:
       step: of the checkpoint; None: the newest.
       allowed: modules, besides this package, that the config's classes may come from.
-      split: another split for all evaluations.
-      sources: other data by name, each seen as the first evaluation's.
 
     Raises:
-      UserError: not a run folder, of another format, no such checkpoint, or no such split.
+      UserError: not a run folder, of another format, or no such checkpoint.
     """
     run = as_path(run)
     experiment: Experiment = config.read(run / "config.json", allowed)
-    if split is not None:
-        experiment = dataclasses.replace(experiment, evals=_on_split(experiment, split))
-    if sources is not None:
-        view = _first_eval(experiment, "source")
-        experiment = dataclasses.replace(experiment, evals={
-            name: dataclasses.replace(view, source=source, curate=()) for name, source in sources.items()})
     with contextlib.closing(Checkpoints(run / "checkpoints")) as checkpoints:
         step = checkpoints.existing(step)
         trainer = Trainer(experiment, read_dataset_info(run))
@@ -50,26 +41,34 @@ def open_run(run: Path, step: int | None = None, allowed: Sequence[str] = (),
     return trainer, state, step
 
 
-def evaluate(run: Path, split: str | None = None, step: int | None = None,
-             allowed: Sequence[str] = (), sources: Mapping[str, Source] | None = None,
-             submission: Path | None = None) -> dict[str, float]:
+def evaluate(run: Path, split: str | None = None, step: int | None = None, allowed: Sequence[str] = (),
+             sources: Mapping[str, Source] | None = None, submission: Path | None = None) -> dict[str, float]:
     """Metrics of a checkpoint; also written to ``evaluations/NAME-STEP.json``, with a picture beside each.
 
     Args:
-      split, step, allowed, sources: as `open_run`.
+      split: another split of the first evaluation's source, instead of the config's evaluations.
+      step, allowed: as `open_run`.
+      sources: other data by name, each seen as the first evaluation's, instead of the config's evaluations.
       submission: file for the predictions of the first evaluation only, in the format of the task's server: for
         detection, COCO's results. Images may be without annotations, and then there are no metrics. An unreadable image
         is an error, since the file would lack it silently.
 
     Raises:
-      UserError: as ``open_run``; or this head and data have no such format, or the file cannot be written.
+      UserError: as `open_run`; there is no such split, the head or data has no such format, or the file cannot be
+        written.
     """
-    trainer, state, step = open_run(run, step, allowed, split, sources)
+    trainer, state, step = open_run(run, step, allowed)
+    evals = trainer.experiment.evals
+    if split is not None:
+        evals = _on_split(evals, split)
+    if sources is not None:
+        view = _first_eval(evals, "source")
+        evals = {name: dataclasses.replace(view, source=source, curate=()) for name, source in sources.items()}
     if submission is not None:
         _check_writable(submission)
-        name, inputs = next(iter(trainer.experiment.evals.items()))
+        name, inputs = next(iter(evals.items()))
         evals = {name: dataclasses.replace(inputs, on_bad_image="raise")}
-        trainer.experiment = dataclasses.replace(trainer.experiment, evals=evals)
+    trainer.experiment = dataclasses.replace(trainer.experiment, evals=evals)
     folder = as_path(run) / "evaluations"
     results = {"step": step}
     for name in trainer.experiment.evals:
@@ -81,18 +80,18 @@ def evaluate(run: Path, split: str | None = None, step: int | None = None,
     return results
 
 
-def _on_split(experiment: Experiment, split: str) -> dict[str, Input]:
-    inputs = _first_eval(experiment, "split")
+def _on_split(evals: Mapping[str, Input], split: str) -> dict[str, Input]:
+    inputs = _first_eval(evals, "split")
     if "split" not in [f.name for f in dataclasses.fields(inputs.source)]:
         raise UserError(f"{type(inputs.source).__name__} has no splits; leave --split out")
     return {split: dataclasses.replace(inputs, source=dataclasses.replace(inputs.source, split=split))}
 
 
-def _first_eval(experiment: Experiment, option: str) -> Input:
+def _first_eval(evals: Mapping[str, Input], option: str) -> Input:
     """Raises: UserError when there is none."""
-    if not experiment.evals:
+    if not evals:
         raise UserError(f"the run's config has no evaluations whose {option} could be replaced")
-    return next(iter(experiment.evals.values()))
+    return next(iter(evals.values()))
 
 
 def _check_writable(path: Path) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 from big_vision_lite.runs.evaluate import open_run
 from big_vision_lite.system.paths import as_path
 from big_vision_lite.training.mesh import replicated
-from big_vision_lite.training.probe import feature_step
 
 
 class Embedder:
@@ -33,7 +32,7 @@ class Embedder:
     @functools.cached_property
     def _opened(self):
         trainer, state, _ = open_run(self.run)
-        step = functools.partial(feature_step(trainer), state.eval_params, state.batch_stats)
+        step = functools.partial(trainer.feature_step, state.eval_params, state.batch_stats)
         inputs = next(iter(trainer.experiment.evals.values()), trainer.experiment.train)
         return step, inputs.transform.shape, replicated(trainer.mesh)
 

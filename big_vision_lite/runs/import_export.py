@@ -28,18 +28,10 @@ from big_vision_lite.training.optimizers import SGD
 from big_vision_lite.training.trainer import Trainer
 from big_vision_lite.training.trees import flatten, replaced
 from big_vision_lite.training.workdir import open_workdir, write_dataset_info
-from big_vision_lite.weights import (
-    depth_of,
-    fetch,
-    load,
-    pixels_of,
-    read_file,
-    to_bit,
-    to_torchvision,
-    write_safetensors,
-)
-from big_vision_lite.weights.convert import family
-from big_vision_lite.weights.naming import NAMINGS
+from big_vision_lite.weights.convert import family, pixels_of, to_ours, to_theirs
+from big_vision_lite.weights.download import fetch
+from big_vision_lite.weights.files import read_file, write_safetensors
+from big_vision_lite.weights.naming import BIT, TIMM_BIT, TORCHVISION, depth_of, naming_of
 
 Format = Literal["torchvision", "timm", "bit", "safetensors"]
 _NO_DATA = "elsewhere"
@@ -83,7 +75,7 @@ def import_weights(source: str, out: Path, classes: Sequence[str] | None = None)
                             Classification("softmax"), SGD(), steps=1)
     trainer = Trainer(experiment, SavedDatasetInfo(names, False, _NO_DATA, 1, ""))
     spec = flatten({"params": trainer.state_spec.params, "batch_stats": trainer.state_spec.batch_stats})
-    weights = load(source, {name.partition(".")[2]: leaf for name, leaf in spec.items()})
+    weights = to_ours(tensors, {name.partition(".")[2]: leaf for name, leaf in spec.items()}, source)
     state = trainer.random_init()  # compiled only when the weights fit
     loaded = {name: weights[name.partition(".")[2]] for name in spec if name.partition(".")[2] in weights}
     arrays = replaced({"params": state.params, "batch_stats": state.batch_stats}, loaded)
@@ -105,7 +97,8 @@ def _backbone(tensors: dict[str, np.ndarray], depth: int, source: str) -> Backbo
         raise UserError(f"{source} has no first convolution of 7 x 7 pixels and 3 colours; expected an ImageNet stem")
     width = (stem[3] if stem[2] == 3 else stem[0]) / 64
     pixels = pixels_of(source) or PixelNormalization()
-    kind = next((naming.family for naming in NAMINGS if naming.matches(tensors)), family(tensors))
+    naming = naming_of(tensors)
+    kind = naming.family if naming else family(tensors)
     if kind == "ResNetV2":
         return ResNetV2(depth, width=width, pixels=pixels)
     return ResNet(depth, width=width, norm=GroupNorm() if kind == "GroupNorm ResNet" else BatchNorm(), pixels=pixels)
@@ -120,12 +113,9 @@ def export_weights(run: Path, out: Path, form: Format, step: int | None = None, 
     trainer, state, step = open_run(run, step, allowed)
     arrays = {name.partition(".")[2]: np.asarray(leaf) for name, leaf in
               flatten({"params": state.eval_params, "batch_stats": state.batch_stats}).items()}
-    if form == "safetensors":
-        tensors = arrays
-    elif form == "bit" or (form == "timm" and isinstance(trainer.experiment.backbone, ResNetV2)):
-        tensors = to_bit(arrays, timm=form == "timm")
-    else:
-        tensors = to_torchvision(arrays)
+    timm = TIMM_BIT if isinstance(trainer.experiment.backbone, ResNetV2) else TORCHVISION
+    naming = {"torchvision": TORCHVISION, "timm": timm, "bit": BIT}.get(form)
+    tensors = to_theirs(naming, arrays) if naming else arrays
     out.parent.mkdir(parents=True, exist_ok=True)
     if form == "bit" and out.suffix == ".npz":
         np.savez(out, **tensors)

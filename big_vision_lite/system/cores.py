@@ -6,7 +6,7 @@ import os
 
 
 def cores() -> list[int]:
-    """Numbers of the cores that this process may run on: taskset and batch systems may allow it only some."""
+    """The numbers of the cores that this process may use: taskset and batch systems can restrict them."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
 
 

@@ -47,7 +47,7 @@ def as_path(path: Path | str) -> Path:
 class RemotePath(PosixPath):
     """A path ``gs://BUCKET/...``, with those methods of `Path` that an object store can answer.
 
-    Whatever the client of the store raises, they raise OSError.
+    They raise OSError, whatever the store's client raises.
     """
 
     def __str__(self) -> str:
@@ -89,10 +89,6 @@ class RemotePath(PosixPath):
         """Replaces the object as a whole."""
         _call(lambda store: store.pipe_file(str(self), data))
         return len(data)
-
-    def write_text(self, data: str, encoding: str | None = None, errors: str | None = None,
-                   newline: str | None = None) -> int:
-        return self.write_bytes(data.encode(encoding or "utf-8", errors or "strict"))
 
     def open(self, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
         """For reading only."""

@@ -163,9 +163,9 @@ class Checkpoints:
                     not isinstance(self.folder, RemotePath) or isinstance(error, TypeError | AttributeError)):
                 raise
             newest = self.latest()
-            kept = f"the checkpoint of step {newest} is kept" if newest is not None else "there is no earlier one"
+            saved = f"the checkpoint of step {newest} is kept" if newest is not None else "there is no earlier one"
             advice = "free some space and start the same command again" if full else "see that the disk is there"
-            raise NotSaved(f"cannot save a checkpoint in {str(self.folder)!r}: {first_line(error)}; {kept}; {advice}",
+            raise NotSaved(f"cannot save a checkpoint in {str(self.folder)!r}: {first_line(error)}; {saved}; {advice}",
                            full) from error
 
     def restore_newest(self, like: Any, say: Callable[[str], None]) -> tuple[int, Any, dict[str, int]]:

@@ -146,7 +146,7 @@ def is_primary() -> bool:
 
 
 def broadcast_from_0(value: int) -> int:
-    """Process 0's value, in all processes: what each reads from a shared disk may be stale in some."""
+    """Process 0's value, in all processes: some may see a stale state of a shared disk."""
     if jax.process_count() == 1:
         return value
     from jax.experimental import multihost_utils

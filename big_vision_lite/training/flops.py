@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.extend.core import Literal
 
@@ -36,9 +37,9 @@ class Count:
 def count(jaxpr: Any, replicated: Collection[tuple[int, ...]] = (), devices: int = 1) -> Count:
     """Cost of a jaxpr on one of its devices, over which all arrays are split evenly but those of shapes in
     ``replicated``. Operations that no result depends on do not count."""
-    operations = _used(jaxpr)
+    equations = _used(_inlined(jaxpr))
     total, loops = Count(), {}
-    for at, (equation, _, _) in enumerate(operations):
+    for at, equation in enumerate(equations):
         if equation.primitive.name in ("scan", "while"):
             body = equation.params["jaxpr" if equation.primitive.name == "scan" else "body_jaxpr"].jaxpr
             inner, times = count(body, replicated, devices), equation.params.get("length", 1)
@@ -52,91 +53,60 @@ def count(jaxpr: Any, replicated: Collection[tuple[int, ...]] = (), devices: int
         total_bytes = math.prod(shape) * getattr(dtype, "itemsize", 4)
         return total_bytes if tuple(shape) in replicated else total_bytes / devices
 
-    multiplied = {v for equation, reads, _ in operations if equation.primitive.name in _PRODUCTS
-                  for v in reads if not isinstance(v, Literal)}
+    multiplied = {v for equation in equations if equation.primitive.name in _PRODUCTS for v in _reads(equation)}
     roots: dict[Any, frozenset[Any]] = {}  # for each variable, the arrays in memory that it is computed from
     last_read: dict[Any, int] = {}
     written_at: dict[Any, int] = {}
-    for at, (equation, reads, writes) in enumerate(operations):
-        reads = [v for v in reads if not isinstance(v, Literal)]
-        name, inputs = equation.primitive.name, frozenset().union(*(roots.get(v, frozenset((v,))) for v in reads))
+    for at, equation in enumerate(equations):
+        reads, name = _reads(equation), equation.primitive.name
+        inputs = frozenset().union(*(roots.get(v, frozenset((v,))) for v in reads))
         last_read.update(dict.fromkeys(inputs, at))
         unfused = name in _PRODUCTS or at in loops or (name.startswith(_WRITTEN) and name != "reduce_precision")
         if unfused and at not in loops:
-            total.bytes += sum(map(size, reads)) + sum(map(size, writes))
-        for variable in writes:
+            total.bytes += sum(map(size, reads)) + sum(map(size, equation.outvars))
+        for variable in equation.outvars:
             if unfused or variable in multiplied:
                 total.bytes += 0.0 if unfused else sum(map(size, inputs)) + size(variable)
                 roots[variable], written_at[variable] = frozenset((variable,)), at
             else:
                 roots[variable] = inputs
-    allocated, freed, alive = [0.0] * len(operations), [0.0] * len(operations), 0.0
+    allocated, freed, alive = [0.0] * len(equations), [0.0] * len(equations), 0.0
     for variable, at in written_at.items():
         allocated[at] += size(variable)
         freed[max(last_read.get(variable, at), at)] += size(variable)
-    for at in range(len(operations)):
+    for at in range(len(equations)):
         alive += allocated[at]
         total.peak = max(total.peak, alive + loops.get(at, 0.0))
         alive -= freed[at]
     return total
 
 
-def _flat(jaxpr: Any, names: dict[Any, Any]) -> Iterator[tuple[Any, list[Any], list[Any]]]:
-    """Each operation with the variables it reads and writes; calls are inlined. ``names``: aliases of variables."""
-    for equation in jaxpr.eqns:
-        inner = _called(equation)
-        if inner is None:
-            yield equation, [_find(v, names) for v in equation.invars], list(equation.outvars)
-            continue
-        operands = equation.invars[1:] if equation.primitive.name == "cond" else equation.invars
-        # A function that is called twice has one set of variables: each call gets its own.
-        copy = _fresh(inner)
-        names.update(zip(copy.invars, operands, strict=True))
-        yield from _flat(copy, names)
-        names.update(zip(equation.outvars, copy.outvars, strict=True))
+def _reads(equation: Any) -> list[Any]:
+    """The variables that an operation reads."""
+    return [v for v in equation.invars if not isinstance(v, Literal)]
 
 
-def _find(variable: Any, names: dict[Any, Any]) -> Any:
-    while not isinstance(variable, Literal) and variable in names:
-        variable = names[variable]
-    return variable
+def _inlined(jaxpr: Any) -> Any:
+    """The same program without calls: traced again, each call of a function gets variables of its own."""
+    def evaluate(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+        values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *inputs), strict=True))
 
+        def value_of(variable: Any) -> Any:
+            return variable.val if isinstance(variable, Literal) else values[variable]
 
-class _Variable:
-    """A variable of one call."""
+        for equation in jaxpr.eqns:
+            operands, called = [value_of(v) for v in equation.invars], _called(equation)
+            if called is None:
+                results = equation.primitive.bind(*operands, **equation.params)
+                results = results if equation.primitive.multiple_results else [results]
+            else:
+                operands = operands[1:] if equation.primitive.name == "cond" else operands
+                results = evaluate(getattr(called, "jaxpr", called), getattr(called, "consts", ()), operands)
+            values.update(zip(equation.outvars, results, strict=True))
+        return [value_of(v) for v in jaxpr.outvars]
 
-    def __init__(self, aval: Any):
-        self.aval = aval
-
-
-@dataclasses.dataclass
-class _Jaxpr:
-    invars: list[Any]
-    outvars: list[Any]
-    eqns: list[Any]
-
-
-@dataclasses.dataclass
-class _Equation:
-    primitive: Any
-    params: dict[str, Any]
-    invars: list[Any]
-    outvars: list[Any]
-
-
-def _fresh(jaxpr: Any) -> _Jaxpr:
-    new: dict[Any, Any] = {}
-
-    def of(variable: Any) -> Any:
-        if isinstance(variable, Literal):
-            return variable
-        if variable not in new:
-            new[variable] = _Variable(variable.aval)
-        return new[variable]
-
-    invars = [of(v) for v in jaxpr.invars]
-    eqns = [_Equation(e.primitive, e.params, [of(v) for v in e.invars], [of(v) for v in e.outvars]) for e in jaxpr.eqns]
-    return _Jaxpr(invars, [of(v) for v in jaxpr.outvars], eqns)
+    consts, inputs = ([v.aval for v in variables] for variables in (jaxpr.constvars, jaxpr.invars))
+    return jax.make_jaxpr(lambda *arguments: evaluate(jaxpr, *arguments))(consts, inputs).jaxpr
 
 
 def _called(equation: Any) -> Any:
@@ -144,22 +114,19 @@ def _called(equation: Any) -> Any:
     platforms is not the CPU's."""
     params = equation.params
     if equation.primitive.name == "cond":
-        return params["branches"][-1].jaxpr
+        return params["branches"][-1]
     if equation.primitive.name in ("scan", "while") or equation.primitive.name.startswith("reduce"):
         return None  # a reduction's function combines two numbers
-    inner = params.get("jaxpr", params.get("call_jaxpr", params.get("fun_jaxpr")))
-    return getattr(inner, "jaxpr", inner)
+    return params.get("jaxpr", params.get("call_jaxpr", params.get("fun_jaxpr")))
 
 
-def _used(jaxpr: Any) -> list[tuple[Any, list[Any], list[Any]]]:
+def _used(jaxpr: Any) -> list[Any]:
     """The operations that a result depends on, in order."""
-    names: dict[Any, Any] = {}
-    operations, needed, used = list(_flat(jaxpr, names)), set(), []
-    needed.update(v for v in (_find(v, names) for v in jaxpr.outvars) if not isinstance(v, Literal))
-    for operation in reversed(operations):
-        if not needed.isdisjoint(operation[2]):
-            used.append(operation)
-            needed.update(v for v in operation[1] if not isinstance(v, Literal))
+    needed, used = {v for v in jaxpr.outvars if not isinstance(v, Literal)}, []
+    for equation in reversed(jaxpr.eqns):
+        if not needed.isdisjoint(equation.outvars):
+            used.append(equation)
+            needed.update(_reads(equation))
     return used[::-1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from big_vision_lite.system.paths import as_path
 from big_vision_lite.training.checkpoints import Checkpoints
 from big_vision_lite.training.transfer import Transfer, below
 from big_vision_lite.training.trees import Tree, flatten, replaced
+from big_vision_lite.weights.convert import load, pixels_of
 
 
 def load_initial_weights(transfer: Transfer, params: Tree, batch_stats: Tree,
                          pixels: Any = None) -> tuple[Tree, Tree, str]:
-    """Parameters and batch statistics with those of ``transfer.init`` in their places, and a one-line summary.
+    """Parameters and batch statistics, replaced by those of ``transfer.init``, and a one-line summary.
 
     Args:
       pixels: how the backbone normalises its input, its `PixelNormalization`.
@@ -27,7 +29,12 @@ def load_initial_weights(transfer: Transfer, params: Tree, batch_stats: Tree,
         trained with another pixel normalization.
     """
     source = transfer.init
-    expected = expected_pixels(source)
+    run = as_path(Path(source).expanduser())
+    if run.is_dir():
+        saved = read_json(run / "config.json")["backbone"].get("pixels")
+        expected = saved and from_json(saved)
+    else:
+        expected = pixels_of(source)
     if pixels is not None and expected is not None and expected != pixels:
         raise UserError(f"{source!r} was trained on pixels with mean {expected.mean} and std {expected.std}, this "
                         f"backbone has {pixels.mean} and {pixels.std}; set --backbone.pixels.mean and "
@@ -35,7 +42,7 @@ def load_initial_weights(transfer: Transfer, params: Tree, batch_stats: Tree,
     arrays = {"params": params, "batch_stats": batch_stats}
     model = {path: path.partition(".")[2] for path in flatten(arrays)}  # from paths in the state to those in the model
     shapes = {model[path]: leaf for path, leaf in flatten(arrays).items()}
-    weights = read_arrays(source, transfer.init_step, shapes)
+    weights = _arrays_of_run(run, transfer.init_step) if run.is_dir() else load(source, shapes)
     loaded = {}
     for path, name in model.items():
         if not transfer.keep_head and not below(name, ("backbone",)):
@@ -54,40 +61,10 @@ def load_initial_weights(transfer: Transfer, params: Tree, batch_stats: Tree,
     return arrays["params"], arrays["batch_stats"], f"{len(loaded)} of {len(shapes)} arrays from {source}"
 
 
-def expected_pixels(source: str) -> Any:
-    """The `PixelNormalization` of a run or weights file; None where it is unknown.
-
-    Raises:
-      UserError: the run is of another format.
-    """
-    path = as_path(Path(source).expanduser())
-    if not path.is_dir():
-        from big_vision_lite.weights import pixels_of
-
-        return pixels_of(source)
-    pixels = read_json(path / "config.json")["backbone"].get("pixels")
-    return pixels and from_json(pixels)
-
-
-def read_arrays(source: str, step: int | None, shapes: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Arrays of a run's checkpoint or of a weights file, by their names in a model.
-
-    Args:
-      shapes: of the model to be filled, by name; they tell which naming scheme a file of another project has.
-
-    Raises:
-      UserError: no such run, checkpoint or file, or not readable as weights.
-    """
-    path = as_path(Path(source).expanduser())
-    if not path.is_dir():
-        from big_vision_lite.weights import load
-
-        return load(source, shapes)
-    checkpoints = Checkpoints(path / "checkpoints")
-    try:
+def _arrays_of_run(run: Path, step: int | None) -> dict[str, np.ndarray]:
+    """What a checkpoint's evaluation uses, by name in the model. Raises: UserError when there is no such checkpoint."""
+    with contextlib.closing(Checkpoints(run / "checkpoints")) as checkpoints:
         arrays = checkpoints.arrays(step)
-    finally:
-        checkpoints.close()
     params = "ema_params" if any(name.startswith("ema_params.") for name in arrays) else "params"
     return {name.partition(".")[2]: array for name, array in arrays.items()
             if name.partition(".")[0] in (params, "batch_stats")}

@@ -9,7 +9,6 @@ import math
 import signal
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -77,8 +76,9 @@ def train(experiment: Experiment, workdir: Path, profile: str | None = None, wat
         start, state, position = checkpoints.restore_newest(trainer.state_spec, notes.append)
         state = state if start else trainer.init()
         step = saved = last_logged = start
-        writer = stack.enter_context(contextlib.closing(MetricWriter(
-            workdir, start, quiet=not is_primary(), board=None if wandb is None else partial(WandB, wandb, resolved))))
+        board = WandB(wandb, resolved, workdir, start) if wandb is not None and is_primary() else None
+        writer = stack.enter_context(contextlib.closing(
+            MetricWriter(workdir, start, quiet=not is_primary(), board=board)))
         display = stack.enter_context(Display(steps, start, quiet=not is_primary()))
         received = stack.enter_context(_stop_signals())
         dog = stack.enter_context(Watchdog(watchdog, lambda: _last_saved(saved)))

@@ -11,7 +11,6 @@ import platform
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from big_vision_lite.config import FORMAT, check_format
 from big_vision_lite.errors import UserError
 from big_vision_lite.system.atomic import write_text
 from big_vision_lite.system.paths import RemotePath, upload
+from big_vision_lite.training.wandb import WandB
 
 UPLOAD_SECONDS = 60.0
 """Seconds between uploads of the metrics to a bucket; each uploads whole files."""
@@ -35,23 +35,19 @@ class MetricWriter:
     checkpoint, and at the end.
 
     Args:
-      start: the step that the run resumes from. Lines after it, by a process that died before its next checkpoint, are
-        removed, so that no step is missing or there twice.
+      start: the step that the run resumes from. Later lines, by a process that died before its next checkpoint, are
+        removed, so that each step is there exactly once.
       quiet: write nothing, as in all processes but the first.
-      board: makes another writer, such as `WandB`, from ``workdir`` and ``start``.
-
-    Raises:
-      UserError: as ``board``.
+      board: another writer that gets the metrics, and is closed with this one.
     """
 
-    def __init__(self, workdir: Path, start: int, quiet: bool = False,
-                 board: Callable[[Path, int], Any] | None = None):
+    def __init__(self, workdir: Path, start: int, quiet: bool = False, board: WandB | None = None):
         self._quiet = quiet
         if quiet:
             return
         from tensorboardX import SummaryWriter
 
-        self._board = board(workdir, start) if board else None
+        self._board = board
         self._workdir, self._uploaded_at, self._uploaded_sizes = workdir, time.monotonic(), dict[str, int]()
         self._local = tempfile.TemporaryDirectory() if isinstance(workdir, RemotePath) else None
         folder = Path(self._local.name) if self._local else workdir
@@ -192,7 +188,6 @@ def _git_commit() -> str | None:
     try:
         if git("ls-files", "--error-unmatch", __file__).returncode:
             return None
-        modified = git("status", "--porcelain", "--untracked-files=no").stdout.strip()
-        return git("rev-parse", "HEAD").stdout.strip() + ("+" if modified else "")
+        return git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+").stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from big_vision_lite.data.pipeline import Input
 from big_vision_lite.data.source import Dataset
 from big_vision_lite.errors import UserError
 from big_vision_lite.evaluation.probes import FeatureSet, few_shot, linear_probe, nearest_neighbours
-from big_vision_lite.training import mesh as meshes
-from big_vision_lite.training.step import merge
 from big_vision_lite.training.trees import Tree
 
 Kind = Literal["few_shot", "neighbours", "linear"]
@@ -71,10 +65,9 @@ class Probe:
 def features(trainer: Any, params: Tree, batch_stats: Tree, inputs: Input, dataset: Dataset) -> FeatureSet:
     """The spatial mean of the backbone's last stage for each readable image, in order."""
     values, labels = [], []
-    step = feature_step(trainer)
     for batch in trainer.batches(inputs, dataset, seed=None, targets=_first_label):
         images = trainer.to_devices({"image": batch["image"]})["image"]
-        batch, vectors = trainer.to_host(batch, step(params, batch_stats, images))
+        batch, vectors = trainer.to_host(batch, trainer.feature_step(params, batch_stats, images))
         values.append(vectors[batch["mask"]])
         labels.append(batch["label"][batch["mask"]])
     return FeatureSet(np.concatenate(values), np.concatenate(labels), dataset.classes)
@@ -83,17 +76,3 @@ def features(trainer: Any, params: Tree, batch_stats: Tree, inputs: Input, datas
 def _first_label(example: dict) -> dict[str, np.ndarray]:
     return {"label": np.array(example["labels"][0] if len(example["labels"]) else -1, np.int32)}
 
-
-def feature_step(trainer: Any):
-    """``(params, batch_stats, images) -> float32 [b, d]``: one program for all probes of a network."""
-    return _jitted(trainer.step.graphdef, meshes.replicated(trainer.mesh))
-
-
-@functools.lru_cache(maxsize=8)
-def _jitted(graphdef: Any, replicated: Any):
-    @functools.partial(jax.jit, out_shardings=replicated)
-    def step(params: Tree, batch_stats: Tree, images: Array) -> Array:
-        backbone = merge(graphdef, params, batch_stats).backbone
-        return backbone(images, train=False)[-1].astype(jnp.float32).mean((1, 2))
-
-    return step

@@ -1,4 +1,4 @@
-"""A run's display at the terminal, and its clock."""
+"""A run's display in the terminal, and its clock."""
 
 from __future__ import annotations
 

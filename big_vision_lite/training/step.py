@@ -117,3 +117,8 @@ class TrainStep:
     def eval_step(self, params: Tree, batch_stats: Tree, batch: Batch) -> dict[str, Array]:
         """The head's predictions for a batch, in inference mode."""
         return self.head.predict(merge(self.graphdef, params, batch_stats), batch)
+
+    def features(self, params: Tree, batch_stats: Tree, images: Array) -> Array:
+        """float32 ``[b, channels]``: the spatial mean of the backbone's last stage, in inference mode."""
+        backbone = merge(self.graphdef, params, batch_stats).backbone
+        return backbone(images, train=False)[-1].astype(jnp.float32).mean((1, 2))

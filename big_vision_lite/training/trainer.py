@@ -115,6 +115,11 @@ class Trainer:
         """``(params, batch_stats, batch) -> outputs``, jitted; every process gets all rows."""
         return jax.jit(self.step.eval_step, out_shardings=meshes.replicated(self.mesh))
 
+    @cached_property
+    def feature_step(self):
+        """``(params, batch_stats, images) -> features``, jitted; every process gets all rows."""
+        return jax.jit(self.step.features, out_shardings=meshes.replicated(self.mesh))
+
     def open_eval(self, name: str, scored: bool = True) -> tuple[Input, Dataset]:
         """Input and data of an evaluation.
 
@@ -138,7 +143,7 @@ class Trainer:
         return inputs, dataset
 
     def _restricted(self, dataset: Dataset) -> Dataset:
-        """An evaluation's data with the classes of the training data only, if those were restricted in any way."""
+        """An evaluation's data, restricted to the classes of the training data if the experiment restricts those."""
         restricted = any(isinstance(step, ClassSubset) for step in self.experiment.train.curate)
         if not restricted or set(self.data.classes) >= set(dataset.classes):
             return dataset
@@ -148,18 +153,15 @@ class Trainer:
 
     def batches(self, inputs: Input, dataset: Dataset, seed: int | None, start: int = 0, stop: int | None = None,
                 targets: Targets | None = None) -> Iterator[dict[str, np.ndarray]]:
-        """This process's rows of batches ``start`` to ``stop``, by default of one pass with the head's targets.
+        """This process's rows of batches ``start`` to ``stop``; by default one pass, with the head's targets.
 
         A batch depends on its number only: if a worker process dies, new ones make the batches that it has not made.
 
         Raises:
           UserError: worker processes die before they have made a batch.
         """
-        maker = self.batch_maker(inputs, dataset, seed, targets)
-        return self._with_new_workers(maker, start, len(maker) if stop is None else stop)
-
-    def _with_new_workers(self, maker: BatchMaker, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
-        restarted_at = None
+        maker, restarted_at = self.batch_maker(inputs, dataset, seed, targets), None
+        stop = len(maker) if stop is None else stop
         while start < stop:
             try:
                 for batch in batches(maker, start, stop):
@@ -167,12 +169,12 @@ class Trainer:
                     start += 1
                     yield batch
             except RuntimeError as error:
-                if not maker.inputs.workers or "terminated unexpectedly" not in str(error):
+                if not inputs.workers or "terminated unexpectedly" not in str(error):
                     raise
                 cause = str(error).partition(". ")[0]
                 if restarted_at == start:
                     raise UserError(f"worker processes die before they have made batch {start}: {cause}; is there "
-                                    f"memory for workers={maker.inputs.workers}?") from error
+                                    f"memory for workers={inputs.workers}?") from error
                 print(f"bvl: {cause}; new ones go on from batch {start}", file=sys.stderr)
                 restarted_at = start
 

@@ -16,8 +16,8 @@ class WandB:
 
     Args:
       config: the resolved experiment.
-      start: the step that the run resumes from. W&B keeps the first values that it gets: of steps that are done again,
-        because a process died before its next checkpoint, it shows the values of that process.
+      start: the step that the run resumes from. W&B keeps the first values of a step: where a process died before its
+        next checkpoint and steps are repeated, it shows those of the dead process.
 
     Raises:
       UserError: wandb is not installed or does not start.

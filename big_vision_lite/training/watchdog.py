@@ -1,7 +1,7 @@
 """A watchdog ends a run that makes no progress, so that it can be started again.
 
-A process that waits for another's part of a sum waits for ever when that process, its machine or the network is gone:
-with many hosts, most failures look like this.
+A process that needs another's part of a sum waits forever when that process, its machine or the network is gone: with
+many hosts, most failures look like this.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PATIENCE = 1800.0
 
 
 class Watchdog:
-    """Ends the process, from a thread, when there was no `heartbeat` for ``seconds``.
+    """Ends the process, from a thread, after ``seconds`` without a `heartbeat`.
 
     Args:
       seconds: 0: never.

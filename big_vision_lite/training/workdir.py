@@ -43,7 +43,7 @@ def open_workdir(workdir: Path, experiment: Experiment) -> Any:
                                 + (f"; and {len(differences) - 4} more" if len(differences) > 4 else "")
                                 + "; choose another --workdir, or remove that one")
         if is_primary():
-            config.save(experiment, path)
+            write_text(path, config.dumps(experiment))
         barrier("the run's folder is made")
         if not path.exists():
             raise UserError(f"{str(workdir)!r} is not the folder that process 0 has written to; give a --workdir on a "

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from big_vision_lite.backbones.backbone import PixelNormalization
 from big_vision_lite.backbones.resnet import BLOCKS
 from big_vision_lite.errors import UserError
 from big_vision_lite.weights.download import fetch
-from big_vision_lite.weights.files import read_file
-from big_vision_lite.weights.naming import BIT, NAMINGS, SAME, TIMM_BIT, TORCHVISION, Naming, Row, depth_of
+from big_vision_lite.weights.files import read_file, read_metadata
+from big_vision_lite.weights.naming import SAME, Naming, Row, depth_of, naming_of
 
 Arrays = dict[str, np.ndarray]
 
@@ -33,8 +35,27 @@ def load(source: str, like: Mapping[str, Any]) -> Arrays:
       UserError: the file cannot be fetched or read, its naming is unknown, or it holds another network than ``like``;
         the message says how they differ, or names the first array that does.
     """
-    tensors = read_file(fetch(source))
-    naming = next((naming for naming in NAMINGS if naming.matches(tensors)), None)
+    return to_ours(read_file(fetch(source)), like, source)
+
+
+def pixels_of(source: str) -> PixelNormalization | None:
+    """The pixel normalization of a weights file, by its metadata or by its naming; None if unknown.
+
+    Raises:
+      UserError: as `load`.
+    """
+    path = fetch(source)
+    pixels = read_metadata(path).get("pixels")
+    if pixels is not None:
+        mean, std = json.loads(pixels)
+        return PixelNormalization(tuple(mean), tuple(std))
+    naming = naming_of(read_file(path))
+    return naming and naming.pixels
+
+
+def to_ours(tensors: Mapping[str, np.ndarray], like: Mapping[str, Any], source: str = "these weights") -> Arrays:
+    """Arrays under any of the names that `load` recognises, as it returns them. ``source`` names them in messages."""
+    naming = naming_of(tensors)
     if naming is not None:
         return _from(naming, tensors, like, source)
     if family(tensors) is None:
@@ -48,41 +69,27 @@ def load(source: str, like: Mapping[str, Any]) -> Arrays:
     return _take(tensors, rows, [name for name in tensors if _in_backbone(name)], like, source)
 
 
-def from_torchvision(tensors: Mapping[str, np.ndarray], like: Mapping[str, Any],
-                     source: str = "these weights") -> Arrays:
-    """The state dict of torchvision's or timm's ResNet, as `load` returns it.
+def to_theirs(naming: Naming, arrays: Mapping[str, Any]) -> Arrays:
+    """A network, and its classifier if it has one, in the names and layout of another project.
 
-    Raises: UserError as `load`; ``source`` names the weights in its message.
-    """
-    return _from(TORCHVISION, tensors, like, source)
-
-
-def from_bit(tensors: Mapping[str, np.ndarray], like: Mapping[str, Any], source: str = "these weights") -> Arrays:
-    """BiT's ResNet-v2, with the names of its .npz files or of timm, as `load` returns it.
-
-    Raises: UserError as `load`.
-    """
-    return _from(TIMM_BIT if TIMM_BIT.matches(tensors) else BIT, tensors, like, source)
-
-
-def to_torchvision(arrays: Mapping[str, Any]) -> Arrays:
-    """A ResNet with BatchNorm, and its classifier if it has one, in the names and layout of torchvision and timm.
-
-    Without ``num_batches_tracked``, which only a BatchNorm without momentum uses: ``load_state_dict`` then sets 0.
+    Without torchvision's ``num_batches_tracked``, which only a BatchNorm without momentum uses: ``load_state_dict``
+    then sets 0.
 
     Raises:
-      UserError: it is another network.
+      UserError: the naming is for another network.
     """
-    return _to(TORCHVISION, arrays)
-
-
-def to_bit(arrays: Mapping[str, Any], timm: bool = False) -> Arrays:
-    """A ResNet-v2, and its classifier if it has one, in the names and layout of BiT's .npz files, or of timm.
-
-    Raises:
-      UserError: it is another network.
-    """
-    return _to(TIMM_BIT if timm else BIT, arrays)
+    network, depth = family(arrays), depth_of(arrays)
+    if network != naming.family or depth is None:
+        raise UserError(f"a {naming.title} is a {naming.family}, the run's network is a {network or 'different one'}; "
+                        "write it under this package's own names")
+    rows = [row for row in naming.rows(depth) if _in_backbone(row[1]) or row[1] in arrays]
+    known = {ours for _, ours, _ in rows}
+    extra = [name for name in arrays if _in_backbone(name) and name not in known]
+    missing = [ours for _, ours, _ in rows if ours not in arrays]
+    if extra or missing:
+        raise UserError(f"a {naming.title} of depth {depth} has no place for {_abridged(extra)}" if extra else
+                        f"a {naming.title} of depth {depth} needs {_abridged(missing)}, which the network has not")
+    return {theirs: np.ascontiguousarray(layout.theirs(np.asarray(arrays[ours]))) for theirs, ours, layout in rows}
 
 
 def family(arrays: Iterable[str]) -> str | None:
@@ -101,8 +108,8 @@ def _from(naming: Naming, tensors: Mapping[str, np.ndarray], like: Mapping[str, 
     has_head = any(theirs in tensors for theirs, _, _ in head)
     if has_head and all(ours in like for _, ours, _ in head):
         rows += head
-    free = {theirs for theirs, _, _ in head}
-    present = [name for name in tensors if name not in free and not re.fullmatch(naming.ignored, name)]
+    head_names = {theirs for theirs, _, _ in head}
+    present = [name for name in tensors if name not in head_names and not re.fullmatch(naming.ignored, name)]
     return _take(tensors, rows, present, like, source)
 
 
@@ -120,11 +127,10 @@ def _check_network(network: str, depth: int | None, like: Mapping[str, Any], sou
                         f"{our_depth}; change the backbone or the weights")
 
 
-def _take(tensors: Mapping[str, np.ndarray], rows: Iterable[Row], present: list[str], like: Mapping[str, Any],
+def _take(tensors: Mapping[str, np.ndarray], rows: list[Row], present: list[str], like: Mapping[str, Any],
           source: str) -> Arrays:
     """The arrays of ``rows``, checked against ``like``. ``present``: the file's names, all of which must be in
     ``rows``."""
-    rows = list(rows)
     unknown = sorted(set(present) - {theirs for theirs, _, _ in rows})
     if unknown:
         raise UserError(f"{source} has {_abridged(unknown)}, which the run's backbone has not; it is an unsupported "
@@ -155,21 +161,6 @@ def _difference(name: str, theirs: tuple[int, ...], ours: tuple[int, ...]) -> st
         if theirs[3] != ours[3]:
             return f"its width is {theirs[3] / 64:g}, the run's {ours[3] / 64:g}"
     return "it is an unsupported variant of this ResNet"
-
-
-def _to(naming: Naming, arrays: Mapping[str, Any]) -> Arrays:
-    network, depth = family(arrays), depth_of(arrays)
-    if network != naming.family or depth is None:
-        raise UserError(f"a {naming.title} is a {naming.family}, the run's network is a {network or 'different one'}; "
-                        "write it under this package's own names")
-    rows = [row for row in naming.rows(depth) if _in_backbone(row[1]) or row[1] in arrays]
-    known = {ours for _, ours, _ in rows}
-    extra = [name for name in arrays if _in_backbone(name) and name not in known]
-    missing = [ours for _, ours, _ in rows if ours not in arrays]
-    if extra or missing:
-        raise UserError(f"a {naming.title} of depth {depth} has no place for {_abridged(extra)}" if extra else
-                        f"a {naming.title} of depth {depth} needs {_abridged(missing)}, which the network has not")
-    return {theirs: np.ascontiguousarray(layout.theirs(np.asarray(arrays[ours]))) for theirs, ours, layout in rows}
 
 
 def _in_backbone(name: str) -> bool:

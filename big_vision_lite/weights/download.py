@@ -51,11 +51,11 @@ def fetch(source: str) -> Path:
     path = _from_hub(name) if name.startswith("hf:") else _from_url(name)
     if checksum:
         with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != checksum[1].lower():
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != checksum[1].lower():
             if not name.startswith("hf:"):  # that cache belongs to others too
                 path.unlink()
-            raise UserError(f"weights {name!r} have sha256 {found}, expected {checksum[1].lower()}; they are damaged "
+            raise UserError(f"weights {name!r} have sha256 {digest}, expected {checksum[1].lower()}; they are damaged "
                             "or have been changed")
     return path
 

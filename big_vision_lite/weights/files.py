@@ -9,23 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
-from big_vision_lite.errors import UserError
+from big_vision_lite.errors import UserError, first_line
 from big_vision_lite.system.atomic import write_bytes
-
-SUFFIXES = (".safetensors", ".npz", ".pth", ".pt")
 
 
 def read_file(path: str | Path) -> dict[str, np.ndarray]:
     """All arrays of a file, by name; 16-bit floats as float32.
 
     Raises:
-      UserError: there is no such file, its suffix is not in ``SUFFIXES``, it is damaged or holds anything but arrays,
-        or an array is not finite.
+      UserError: there is no such file, its suffix is unknown, it is damaged or holds anything but arrays, or an array
+        is not finite.
     """
     path = Path(path)
     readers = {".safetensors": _safetensors, ".npz": _npz, ".pth": _torch, ".pt": _torch}
     if path.suffix not in readers:
-        raise UserError(f"weights {str(path)!r}: the name ends in {path.suffix!r}; expected {', '.join(SUFFIXES)}")
+        raise UserError(f"weights {str(path)!r}: the name ends in {path.suffix!r}; expected {', '.join(readers)}")
     if not path.is_file():
         raise UserError(f"no weights file {str(path)!r}; for weights on Hugging Face, give hf:OWNER/NAME")
     tensors = readers[path.suffix](path)
@@ -138,5 +136,4 @@ def _to_numpy(tensor) -> np.ndarray:
 
 
 def _damaged(path: Path, kind: str, error: Exception) -> UserError:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    return UserError(f"weights {str(path)!r} cannot be read as {kind}: {first}; is it complete?")
+    return UserError(f"weights {str(path)!r} cannot be read as {kind}: {first_line(error)}; is it complete?")

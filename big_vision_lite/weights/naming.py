@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
+from big_vision_lite.backbones.backbone import PixelNormalization
 from big_vision_lite.backbones.resnet import BLOCKS
 
 
@@ -40,7 +41,7 @@ class Naming:
     """One project's names for one family of networks."""
 
     title: str
-    """Of the files that use these names."""
+    """What messages call the files that use these names."""
     family: str
     """The networks: "BatchNorm ResNet" or "ResNetV2"."""
     rows: Callable[[int], Iterator[Row]]
@@ -51,27 +52,29 @@ class Naming:
     """Number of the first stage."""
     third: str
     """Name of the third convolution of a bottleneck."""
+    pixels: PixelNormalization = PixelNormalization()
+    """The normalization that such weights expect, unless their file says otherwise."""
     ignored: str = r"(?!)"
-    """Names that are not needed here."""
+    """Pattern of names that are not needed here."""
 
     def depth_of(self, names: Iterable[str]) -> int | None:
         """Layers of the network with these names; None if there is no such ResNet."""
         return _depth(names, self.block, self.first, self.third)
 
-    def matches(self, names: Iterable[str]) -> bool:
-        return any(self.block.match(name) for name in names)
-
 
 _OURS = re.compile(r"backbone\.stages\.(\d+)\.(\d+)\.(conv\d)\.kernel")
+
+
+def naming_of(names: Iterable[str]) -> Naming | None:
+    """The naming of another project that these names follow; None for ours and unknown ones."""
+    return next((naming for naming in NAMINGS if any(naming.block.match(name) for name in names)), None)
 
 
 def depth_of(names: Iterable[str]) -> int | None:
     """Layers of the network with these names, in any known naming; None if no such ResNet can be built here."""
     names = list(names)
-    for naming in NAMINGS:
-        if naming.matches(names):
-            return naming.depth_of(names)
-    return _depth(names, _OURS, 0, "conv3")
+    naming = naming_of(names)
+    return _depth(names, _OURS, 0, "conv3") if naming is None else naming.depth_of(names)
 
 
 def _depth(names: Iterable[str], block: re.Pattern, first: int, third: str) -> int | None:
@@ -148,8 +151,11 @@ def _timm_bit(depth: int) -> Iterator[Row]:
     yield "head.fc.bias", "head.bias", SAME
 
 
+IMAGENET = PixelNormalization(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
+"""255 times ImageNet's mean and standard deviation: what torchvision and nearly all of timm's ResNets expect."""
 TORCHVISION = Naming("torchvision or timm ResNet", "BatchNorm ResNet", _torchvision,
-                     re.compile(r"layer(\d+)\.(\d+)\.(conv\d)\.weight"), 1, "conv3", r".*\.num_batches_tracked")
+                     re.compile(r"layer(\d+)\.(\d+)\.(conv\d)\.weight"), 1, "conv3", IMAGENET,
+                     r".*\.num_batches_tracked")
 BIT = Naming("BiT ResNet-v2", "ResNetV2", _bit,
              re.compile(r"resnet/block(\d+)/unit(\d+)/([abc])/standardized_conv2d/kernel"), 1, "c")
 TIMM_BIT = Naming("timm ResNet-v2", "ResNetV2", _timm_bit,

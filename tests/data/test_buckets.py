@@ -46,7 +46,7 @@ def test_training_sees_every_image_equally_often_and_spreads_the_steps_of_a_buck
     seen, buckets = [], []
     for step in range(100):  # one period: each image four times
         bucket, batch = make._buckets.at(step)
-        seen += make._bucket_indices(bucket, range(batch * batch_size, (batch + 1) * batch_size))
+        seen += [make._index(bucket, p) for p in range(batch * batch_size, (batch + 1) * batch_size)]
         buckets.append(bucket)
     assert np.bincount(seen).tolist() == [4] * 100
     for bucket, images in enumerate((60, 30, 10)):
@@ -54,7 +54,7 @@ def test_training_sees_every_image_equally_often_and_spreads_the_steps_of_a_buck
         ahead = steps.cumsum() - images / 100 * np.arange(1, 101)
         assert steps.sum() == images and np.abs(ahead).max() <= 1
     assert make._buckets.at(100) == (buckets[0], [60, 30, 10][buckets[0]])
-    epochs = [make._bucket_indices(2, range(10 * e, 10 * e + 10)) for e in range(3)]
+    epochs = [[make._index(2, p) for p in range(10 * e, 10 * e + 10)] for e in range(3)]
     assert all(sorted(epoch) == list(range(90, 100)) for epoch in epochs) and epochs[0] != epochs[1] != epochs[2]
 
 

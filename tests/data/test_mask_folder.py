@@ -125,13 +125,15 @@ def test_errors(tmp_path):
                          ({"classes": ("x", "y"), "values": (1,)}, "1 numbers and classes 2 names"),
                          ({"classes": ("x", "x")}, "has the class 'x' twice"),
                          ({"classes": tuple(map(str, range(255))), "values": tuple(range(1000, 1255))}, "at most 254"),
-                         ({"class_file": "no.txt"}, "cannot read"), ({"masks": "maks"}, "there is no folder")]:
+                         ({"class_file": "no.txt"}, "cannot read MaskFolder.class_file"),
+                         ({"class_file": "images/a.jpg"}, "cannot read .* expected lines of names"),
+                         ({"masks": "maks"}, "there is no folder")]:
         with pytest.raises(UserError, match=message):
             MaskFolder(**paired, **fields).open()
-    (tmp_path / "classes.json").write_text(json.dumps([1, {"id": 2}]))
-    (tmp_path / "bad.json").write_text(json.dumps([{"id": 2}]))
-    with pytest.raises(UserError, match=re.escape("bad.json is not a list of classes ('name')")):
-        MaskFolder(class_file="bad.json", **paired).open()
+    for text in (json.dumps([{"id": 2}]), json.dumps([1, {"id": 2}])[:-1], "[]", "3"):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(UserError, match=re.escape("bad.json is not a list of classes (")):
+            MaskFolder(class_file="bad.json", **paired).open()
 
 
 def test_the_classes_of_coco():

@@ -218,5 +218,5 @@ def test_the_command_stores_a_label_index_with_the_data(tmp_path, monkeypatch, c
     dataset = Tfds("mine", "train", str(data_dir)).open()
     monkeypatch.setattr(type(dataset), "labels", None)  # a scan would fail
     index = label_index(dataset)
-    assert len(index) == len(dataset) and index.id(0).endswith(".jpg")
+    assert len(index.ids) == len(dataset) and index.id(0).endswith(".jpg")
     assert not os.path.exists(tmp_path / "empty" / "label_index")

@@ -19,13 +19,13 @@ def by_hand(truth, predicted, tolerance):
     reach = tolerance * np.hypot(height, width)
 
     def outline(mask, value):
-        found = set()
+        outline = set()
         for y, x in zip(*np.nonzero((mask == value) & (truth != VOID)), strict=True):
             around = [(y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)]
             inside = [(i, j) for i, j in around if 0 <= i < height and 0 <= j < width and truth[i, j] != VOID]
             if any(mask[place] != value for place in inside):
-                found.add((int(y), int(x)))
-        return found
+                outline.add((int(y), int(x)))
+        return outline
 
     def near(points, others):
         hits = [any(np.hypot(y - i, x - j) <= reach for i, j in others) for y, x in points]
@@ -47,8 +47,8 @@ def test_it_follows_the_definition(seed):
     predicted = np.roll(np.where(truth == VOID, 1, truth), seed + 1, 0).astype(np.uint8)
     predicted[:4, :4] = 5  # a class that is not there
     for tolerance in (0.0, 0.05, 0.2):
-        found = boundary_f(truth, predicted, tolerance)
-        assert found == pytest.approx(by_hand(truth, predicted, tolerance)) and found[5] == 0
+        scores = boundary_f(truth, predicted, tolerance)
+        assert scores == pytest.approx(by_hand(truth, predicted, tolerance)) and scores[5] == 0
 
 
 def test_known_outlines():

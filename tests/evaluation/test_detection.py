@@ -13,7 +13,7 @@ from big_vision_lite.data.source import Dataset, Example
 from big_vision_lite.errors import UserError
 from big_vision_lite.evaluation.boxes import Detections, GroundTruth
 from big_vision_lite.evaluation.coco_ap import NAMES, coco_ap
-from big_vision_lite.evaluation.detection import DetectionMetrics, category_ids, truth_of
+from big_vision_lite.evaluation.detection import DetectionMetrics, truth_of
 from big_vision_lite.evaluation.voc_ap import iou, voc_ap
 
 
@@ -210,12 +210,14 @@ def test_what_cannot_be_scored_is_refused():
     with pytest.raises(UserError, match="not finite; training has diverged"):
         DetectionMetrics(dataset).add(*wrong)
     with pytest.raises(UserError, match=r"image 'x' has no boxes; .* such as CocoJson or VocTree"):
-        truth_of({"id": "x", "image": b"", "labels": np.zeros(0, np.int32)}, 0)
+        truth_of({"id": "x", "image": b"", "labels": np.zeros(0, np.int32)})
 
 
 def test_results_are_written_with_the_ids_of_the_annotations(tmp_path):
     dataset = coco_file(tmp_path).open()
-    assert category_ids(dataset) == (13, 70, 90)
+    assert DetectionMetrics(dataset).category_ids() == [13, 70, 90]
+    with pytest.raises(UserError, match="InMemory does not know COCO's ids"):
+        DetectionMetrics(InMemory(truth([]), 3)).category_ids()
     detected = detections([(0, 2, 21, 11, 80, 50, 0.9), (0, 0, 100, 50, 130, 70, 0.8), (1, 2, 100, 40, 150, 90, 0.7),
                   (1, 2, 5, 5, 46, 44, 0.6), (2, 0, 1, 1, 9, 9, 0.95)])
     scores = DetectionMetrics(dataset)

@@ -30,7 +30,7 @@ BACKBONE = ResNet(10, 0.125, stem="half", zero_last_norm=False)
 VARIANTS = {
     "C4": FasterRCNN(C4(16, pre_nms_topk=(200, 200), post_nms_topk=(40, 40), rois_per_image=16, pooler_resolution=6),
                      max_boxes=4, max_detections=10),
-    "FPN": FasterRCNN(FPN(16, 32, finest=3, pre_nms_topk=(100, 100), post_nms_topk=(40, 40), rois_per_image=16),
+    "FPN": FasterRCNN(FPN(16, 32, pre_nms_topk=(100, 100), post_nms_topk=(40, 40), rois_per_image=16),
                       max_boxes=4, max_detections=10),
 }
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from big_vision_lite import weights
 from big_vision_lite.backbones.resnet import ResNet
 from big_vision_lite.data.source import SavedDatasetInfo
 from big_vision_lite.heads.detection.faster_rcnn import FasterRCNN
 from big_vision_lite.heads.detection.variants import C4, FPN
 from big_vision_lite.training.step import merge, split
 from big_vision_lite.training.trees import flatten
+from big_vision_lite.weights import convert, naming
 
 MAKE = runpy.run_path(str(Path(__file__).parents[1] / "goldens" / "detection" / "make.py"))
 DATA = SavedDatasetInfo(("a", "b", "c"), True, "", 1, "")
@@ -24,17 +24,17 @@ DATA = SavedDatasetInfo(("a", "b", "c"), True, "", 1, "")
 
 def filled(head, depth, values):
     """Structure and arrays of the head on a ResNet with torchvision's weights."""
-    backbone = ResNet(depth, pixels=weights.TORCHVISION_PIXELS)
+    backbone = ResNet(depth, pixels=naming.IMAGENET)
     graphdef, *arrays = split(nnx.eval_shape(lambda: head.build(backbone.build(nnx.Rngs(0)), DATA, nnx.Rngs(0))))
     like = {name.partition(".")[2]: leaf for name, leaf in flatten(arrays).items()}
     body = {name.removeprefix("backbone.body."): value for name, value in values.items() if ".body." in name}
-    found = weights.from_torchvision(body, {name: leaf for name, leaf in like.items() if name.startswith("backbone.")})
+    loaded = convert.to_ours(body, {name: leaf for name, leaf in like.items() if name.startswith("backbone.")})
     if isinstance(head.variant, FPN):
-        found |= MAKE["detector_arrays"](values)
+        loaded |= MAKE["detector_arrays"](values)
     else:  # torchvision has no such head
-        found |= {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in like.items() if name not in found}
-    assert {name: leaf.shape for name, leaf in like.items()} == {name: value.shape for name, value in found.items()}
-    return graphdef, jax.tree.unflatten(jax.tree.structure(arrays), [found[name] for name in like])
+        loaded |= {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in like.items() if name not in loaded}
+    assert {name: leaf.shape for name, leaf in like.items()} == {name: value.shape for name, value in loaded.items()}
+    return graphdef, jax.tree.unflatten(jax.tree.structure(arrays), [loaded[name] for name in like])
 
 
 def detections(depth, channels, width, values):
@@ -48,14 +48,14 @@ def detections(depth, channels, width, values):
     return {name: np.asarray(out[name][0])[np.asarray(out["valid"][0])] for name in ("boxes", "scores", "labels")}
 
 
-def compare(found, expected):
+def compare(ours, expected):
     """Boxes to 1e-3 of a pixel, scores to 1e-3, in the same order."""
     assert len(expected["scores"]) >= 20 and np.ptp(expected["scores"]) > 0.02
     count = len(expected["scores"])
-    assert len(found["scores"]) >= count
-    np.testing.assert_allclose(found["scores"][:count], expected["scores"], atol=1e-3)
-    np.testing.assert_array_equal(found["labels"][:count], expected["labels"])
-    np.testing.assert_allclose(found["boxes"][:count], expected["boxes"], atol=1e-3)
+    assert len(ours["scores"]) >= count
+    np.testing.assert_allclose(ours["scores"][:count], expected["scores"], atol=1e-3)
+    np.testing.assert_array_equal(ours["labels"][:count], expected["labels"])
+    np.testing.assert_allclose(ours["boxes"][:count], expected["boxes"], atol=1e-3)
 
 
 def res5_features(depth, values, features, rois):
@@ -78,8 +78,8 @@ def test_the_small_detector_is_torchvisions():
         values = MAKE["tensors"]({name: tuple(shape) for name, shape in json.loads(str(expected["shapes"])).items()})
         compare(detections(18, MAKE["CHANNELS"], MAKE["WIDTH"], values),
                 {name: expected[f"detections/{name}"] for name in ("boxes", "scores", "labels")})
-        found = res5_features(18, values, *MAKE["c4_inputs"](256))
-        np.testing.assert_allclose(found[:, ::8], expected["c4"], atol=1e-4)
+        features = res5_features(18, values, *MAKE["c4_inputs"](256))
+        np.testing.assert_allclose(features[:, ::8], expected["c4"], atol=1e-4)
 
 
 def test_whole_forward_of_resnet50_is_torchvisions():
@@ -87,9 +87,9 @@ def test_whole_forward_of_resnet50_is_torchvisions():
     model = MAKE["detector"](50, 256, 1024)
     values = {name: value.numpy() for name, value in model.state_dict().items()}
     expected = MAKE["reference_detections"](model)
-    found = detections(50, 256, 1024, values)
-    assert len(found["scores"]) == len(expected["scores"])
-    compare(found, expected)
+    ours = detections(50, 256, 1024, values)
+    assert len(ours["scores"]) == len(expected["scores"])
+    compare(ours, expected)
     features, rois = MAKE["c4_inputs"](1024)
     theirs = MAKE["reference_c4"](model, features, rois)
     ours = res5_features(50, values, features, rois)
@@ -100,7 +100,7 @@ def test_whole_forward_of_resnet50_is_torchvisions():
 def test_arithmetic_of_many_boxes_is_torchvisions():
     pytest.importorskip("torchvision")
     ours = runpy.run_path(str(Path(__file__).parent / "test_detection_ops.py"))["ours"]
-    expected, found = MAKE["reference"](150), ours(150)
-    assert found.keys() == expected.keys()
-    for name in found:
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-4, err_msg=name)
+    expected, values = MAKE["reference"](150), ours(150)
+    assert values.keys() == expected.keys()
+    for name in values:
+        np.testing.assert_allclose(values[name], expected[name], rtol=1e-4, atol=1e-4, err_msg=name)

@@ -36,8 +36,8 @@ def batch_of(head, count=2):
 
 @pytest.mark.parametrize("head", [
     FasterRCNN(C4(8, pre_nms_topk=(20, 20), post_nms_topk=(9, 9), rois_per_image=8, pooler_resolution=4), max_boxes=3),
-    FasterRCNN(FPN(8, 8, 3, pre_nms_topk=(20, 20), post_nms_topk=(9, 9), rois_per_image=8), max_boxes=3),
-    Segmentation(DeepLabV3Plus((1, 2), 8, 4), size=SIDE), Classification(),
+    FasterRCNN(FPN(8, 8, pre_nms_topk=(20, 20), post_nms_topk=(9, 9), rois_per_image=8), max_boxes=3),
+    Segmentation(DeepLabV3Plus((1, 2), 8, low_level_channels=4), size=SIDE), Classification(),
 ], ids=lambda head: type(getattr(head, "variant", head)).__name__)
 def test_it_trains(head):
     graphdef, *arrays = split(head.build(Toy().build(nnx.Rngs(0)), DATA, nnx.Rngs(1)))

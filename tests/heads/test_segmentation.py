@@ -105,7 +105,7 @@ def test_loss_of_the_pixels_with_the_highest_loss(strict):
     np.testing.assert_allclose(pixel_loss(scores, jnp.asarray(mask), 1e-9)[:2], [each[0][0], each[1][0]], rtol=1e-5)
 
 
-@pytest.mark.parametrize("decoder", [ASPPL((1, 2)), SMALL, DeepLabV3Plus((1, 2), 16, 4)],
+@pytest.mark.parametrize("decoder", [ASPPL((1, 2)), SMALL, DeepLabV3Plus((1, 2), 16, low_level_channels=4)],
                          ids=lambda decoder: type(decoder).__name__)
 def test_every_decoder_learns_and_is_scored(decoder, tmp_path):
     head = Segmentation(decoder, size=(40, 32), auxiliary=0.4)

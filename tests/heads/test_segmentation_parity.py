@@ -13,7 +13,6 @@ torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")
 
-from big_vision_lite import weights  # noqa: E402
 from big_vision_lite.backbones.resnet import ResNet  # noqa: E402
 from big_vision_lite.data.masks import VOID  # noqa: E402
 from big_vision_lite.evaluation.segmentation import ConfusionMatrix, mask_at_original_size  # noqa: E402
@@ -23,6 +22,7 @@ from big_vision_lite.heads.segmentation.decoders import _ASPPL, upsample  # noqa
 from big_vision_lite.heads.segmentation.losses import pixel_loss  # noqa: E402
 from big_vision_lite.training.step import merge, split  # noqa: E402
 from big_vision_lite.training.trees import flatten  # noqa: E402
+from big_vision_lite.weights import convert, naming  # noqa: E402
 
 MAKE = runpy.run_path(str(Path(__file__).parents[1] / "goldens" / "segmentation" / "make.py"))
 
@@ -49,14 +49,14 @@ def test_deeplab_v3(depth, size):
 def test_dilated_backbone(stride):
     model = timm.create_model("resnet50", pretrained=False, features_only=True, output_stride=stride)
     MAKE["WEIGHTS"]["fill"](model)
-    backbone = ResNet(50, output_stride=stride, pixels=weights.TORCHVISION_PIXELS)
+    backbone = ResNet(50, output_stride=stride, pixels=naming.IMAGENET)
     graphdef, *state = split(nnx.eval_shape(
         lambda: Classifier(backbone.build(nnx.Rngs(0)), 10, 0.0, nnx.Rngs(0))))
     like = {name.partition(".")[2]: leaf for name, leaf in flatten(state).items()}
     tensors = {name: value.numpy() for name, value in model.state_dict().items() if value.ndim}
-    found = weights.from_torchvision(tensors, like)
+    loaded = convert.to_ours(tensors, like)
     filled = jax.tree.unflatten(jax.tree.structure(state),
-                                [found.get(name, np.zeros(leaf.shape, leaf.dtype)) for name, leaf in like.items()])
+                                [loaded.get(name, np.zeros(leaf.shape, leaf.dtype)) for name, leaf in like.items()])
     images = MAKE["images"](1, (97, 65))
     ours = jax.jit(lambda state, x: merge(graphdef, *state).backbone(x, train=False))(filled, images)
     with torch.no_grad():

@@ -87,7 +87,7 @@ def test_a_pretrained_backbone_fits_each_recipes_batch(path, tmp_path):
     run = load("pretrain/emoji.py")
     pretrained = run.backbone
     assert pretrained.norm.group == 32
-    config.save(run, tmp_path / "config.json")
+    (tmp_path / "config.json").write_text(config.dumps(run))
     experiment = load(path, f"init={tmp_path}")
     group = experiment.backbone.norm.group
     assert group is None or experiment.train.batch_size % group == 0

@@ -1,7 +1,6 @@
 """`bvl bench step`: time and memory of a run's training step, with its data and without."""
 
 import dataclasses
-import json
 
 import jax
 import pytest
@@ -11,6 +10,7 @@ from big_vision_lite.cli import main
 from big_vision_lite.data.source import SavedDatasetInfo
 from big_vision_lite.data.transforms.joint import ScaleJitter
 from big_vision_lite.errors import UserError
+from big_vision_lite.runs import benchmark
 from big_vision_lite.runs.benchmark import bench_step, peak_memory
 
 CONFIG = '''
@@ -35,11 +35,12 @@ def config(tmp_path_factory):
     return str(path)
 
 
-def test_results_of_a_step(config, tmp_path, capsys):
-    cached = jax.config.jax_enable_compilation_cache
-    assert main(["bench", "step", config, "--repeat", "3", "--out", str(tmp_path / "out.json")]) == 0
+def test_results_of_a_step(config, capsys, monkeypatch):
+    cached, returned = jax.config.jax_enable_compilation_cache, []
+    monkeypatch.setattr(benchmark, "bench_step", lambda *arguments: returned.append(bench_step(*arguments)))
+    assert main(["bench", "step", config, "--repeat", "3"]) == 0
     assert jax.config.jax_enable_compilation_cache == cached
-    results, printed = json.loads((tmp_path / "out.json").read_text()), capsys.readouterr().out
+    (results,), printed = returned, capsys.readouterr().out
     assert results["batch"] == [8, 32, 32, 3] and results["devices"][1] == jax.device_count()
     seconds, memory = results["seconds"], results["resident"]
     assert results["repeat"] == 3 and results["compile_seconds"] > 0

@@ -5,7 +5,7 @@ import pytest
 
 from big_vision_lite.cli import main
 from big_vision_lite.training.checkpoints import Checkpoints
-from big_vision_lite.weights import read_file, write_safetensors
+from big_vision_lite.weights.files import read_file, write_safetensors
 
 BLOCKS = (2, 2, 2, 2)
 

@@ -148,7 +148,7 @@ def test_a_list_of_images(coco, tmp_path):
         dataclasses.replace(coco, only=str(minival)).open()
     assert len(dataclasses.replace(coco, without=str(minival)).open()) == 2
     for text, field, message in (
-            ("9.jpg\n", "only", r"line 1 is '9\.jpg'; expected an image id"), ("\n", "only", "no image"),
+            ("9.jpg\n", "only", r"has the line '9\.jpg'; expected an image id"), ("\n", "only", "no image"),
             ("5\n", "without", "none of the 1 images"), ("4\n7\n9\n", "without", "leave no image")):
         minival.write_text(text)
         with pytest.raises(UserError, match=message):

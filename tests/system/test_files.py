@@ -42,6 +42,7 @@ def test_signals_are_collected():
             signal.raise_signal(signal.SIGTERM)
         assert received == [signal.SIGTERM] * 2
     assert signal.getsignal(signal.SIGTERM) == handler
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with SIGINT ignored
     with collect_signals(signal.SIGTERM) as stops, collect_signals(
             signal.SIGINT, once=True, forward_as=signal.SIGTERM) as interrupts:
         signal.raise_signal(signal.SIGINT)

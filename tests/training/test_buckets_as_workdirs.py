@@ -150,7 +150,7 @@ def test_paths_of_a_bucket(store, tmp_path):
     assert isinstance(folder, RemotePath) and str(folder / "a.txt") == os.fspath(folder / "a.txt")
     assert str(folder.parent / "b") == "gs://bucket/b" and folder.absolute() == folder.resolve() == folder
     assert not folder.exists() and list(folder.glob("*")) == []
-    (folder / "a.txt").write_text("é")
+    (folder / "a.txt").write_bytes("é".encode())
     (folder / "sub" / "b").write_bytes(b"1")
     assert folder.is_dir() and (folder / "a.txt").is_file() and (folder / "a.txt").read_text() == "é"
     assert [path.name for path in folder.iterdir()] == ["a.txt", "sub"]

@@ -119,11 +119,3 @@ def test_what_is_refused(pretrained, transfer, fields, message):
 def test_a_negative_multiplier_is_refused():
     with pytest.raises(UserError, match="expected factors of at least 0"):
         Transfer(lr_multipliers={"backbone": -1.0})
-
-
-def test_the_hyper_rule():
-    from big_vision_lite.recipes.transfer import hyper_rule
-
-    assert hyper_rule(2_040, 500 * 500) == (448, 384, 500, (0.4, 0.6, 0.8), 100, 0.0)
-    assert hyper_rule(50_000, 32 * 32) == (160, 128, 10_000, (0.3, 0.6, 0.9), 500, 0.1)
-    assert hyper_rule(1_281_167, 500 * 375).steps == 20_000 and hyper_rule(19_999, 1).steps == 500

@@ -15,13 +15,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from big_vision_lite import weights
 from big_vision_lite.backbones.resnet import ResNet
 from big_vision_lite.errors import UserError
 from big_vision_lite.heads.classification import Classifier
 from big_vision_lite.training.step import split
 from big_vision_lite.training.trees import flatten
-from big_vision_lite.weights import download
+from big_vision_lite.weights import convert, download, files
 
 
 class Server:
@@ -89,17 +88,17 @@ def cache(monkeypatch, tmp_path):
 
 
 def test_a_path_is_itself(tmp_path):
-    assert weights.fetch(str(tmp_path / "w.npz")) == tmp_path / "w.npz"
+    assert download.fetch(str(tmp_path / "w.npz")) == tmp_path / "w.npz"
 
 
 def test_a_downloaded_file_is_cached_and_verified(server, cache):
     digest = hashlib.sha256(server.body).hexdigest()
     source = f"{server.url}/x/model.safetensors#sha256={digest}"
-    path = weights.fetch(source)
+    path = download.fetch(source)
     assert path.read_bytes() == server.body and path.parent == cache and path.name.endswith("-model.safetensors")
-    assert weights.fetch(source) == path and len(server.requests) == 1
+    assert download.fetch(source) == path and len(server.requests) == 1
     with pytest.raises(UserError, match=f"have sha256 {digest}, expected {'0' * 64}"):
-        weights.fetch(f"{server.url}/x/model.safetensors#sha256={'0' * 64}")
+        download.fetch(f"{server.url}/x/model.safetensors#sha256={'0' * 64}")
     assert not path.exists()
 
 
@@ -110,7 +109,7 @@ def test_a_downloaded_file_is_cached_and_verified(server, cache):
 ])
 def test_a_lost_connection_is_resumed(server, ranges, tag, drop, ranges_requested):
     server.ranges, server.tag, server.drop = ranges, tag, drop
-    path = weights.fetch(f"{server.url}/model.npz")
+    path = download.fetch(f"{server.url}/model.npz")
     assert path.read_bytes() == server.body
     assert [request[1] for request in server.requests] == ranges_requested
 
@@ -121,16 +120,16 @@ def test_a_file_that_changes_meanwhile_is_read_anew(server):
             server.body, server.tag = server.body[::-1], '"2"'
 
     server.drop, server.on_request = [100_000], change
-    assert weights.fetch(f"{server.url}/model.npz").read_bytes() == server.body
+    assert download.fetch(f"{server.url}/model.npz").read_bytes() == server.body
     assert server.requests[1][1] == "bytes=100000-"
 
 
 def test_an_interrupted_download_leaves_no_file(server, cache):
     server.drop = [100_000, 0, 0, 0]
     with pytest.raises(UserError, match=r"cannot fetch weights from 127.0.0.1: .* put the file"):
-        weights.fetch(f"{server.url}/model.npz")
+        download.fetch(f"{server.url}/model.npz")
     assert not list(cache.rglob("*model.npz"))
-    assert weights.fetch(f"{server.url}/model.npz").read_bytes() == server.body
+    assert download.fetch(f"{server.url}/model.npz").read_bytes() == server.body
 
 
 def test_hugging_face_is_read_by_its_own_client(server, tmp_path, monkeypatch):
@@ -138,23 +137,23 @@ def test_hugging_face_is_read_by_its_own_client(server, tmp_path, monkeypatch):
     client = functools.partial(huggingface_hub.hf_hub_download, endpoint=server.url, cache_dir=tmp_path / "hub")
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", client)
     digest = hashlib.sha256(server.body).hexdigest()
-    path = weights.fetch(f"hf:timm/resnet18.a1_in1k#sha256={digest}")
+    path = download.fetch(f"hf:timm/resnet18.a1_in1k#sha256={digest}")
     assert path.read_bytes() == server.body and path.is_relative_to(tmp_path / "hub")
-    assert weights.fetch("hf:timm/resnet18.a1_in1k") == path
-    weights.fetch("hf:me/mine@v1.0/folder/BiT.npz")
+    assert download.fetch("hf:timm/resnet18.a1_in1k") == path
+    download.fetch("hf:me/mine@v1.0/folder/BiT.npz")
     assert [(path, token) for path, _, token in server.requests] == [
         ("/timm/resnet18.a1_in1k/resolve/main/model.safetensors", "Bearer secret"),
         ("/me/mine/resolve/v1.0/folder/BiT.npz", "Bearer secret")]
     with pytest.raises(UserError, match=f"have sha256 {digest}, expected {'0' * 64}"):
-        weights.fetch(f"hf:timm/resnet18.a1_in1k#sha256={'0' * 64}")
+        download.fetch(f"hf:timm/resnet18.a1_in1k#sha256={'0' * 64}")
     assert path.exists()  # other programs may use it
     server.status = 404
     with pytest.raises(UserError, match="cannot fetch weights 'hf:me/none'") as caught:
-        weights.fetch("hf:me/none")
+        download.fetch("hf:me/none")
     assert "\n" not in str(caught.value)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match=r"need huggingface_hub, .*big_vision_lite\[hub\]"):
-        weights.fetch("hf:me/mine")
+        download.fetch("hf:me/mine")
 
 
 def test_redirects_stay_on_https():
@@ -172,19 +171,19 @@ def test_redirects_stay_on_https():
 ])
 def test_names_that_are_refused(source, message):
     with pytest.raises(UserError, match=message):
-        weights.fetch(source)
+        download.fetch(source)
 
 
 def test_a_missing_file_and_a_missing_network_are_told_apart(server):
     server.status = 404
     with pytest.raises(UserError, match=r"has no weights at .*: 404"):
-        weights.fetch(f"{server.url}/model.npz")
+        download.fetch(f"{server.url}/model.npz")
     server.status = 503
     with pytest.raises(UserError, match=r"cannot fetch weights from 127.0.0.1: .*give its path"):
-        weights.fetch(f"{server.url}/model.npz")
+        download.fetch(f"{server.url}/model.npz")
     assert len(server.requests) == 4
     with pytest.raises(UserError, match=r"cannot fetch weights from 127.0.0.1: .*refused"):
-        weights.fetch("http://127.0.0.1:9/model.npz")
+        download.fetch("http://127.0.0.1:9/model.npz")
 
 
 def test_weights_are_loaded_from_a_url(server, cache, tmp_path):
@@ -192,7 +191,7 @@ def test_weights_are_loaded_from_a_url(server, cache, tmp_path):
         lambda: Classifier(ResNet(10, width=1 / 16).build(nnx.Rngs(0)), 2, 0.0, nnx.Rngs(0))))
     like = {name.partition(".")[2]: leaf for name, leaf in flatten(arrays).items()}
     path = tmp_path / "w.safetensors"
-    weights.write_safetensors(path, {name: np.ones(leaf.shape, np.float32) for name, leaf in like.items()})
+    files.write_safetensors(path, {name: np.ones(leaf.shape, np.float32) for name, leaf in like.items()})
     server.body = path.read_bytes()
-    assert weights.load(f"{server.url}/w.safetensors", like).keys() == like.keys()
+    assert convert.load(f"{server.url}/w.safetensors", like).keys() == like.keys()
     assert len(list(cache.glob("*-w.safetensors"))) == 1

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from big_vision_lite import weights
 from big_vision_lite.backbones.norm import GroupNorm
 from big_vision_lite.backbones.resnet import ResNet
 from big_vision_lite.backbones.resnet_v2 import ResNetV2
@@ -20,7 +19,7 @@ from big_vision_lite.errors import UserError
 from big_vision_lite.heads.classification import Classifier
 from big_vision_lite.training.step import merge, split
 from big_vision_lite.training.trees import flatten
-from big_vision_lite.weights import naming
+from big_vision_lite.weights import convert, files, naming
 
 MAKE = runpy.run_path(str(Path(__file__).parents[1] / "goldens" / "weights" / "make.py"))
 SMALL = ResNet(10, width=1 / 16)
@@ -38,19 +37,20 @@ def like(backbone, classes=10):
     return described(backbone, classes)[1]
 
 
-def seeded(backbone, export, classes=10):
+def seeded(backbone, names, classes=10):
     """Weights from seeds, in the names and layout of another project."""
-    shapes = export({name: np.zeros(leaf.shape, bool) for name, leaf in like(backbone, classes).items()})
+    shapes = convert.to_theirs(names, {name: np.zeros(leaf.shape, bool)
+                                       for name, leaf in like(backbone, classes).items()})
     return MAKE["tensors"]({name: value.shape for name, value in shapes.items()})
 
 
-@pytest.mark.parametrize(("name", "backbone", "take", "export"), [
-    ("resnet18", ResNet(18, pixels=weights.TORCHVISION_PIXELS), weights.from_torchvision, weights.to_torchvision),
-    ("bit", ResNetV2(50), weights.from_bit, lambda arrays: weights.to_bit(arrays, timm=True))])
-def test_features_and_logits_are_pytorchs(name, backbone, take, export):
+@pytest.mark.parametrize(("name", "backbone", "names"), [
+    ("resnet18", ResNet(18, pixels=naming.IMAGENET), naming.TORCHVISION),
+    ("bit", ResNetV2(50), naming.TIMM_BIT)])
+def test_features_and_logits_are_pytorchs(name, backbone, names):
     graphdef, shapes, arrays = described(backbone)
-    tensors = seeded(backbone, export)
-    found = take(tensors, shapes)
+    tensors = seeded(backbone, names)
+    found = convert.to_ours(tensors, shapes)
     filled = jax.tree.unflatten(jax.tree.structure(arrays), [found[key] for key in shapes])
 
     @jax.jit
@@ -67,7 +67,7 @@ def test_features_and_logits_are_pytorchs(name, backbone, take, export):
         for i, (feature, stride, channels) in enumerate(zip(features, module.strides, module.channels, strict=True)):
             assert feature.shape == (2, 64 // stride, 64 // stride, channels)
             np.testing.assert_allclose(feature.mean((1, 2)), expected[f"{name}/stage{i}"], atol=3e-4, rtol=1e-4)
-    back = export(found)
+    back = convert.to_theirs(names, found)
     assert back.keys() == tensors.keys()
     assert all(np.array_equal(back[key], tensors[key]) for key in tensors)
 
@@ -83,8 +83,8 @@ def test_a_width_that_groups_do_not_divide_is_refused():
     ids=lambda value: getattr(value, "title", value))
 def test_depths_are_recognised(names, depth):
     theirs, ours, _ = zip(*names.rows(depth), strict=True)
-    assert weights.depth_of(ours) == depth
-    assert weights.depth_of(theirs) == depth
+    assert naming.depth_of(ours) == depth
+    assert naming.depth_of(theirs) == depth
     assert len(set(theirs)) == len(set(ours)) == len(ours)
 
 
@@ -96,23 +96,23 @@ def test_files_return_what_was_written_and_our_own_names_load(tmp_path, suffix):
     if suffix == ".npz":
         np.savez(path, **ours)
     else:
-        weights.write_safetensors(path, ours)
-    found = weights.load(str(path), like(SMALL))
+        files.write_safetensors(path, ours)
+    found = convert.load(str(path), like(SMALL))
     assert found.keys() == ours.keys()
     assert all(np.array_equal(found[name], ours[name]) for name in ours)
-    other = weights.load(str(path), like(SMALL, classes=7))
+    other = convert.load(str(path), like(SMALL, classes=7))
     assert other["head.kernel"].shape[1] == 10  # as the file has it
     headless = {name: leaf for name, leaf in like(SMALL).items() if not name.startswith("head.")}
-    assert weights.load(str(path), headless).keys() == headless.keys()
+    assert convert.load(str(path), headless).keys() == headless.keys()
 
 
 def test_sixteen_bits_are_widened(tmp_path):
     import ml_dtypes
 
     values = {"a": np.float16([1.5, -2]), "b": np.asarray([1.5, -2], ml_dtypes.bfloat16), "n": np.int64([3])}
-    weights.write_safetensors(tmp_path / "x.safetensors", values, {"pixels": "0 to 255"})
-    assert weights.read_metadata(tmp_path / "x.safetensors") == {"pixels": "0 to 255"}
-    found = weights.read_file(tmp_path / "x.safetensors")
+    files.write_safetensors(tmp_path / "x.safetensors", values, {"pixels": "0 to 255"})
+    assert files.read_metadata(tmp_path / "x.safetensors") == {"pixels": "0 to 255"}
+    found = files.read_file(tmp_path / "x.safetensors")
     assert found["a"].dtype == found["b"].dtype == np.float32 and found["n"].dtype == np.int64
     np.testing.assert_array_equal(found["b"], [1.5, -2])
 
@@ -141,26 +141,26 @@ def plus(name, *shape):
     (SMALL, plus("bn1.num_batches_tracked"), None),
 ])
 def test_another_network_is_named(tmp_path, backbone, change, message):
-    weights.write_safetensors(tmp_path / "w.safetensors", change(seeded(SMALL, weights.to_torchvision)))
+    files.write_safetensors(tmp_path / "w.safetensors", change(seeded(SMALL, naming.TORCHVISION)))
     if message is None:
-        assert weights.load(str(tmp_path / "w.safetensors"), like(backbone)).keys() == like(backbone).keys()
+        assert convert.load(str(tmp_path / "w.safetensors"), like(backbone)).keys() == like(backbone).keys()
         return
     with pytest.raises(UserError, match=message) as caught:
-        weights.load(str(tmp_path / "w.safetensors"), like(backbone))
+        convert.load(str(tmp_path / "w.safetensors"), like(backbone))
     assert "\n" not in str(caught.value) and "w.safetensors" in str(caught.value)
 
 
 def test_our_own_file_of_another_network_is_named(tmp_path):
     ours = {name: np.zeros(leaf.shape, np.float32) for name, leaf in like(SMALL).items()}
-    weights.write_safetensors(tmp_path / "w.safetensors", ours)
+    files.write_safetensors(tmp_path / "w.safetensors", ours)
     for backbone, message in ((ResNet(18, 1 / 16), "depth 10, .* depth 18"), (ResNet(10, 1 / 8), r"width is 0.0625"),
                               (ResNetV2(50), "is a ResNetV2 of depth 50")):
         with pytest.raises(UserError, match=message):
-            weights.load(str(tmp_path / "w.safetensors"), like(backbone))
+            convert.load(str(tmp_path / "w.safetensors"), like(backbone))
     with pytest.raises(UserError, match="is a ResNetV2, the run's network is a BatchNorm ResNet"):
-        weights.to_bit(ours)
+        convert.to_theirs(naming.TIMM_BIT, ours)
     with pytest.raises(UserError, match=r"has no place for 'backbone.extra'"):
-        weights.to_torchvision({**ours, "backbone.extra": np.zeros(1)})
+        convert.to_theirs(naming.TORCHVISION, {**ours, "backbone.extra": np.zeros(1)})
 
 
 def archive_of(name: str, content: bytes) -> bytes:
@@ -186,5 +186,5 @@ def test_files_that_are_refused(tmp_path, name, content, message):
     elif content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
-        weights.read_file(tmp_path / name)
+        files.read_file(tmp_path / name)
     assert "\n" not in str(caught.value)

@@ -12,13 +12,13 @@ torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")
 
-from big_vision_lite import weights  # noqa: E402
 from big_vision_lite.backbones.resnet import ResNet  # noqa: E402
 from big_vision_lite.backbones.resnet_v2 import ResNetV2  # noqa: E402
 from big_vision_lite.errors import UserError  # noqa: E402
 from big_vision_lite.heads.classification import Classifier  # noqa: E402
 from big_vision_lite.training.step import merge, split  # noqa: E402
 from big_vision_lite.training.trees import flatten  # noqa: E402
+from big_vision_lite.weights import convert, files, naming  # noqa: E402
 
 MAKE = runpy.run_path(str(Path(__file__).parents[1] / "goldens" / "weights" / "make.py"))
 CLASSES = MAKE["CLASSES"]
@@ -29,7 +29,7 @@ def loaded(source, backbone):
     graphdef, *arrays = split(nnx.eval_shape(
         lambda: Classifier(backbone.build(nnx.Rngs(0)), CLASSES, 0.0, nnx.Rngs(0))))
     like = {name.partition(".")[2]: leaf for name, leaf in flatten(arrays).items()}
-    found = weights.load(str(source), like)
+    found = convert.load(str(source), like)
     filled = jax.tree.unflatten(jax.tree.structure(arrays), [found[name] for name in like])
     return found, lambda images: np.asarray(jax.jit(lambda p, s, x: merge(graphdef, p, s)(x, train=False))(
         *filled, images))
@@ -63,12 +63,12 @@ def test_resnets(tmp_path, maker, depth, size):
         model = getattr(torchvision.models, f"resnet{depth}")(num_classes=CLASSES)
     MAKE["fill"](model)
     torch.save(model.state_dict(), tmp_path / "weights.pth")
-    found, logits = loaded(tmp_path / "weights.pth", ResNet(depth, pixels=weights.TORCHVISION_PIXELS))
+    found, logits = loaded(tmp_path / "weights.pth", ResNet(depth, pixels=naming.IMAGENET))
     compare(model, logits, size, "IMAGENET")
 
-    back = weights.to_torchvision(found)
+    back = convert.to_theirs(naming.TORCHVISION, found)
     equal(back, model)
-    weights.write_safetensors(tmp_path / "back.safetensors", back)
+    files.write_safetensors(tmp_path / "back.safetensors", back)
     from safetensors.torch import load_file
 
     model.load_state_dict(load_file(tmp_path / "back.safetensors"), strict=True)
@@ -78,16 +78,16 @@ def test_resnets(tmp_path, maker, depth, size):
     ("resnetv2_50x1_bit", 50, 1), pytest.param("resnetv2_50x3_bit", 50, 3, marks=pytest.mark.slow)])
 def test_bit(tmp_path, name, depth, width):
     model = MAKE["fill"](timm.create_model(name, pretrained=False, num_classes=CLASSES))
-    weights.write_safetensors(tmp_path / "timm.safetensors",
+    files.write_safetensors(tmp_path / "timm.safetensors",
                               {name: value.numpy() for name, value in model.state_dict().items()})
     found, logits = loaded(tmp_path / "timm.safetensors", ResNetV2(depth, width))
     compare(model, logits, 97, "HALF")
-    equal(weights.to_bit(found, timm=True), model)
+    equal(convert.to_theirs(naming.TIMM_BIT, found), model)
 
-    np.savez(tmp_path / "bit.npz", **weights.to_bit(found))  # whose names timm reads too
+    np.savez(tmp_path / "bit.npz", **convert.to_theirs(naming.BIT, found))  # whose names timm reads too
     other = timm.create_model(name, pretrained=False, num_classes=CLASSES)
     other.load_pretrained(str(tmp_path / "bit.npz"))
-    equal(weights.to_bit(found, timm=True), other)
+    equal(convert.to_theirs(naming.TIMM_BIT, found), other)
     again = loaded(tmp_path / "bit.npz", ResNetV2(depth, width))[0]
     assert again.keys() == found.keys()
     assert all(np.array_equal(again[name], found[name]) for name in found)
@@ -100,12 +100,12 @@ def test_a_pickled_object_in_a_pth_file_is_refused(tmp_path):
 
     torch.save({"conv1.weight": Surprise()}, tmp_path / "bad.pth")
     with pytest.raises(UserError, match="Python objects"):
-        weights.read_file(tmp_path / "bad.pth")
+        files.read_file(tmp_path / "bad.pth")
     assert not (tmp_path / "ran").exists()
     (tmp_path / "torn.pth").write_bytes(b"PK\3\4torn")
     with pytest.raises(UserError, match="is it complete"):
-        weights.read_file(tmp_path / "torn.pth")
+        files.read_file(tmp_path / "torn.pth")
     model = {"module.x": torch.ones(2, dtype=torch.bfloat16)}
     torch.save({"model": model, "epoch": 3}, tmp_path / "nested.pth")
-    found = weights.read_file(tmp_path / "nested.pth")
+    found = files.read_file(tmp_path / "nested.pth")
     assert found["x"].dtype == np.float32 and found.keys() == {"x"}

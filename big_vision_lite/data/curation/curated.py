@@ -105,17 +105,11 @@ class Curated(Dataset):
     def __len__(self) -> int:
         return self.order.length
 
-    def _source_index(self, index: int) -> int:
-        index = range(len(self))[index]
-        return index if self.order.is_all else int(self.order(np.array([index]))[0])
-
     def __getitem__(self, index: int) -> Example:
-        example = self.source[self._source_index(index)]
-        if not self.rules:
-            return example
-        if isinstance(relabelled := self._relabel([example])[0], BadImageError):
-            raise relabelled
-        return relabelled
+        (example,) = self.read([range(len(self))[index]])
+        if isinstance(example, BadImageError):
+            raise example
+        return example
 
     def read(self, indices: Sequence[int]) -> list[Example | BadImageError]:
         """Like the source's; labels are changed for all examples at once, in a few microseconds each."""
@@ -127,7 +121,8 @@ class Curated(Dataset):
         return examples
 
     def labels(self, index: int) -> tuple[str, np.ndarray]:
-        id_, labels = self.source.labels(self._source_index(index))
+        (source_index,) = self.order(np.array([range(len(self))[index]])).tolist()
+        id_, labels = self.source.labels(source_index)
         return id_, self._relabel([{"id": id_, "labels": labels}])[0]["labels"] if self.rules else labels
 
     def image_sizes(self) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import graphlib
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from big_vision_lite.errors import UserError
@@ -54,8 +55,15 @@ class Hierarchy:
             raise UserError(f"{file}: the hierarchy has a cycle: {' -> '.join(reversed(error.args[1]))}; remove one of "
                             "these lines") from None
 
-    def ancestors(self, name: str) -> list[str]:
-        """All ancestors, nearest first, each once."""
+    def ancestors_of(self, classes: Sequence[str]) -> list[list[str]]:
+        """All ancestors of each class, nearest first. Raises: UserError when no class has any."""
+        ancestors = [self._ancestors(name) for name in classes]
+        if not any(ancestors):
+            raise UserError(f"{self.file}: no class has a parent there, such as {classes[0]!r}; the file has names "
+                            f"such as {next(iter(self.parents))!r}; they must be those of the classes")
+        return ancestors
+
+    def _ancestors(self, name: str) -> list[str]:
         ancestors, level = {}, [name]
         while level:
             level = [parent for child in level for parent in self.parents.get(child, ()) if parent not in ancestors]

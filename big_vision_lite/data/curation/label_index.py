@@ -30,69 +30,50 @@ class LabelIndex:
     ids: pa.LargeBinaryArray
     """UTF-8, with file names' undecodable bytes as they are."""
 
-    def __len__(self) -> int:
-        return len(self.keys)
-
     def id(self, index: int) -> str:
         return self.ids[index].as_py().decode(errors="surrogateescape")
 
 
-def label_index(dataset: Dataset, beside: Path | None = None) -> LabelIndex:
-    """The index of a dataset: read from ``beside`` or the cache, or made by reading every id and label once.
+def label_index(dataset: Dataset, beside: bool = False) -> LabelIndex:
+    """The index of a dataset: read from the cache or, if it was prepared, from the folder of its data; or made by
+    reading every id and label once.
 
     Args:
-      beside: a folder that may hold the index; it is written there if the folder is given.
+      beside: write it into the folder of the data, not into the cache.
 
     Raises:
       UserError: two examples have the same id, or a label is not one of the classes.
     """
     name = f"{dataset.fingerprint.replace('/', '_')}-{FORMAT}.arrow"
-    in_cache = cache_dir() / "label_index"
-    folder = beside or in_cache
-    for place in dict.fromkeys((folder, in_cache, _beside_data(dataset))):
-        if place is not None and (place / name).is_file():
-            return _read(place / name)
+    places = [Path(folder, "label_index", name) for folder in (cache_dir(), getattr(dataset, "folder", None)) if folder]
+    for path in places:
+        if path.is_file():
+            return _read(path)
     index = _scan(dataset)
-    with cached_file(folder / name) as temporary:
+    with cached_file(places[-1] if beside else places[0]) as temporary:
         _write(index, temporary)
     return index
 
 
-def _beside_data(dataset: Dataset) -> Path | None:
-    """Where the index of a prepared dataset lies, beside its data."""
-    folder = getattr(dataset, "folder", None)
-    return Path(folder) / "label_index" if folder else None
-
-
 def _scan(dataset: Dataset) -> LabelIndex:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import track
 
-    size = len(dataset)
+    def read(chunk: range) -> tuple[pa.LargeBinaryArray, np.ndarray, list[int], np.ndarray]:
+        ids, rows = zip(*map(dataset.labels, chunk), strict=True)
+        encoded = pa.array([id_.encode(errors="surrogateescape") for id_ in ids], pa.large_binary())
+        keys = np.fromiter(map(id_key, ids), np.uint64, len(ids))
+        return encoded, keys, [len(row) for row in rows], np.concatenate(rows).astype(np.int32)
 
-    def read(start: int) -> tuple[list[str], list[np.ndarray]]:
-        pairs = [dataset.labels(i) for i in range(start, min(start + CHUNK, size))]
-        return [id_ for id_, _ in pairs], [labels for _, labels in pairs]
-
-    id_chunks, key_chunks, counts, values = [], [], [], []
+    every = range(len(dataset))
+    chunks = [every[start : start + CHUNK] for start in every[::CHUNK]]
     console = Console(stderr=True)
-    threads = min(16, 2 * usable_cores())
-    with (concurrent.futures.ThreadPoolExecutor(threads) as pool,
-          Progress(console=console, transient=True, disable=not console.is_terminal) as progress):
-        bar = progress.add_task("reading labels", total=size)
-        starts = iter(range(0, size, CHUNK))
-        running = [pool.submit(read, start) for _, start in zip(range(2 * threads), starts, strict=False)]
-        while running:  # chunks in order, a bounded number of them at a time
-            ids, labels = running.pop(0).result()
-            if (start := next(starts, None)) is not None:
-                running.append(pool.submit(read, start))
-            id_chunks.append(pa.array([id_.encode(errors="surrogateescape") for id_ in ids], pa.large_binary()))
-            key_chunks.append(np.fromiter(map(id_key, ids), np.uint64, len(ids)))
-            counts.append([len(row) for row in labels])
-            values.append(np.concatenate(labels).astype(np.int32))
-            progress.advance(bar, len(ids))
+    with concurrent.futures.ThreadPoolExecutor(min(16, 2 * usable_cores())) as pool:
+        parts = track(pool.map(read, chunks), "reading labels", len(chunks), console=console, transient=True,
+                      disable=not console.is_terminal)
+        ids, keys, counts, values = zip(*parts, strict=True)
     labels = Ragged(np.cumsum(np.concatenate(counts), dtype=np.int64), np.concatenate(values))
-    index = LabelIndex(labels, np.concatenate(key_chunks), pa.concat_arrays(id_chunks))
+    index = LabelIndex(labels, np.concatenate(keys), pa.concat_arrays(ids))
     _check(index, len(dataset.classes), dataset.multi_label)
     return index
 

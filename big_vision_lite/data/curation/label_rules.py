@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import abc
 import csv
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +14,20 @@ from big_vision_lite.data.curation.hierarchy import Hierarchy
 from big_vision_lite.data.ragged import Ragged, uniform
 from big_vision_lite.errors import UserError, nearest
 
+LabelRule = Callable[[np.ndarray, Ragged], Ragged]
+"""From the keys uint64 ``[n]`` and labels, in ``n`` rows, of examples to their new labels. Those of an example do not
+depend on which others are processed with it."""
 
-class LabelRule(abc.ABC):
-    """A fixed function of an example's id and labels, whatever other examples are processed with it."""
+Draw = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""The distribution of wrong labels: from a true label int32 ``[k]`` and a uniform number ``[k]`` to a label int64
+``[k]``. Labels that the image has already are drawn again."""
 
-    @abc.abstractmethod
-    def __call__(self, keys: np.ndarray, labels: Ragged) -> Ragged:
-        """The new labels of examples with keys uint64 ``[n]`` and ``n`` rows of labels."""
+ATTEMPTS = 64
+"""After this many draws of labels that the image already has, the true label is not replaced, or no wrong one added."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Remap(LabelRule):
+class Remap:
     """Renumbers labels; a new number of -1 removes the label."""
 
     table: np.ndarray  # int32 [classes]; increases where it is not -1
@@ -36,36 +38,19 @@ class Remap(LabelRule):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class AddAncestors(LabelRule):
+class AddAncestors:
     """Adds to each label all labels that it implies."""
 
     implied: Ragged  # row c: c itself and its ancestors
     classes: int
-
-    @classmethod
-    def of(cls, implied: Sequence[Sequence[int]], classes: int) -> AddAncestors:
-        return cls(Ragged.of(sorted(set(row)) for row in implied), classes)
 
     def __call__(self, keys: np.ndarray, labels: Ragged) -> Ragged:
         implied = self.implied.take(labels.values)
         return Ragged.from_pairs(np.repeat(labels.rows(), implied.counts()), implied.values, len(keys), self.classes)
 
 
-class Draw(abc.ABC):
-    """The distribution of wrong labels."""
-
-    @abc.abstractmethod
-    def __call__(self, true: np.ndarray, random: np.ndarray) -> np.ndarray:
-        """A label int64 ``[k]`` for each true label int32 ``[k]`` and uniform number ``[k]``. Labels that the image has
-        already are drawn again."""
-
-
-ATTEMPTS = 64
-"""After so many draws of labels that the image has already, it keeps a true label, or gets one wrong label less."""
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
-class Corrupt(LabelRule):
+class Corrupt:
     """Replaces labels by wrong ones; or, with a recall, removes some and adds wrong ones."""
 
     draw: Draw
@@ -77,22 +62,22 @@ class Corrupt(LabelRule):
     def __call__(self, keys: np.ndarray, labels: Ragged) -> Ragged:
         rows, true = labels.rows(), labels.values
         label_keys = keys[rows]
-        kept = uniform(self.seed, label_keys, true, 0) < (self.precision if self.recall is None else self.recall)
+        stays = uniform(self.seed, label_keys, true, 0) < (self.precision if self.recall is None else self.recall)
         if self.recall is None:
-            source = np.flatnonzero(~kept)  # the true label that each wrong one replaces
-        else:  # as many wrong labels per true label as make the kept ones the wanted share
+            source = np.flatnonzero(~stays)  # the true label that each wrong one replaces
+        else:  # as many wrong labels per true one as the precision allows
             mean = self.recall * (1 - self.precision) / self.precision
             extra = uniform(self.seed, label_keys, true, 1) < mean - int(mean)
             source = np.repeat(np.arange(len(true)), int(mean) + extra.astype(np.int64))
         if not len(source):
-            return labels.where(kept)
-        number = np.arange(len(source)) - np.searchsorted(source, source)  # counts the wrong labels of a true one
+            return labels.where(stays)
+        number = np.arange(len(source)) - np.searchsorted(source, source)  # of each among those of one true label
         wrong = self._wrong_labels(label_keys[source], rows[source], true[source], number, rows * self.classes + true)
         drawn = wrong >= 0
         if self.recall is None:
-            kept[source[~drawn]] = True
-        return Ragged.from_pairs(np.concatenate((rows[kept], rows[source][drawn])),
-                                 np.concatenate((true[kept], wrong[drawn])), len(keys), self.classes)
+            stays[source[~drawn]] = True
+        return Ragged.from_pairs(np.concatenate((rows[stays], rows[source][drawn])),
+                                 np.concatenate((true[stays], wrong[drawn])), len(keys), self.classes)
 
     def _wrong_labels(self, keys: np.ndarray, rows: np.ndarray, true: np.ndarray, number: np.ndarray,
                       taken: np.ndarray) -> np.ndarray:
@@ -121,7 +106,7 @@ class Corrupt(LabelRule):
 
 
 @dataclasses.dataclass(frozen=True)
-class DrawUniformly(Draw):
+class DrawUniformly:
     """All other classes, equally likely."""
 
     classes: int
@@ -132,7 +117,7 @@ class DrawUniformly(Draw):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class DrawWeighted(Draw):
+class DrawWeighted:
     """From a weighted list for each class; classes may share one."""
 
     list_of: np.ndarray  # int64 [classes]
@@ -158,10 +143,7 @@ def draw_by_parent(hierarchy: Hierarchy, classes: tuple[str, ...]) -> Draw:
     Raises:
       UserError: the hierarchy has none of the classes.
     """
-    ancestors = [hierarchy.ancestors(name) for name in classes]
-    if not any(ancestors):
-        raise UserError(f"{hierarchy.file}: no class has a parent there, such as {classes[0]!r}; its names must be "
-                        "those of the classes")
+    ancestors = hierarchy.ancestors_of(classes)
     below: dict[str, list[int]] = {}
     for number, names in enumerate(ancestors):
         for name in names:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from big_vision_lite.data.masks import VOID, check_mask_values, decode_mask
+from big_vision_lite.data.masks import VOID, check_mask_values, mask_values
 from big_vision_lite.data.source import OBJECT_ARRAYS, Example
 from big_vision_lite.errors import BadImageError
 
@@ -24,12 +24,12 @@ def renumber_objects(example: Example, table: np.ndarray) -> Example:
     objects: Example = {}
     if "box_labels" in example:
         labels = table[example["box_labels"]]
-        kept = np.flatnonzero(labels >= 0)
-        objects = {name: example[name][kept] for name in ("boxes", *OBJECT_ARRAYS) if name in example}
-        objects["box_labels"] = labels[kept]
+        remaining = np.flatnonzero(labels >= 0)
+        objects = {name: example[name][remaining] for name in ("boxes", *OBJECT_ARRAYS) if name in example}
+        objects["box_labels"] = labels[remaining]
         if "instance_mask" in example:
             number = np.zeros(len(labels) + 1, np.uint8)
-            number[kept + 1] = np.arange(1, len(kept) + 1)
+            number[remaining + 1] = np.arange(1, len(remaining) + 1)
             objects["instance_mask"] = _replaced(example, "instance_mask", number)
     if "class_mask" in example:
         has_void = len(table) < VOID
@@ -44,8 +44,7 @@ def renumber_objects(example: Example, table: np.ndarray) -> Example:
 
 def _replaced(example: Example, name: str, values: np.ndarray, classes: int | None = None) -> np.ndarray:
     """A mask with each value v replaced by ``values[v]``. Raises: BadImageError."""
-    mask, id_ = example[name], example["id"]
-    mask = decode_mask(mask, id_) if isinstance(mask, bytes) else mask
+    mask, id_ = mask_values(example, name), example["id"]
     if classes is not None:
         check_mask_values(id_, mask, classes)
     if mask.size and mask.max() >= len(values):

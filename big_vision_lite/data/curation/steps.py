@@ -14,6 +14,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -32,8 +33,9 @@ from big_vision_lite.data.curation.label_rules import (
     draw_by_parent,
 )
 from big_vision_lite.data.curation.permutation import Permutation
-from big_vision_lite.data.ragged import id_key, random_bits
+from big_vision_lite.data.ragged import Ragged, id_key, random_bits
 from big_vision_lite.data.source import Dataset
+from big_vision_lite.data.sources.files import read_lines
 from big_vision_lite.errors import UserError, nearest
 
 
@@ -113,12 +115,12 @@ class NestedSubset(Curation):
     def _first(self, data: Curated, images: int) -> np.ndarray:
         """The first indices of the permuted source that earlier steps have kept."""
         total = len(data.source)
-        kept = np.zeros(total, np.bool_)
+        remaining = np.zeros(total, np.bool_)
         for indices in data.order.chunks():
-            kept[indices] = True
+            remaining[indices] = True
         first, count = [], 0
         for indices in Order(total, Permutation(total, self.seed)).chunks():
-            first.append(indices[kept[indices]])
+            first.append(indices[remaining[indices]])
             count += len(first[-1])
             if count >= images:
                 break
@@ -163,13 +165,14 @@ class Exclude(Curation):
     def apply(self, data: Curated) -> Curated:
         ids = self._ids()
         keys = np.fromiter(map(id_key, ids), np.uint64, len(ids))
-        kept = np.concatenate([indices[~np.isin(data.index.keys[indices], keys)] for indices in data.order.chunks()])
-        excluded = len(data) - len(kept)
+        remaining = np.concatenate([indices[~np.isin(data.index.keys[indices], keys)]
+                                    for indices in data.order.chunks()])
+        excluded = len(data) - len(remaining)
         if ids and not excluded:
             raise UserError(f"Exclude: none of the {len(ids):,} ids in {self.file!r}, such as {min(ids)!r}, is in the "
                             f"source, whose first id is {data.index.id(0)!r}; the file belongs to another source")
-        return data.then(order=Order(len(kept), indices=kept),
-                         report={"stage": "Exclude", "images": len(kept), "excluded": excluded,
+        return data.then(order=Order(len(remaining), indices=remaining),
+                         report={"stage": "Exclude", "images": len(remaining), "excluded": excluded,
                                  "ids_not_found": len(ids) - excluded})
 
 
@@ -190,15 +193,11 @@ class ClassSubset(Curation):
     def _names(self) -> tuple[str, ...]:
         if isinstance(self.keep, tuple):
             return self.keep
-        try:
-            lines = Path(self.keep).expanduser().read_text().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read ClassSubset.keep {self.keep!r}: {error}; expected a number, names, or a "
-                            "text file with one name per line") from None
-        return tuple(line.strip() for line in lines if line.strip())
+        expected = "a number, names, or a text file with one name per line"
+        return tuple(read_lines(self.keep, "ClassSubset.keep", expected))
 
-    def _kept(self, data: Curated) -> np.ndarray:
-        """bool ``[classes]``"""
+    def _mask(self, data: Curated) -> np.ndarray:
+        """bool ``[classes]``: which of them to keep."""
         classes = len(data.classes)
         keep = np.zeros(classes, np.bool_)
         if isinstance(self.keep, int):
@@ -215,9 +214,9 @@ class ClassSubset(Curation):
         return keep
 
     def apply(self, data: Curated) -> Curated:
-        keep = self._kept(data)
+        keep = self._mask(data)
         rule = Remap(np.where(keep, np.cumsum(keep) - 1, -1).astype(np.int32))
-        names = tuple(name for name, kept in zip(data.classes, keep, strict=True) if kept)
+        names = tuple(itertools.compress(data.classes, keep))
         multi_label = data.multi_label or self.empty == "keep"  # an image without any of the classes has no label
         data = data.then(rule=rule, classes=names, multi_label=multi_label)
         images, order = len(data), data.order
@@ -243,13 +242,9 @@ class AncestorLabels(Curation):
         return f"AncestorLabels({Hierarchy(self.hierarchy).digest}, {self.unknown!r})"
 
     def apply(self, data: Curated) -> Curated:
-        hierarchy = Hierarchy(self.hierarchy)
-        ancestors = [hierarchy.ancestors(name) for name in data.classes]
+        ancestors = Hierarchy(self.hierarchy).ancestors_of(data.classes)
         known = set(data.classes)
         missing = sorted({name for names in ancestors for name in names} - known)
-        if not any(ancestors):
-            raise UserError(f"{self.hierarchy}: no class has a parent there, such as {data.classes[0]!r}; the file has "
-                            f"names such as {next(iter(hierarchy.parents))!r}; they must be those of the classes")
         if missing and self.unknown == "refuse":
             child = next(c for c, names in zip(data.classes, ancestors, strict=True) if missing[0] in names)
             raise UserError(f"{self.hierarchy}: {missing[0]!r}, an ancestor of {child!r}, is not a class "
@@ -257,8 +252,8 @@ class AncestorLabels(Curation):
                             "'skip' or 'add'")
         classes = (*data.classes, *missing) if self.unknown == "add" else data.classes
         number = {name: i for i, name in enumerate(classes)}
-        rule = AddAncestors.of([[i, *(number[a] for a in names if a in number)] for i, names in enumerate(ancestors)],
-                               len(classes))
+        implied = ({i, *(number[name] for name in names if name in number)} for i, names in enumerate(ancestors))
+        rule = AddAncestors(Ragged.of(map(sorted, implied)), len(classes))
         return data.then(rule=rule, classes=classes, multi_label=True,
                          report={"stage": "AncestorLabels", "classes": len(classes), "classes_added": len(classes) -
                                  len(data.classes)})
@@ -279,8 +274,8 @@ class LabelNoise(Curation):
     recall: float | None = None
     """Share of the true labels that are given; needs a multi-label head. None: replace labels."""
     kind: Literal["uniform", "parent", "marginal", "confusion"] = "uniform"
-    """What a wrong label is drawn from: all other classes; the classes below the nearest ancestor that has others
-    below it; all others by their frequency in the source; or the rows of a confusion matrix."""
+    """What a wrong label is drawn from: all other classes; the other classes below the nearest ancestor that has any;
+    all others by their frequency in the source; or the rows of a confusion matrix."""
     hierarchy: str | None = None
     """For ``parent``: file with the columns child and parent."""
     confusion: str | None = None

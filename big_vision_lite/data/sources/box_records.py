@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import pyarrow as pa
 
 from big_vision_lite.data.ragged import Ragged
-from big_vision_lite.data.source import Dataset, Example
-from big_vision_lite.data.sources.files import read_file, text_at
+from big_vision_lite.data.source import Example
+from big_vision_lite.data.sources.files import FileDataset, text_at
 
 
 @dataclasses.dataclass
@@ -44,7 +43,7 @@ def clip_boxes(boxes: np.ndarray, height: int, width: int, count: BoxCount) -> t
 
 
 @dataclasses.dataclass(eq=False)
-class BoxDataset(Dataset):
+class BoxDataset(FileDataset):
     """Image files and the boxes of their objects. An image's labels are the classes of its boxes.
 
     Attributes:
@@ -52,18 +51,10 @@ class BoxDataset(Dataset):
       sizes: int32 ``[images, 2]``: (height, width) as annotated.
     """
 
-    classes: tuple[str, ...]
-    multi_label: bool
-    fingerprint: str
     count: BoxCount
-    root: str
-    names: pa.LargeBinaryArray
     sizes: np.ndarray
     objects: Ragged  # the class of each object, in the order of the file
     boxes: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.sizes)
 
     def labels(self, index: int) -> tuple[str, np.ndarray]:
         index = range(len(self))[index]
@@ -74,7 +65,6 @@ class BoxDataset(Dataset):
 
     def _example(self, index: int) -> tuple[Example, slice]:
         """The image with its boxes, and the range of its objects among all objects."""
-        id_, labels = self.labels(index)
         span = slice(int(self.objects.ends[index - 1]) if index else 0, int(self.objects.ends[index]))
-        return {"id": id_, "image": read_file(f"{self.root}/{id_}", id_), "labels": labels, "boxes": self.boxes[span],
-                "box_labels": self.objects.row(index)}, span
+        objects = {"boxes": self.boxes[span], "box_labels": self.objects.row(index)}
+        return super().__getitem__(index) | objects, span

@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from big_vision_lite.data.decode import DecodeError
 from big_vision_lite.data.ragged import Ragged
-from big_vision_lite.data.source import Example, Source
+from big_vision_lite.data.source import Example, Source, without_objects
 from big_vision_lite.data.sources.box_records import BoxCount, BoxDataset, clip_boxes
-from big_vision_lite.data.sources.files import check_classes, check_files, check_inside, compact
+from big_vision_lite.data.sources.files import check_classes, check_files, check_inside, compact, read_lines
 from big_vision_lite.errors import BadImageError, UserError
 
 MAX_OBJECTS = 255
@@ -115,8 +115,7 @@ class CocoJson(Source):
             names=compact(image["file_name"] for image, _, _ in rows),
             image_ids=np.array([image["id"] for image, _, _ in rows], np.int64),
             sizes=np.array([(image["height"], image["width"]) for image, _, _ in rows], np.int32),
-            objects=Ragged(np.cumsum([len(annotations) for _, annotations, _ in rows], dtype=np.int64),
-                           np.array([label_of[a["category_id"]] for a in objects], np.int32)),
+            objects=Ragged.of([label_of[a["category_id"]] for a in annotations] for _, annotations, _ in rows),
             boxes=np.concatenate([boxes for _, _, boxes in rows]),
             crowd=np.array([bool(a.get("iscrowd")) for a in objects], np.bool_),
             area=np.array([_area(a) for a in objects], np.float32),
@@ -202,16 +201,12 @@ def _corners(path: str, annotations: list[dict]) -> np.ndarray:
 
 def _read_ids(field: str, path: str) -> set[int]:
     """The image ids in a text file. Raises: UserError."""
-    try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read CocoJson.{field} {path!r}: {error}; expected a text file of image ids, one per "
-                        "line") from None
-    lines = [line.partition("#")[0].strip() for line in lines]
-    for number, line in enumerate(lines, 1):
-        if line and not line.isdecimal():
-            raise UserError(f"{path}: line {number} is {line[:40]!r}; expected an image id, an integer")
-    ids = {int(line) for line in lines if line}
+    entries = [line.partition("#")[0].strip()
+               for line in read_lines(path, f"CocoJson.{field}", "a text file of image ids, one per line")]
+    for entry in filter(None, entries):
+        if not entry.isdecimal():
+            raise UserError(f"{path} has the line {entry[:40]!r}; expected an image id, an integer")
+    ids = {int(entry) for entry in entries if entry}
     if not ids:
         raise UserError(f"{path} has no image ids; expected one per line")
     return ids
@@ -242,10 +237,10 @@ class CocoDataset(BoxDataset):
     def __getitem__(self, index: int) -> Example:
         index = range(len(self))[index]
         example, span = self._example(index)
+        example["image_id"] = int(self.image_ids[index])
         if self.unlabelled:
-            return {"id": example["id"], "image": example["image"], "labels": example["labels"],
-                    "image_id": int(self.image_ids[index]), "unlabelled": True}
-        example |= {"image_id": int(self.image_ids[index]), "crowd": self.crowd[span], "area": self.area[span]}
+            return without_objects(example) | {"unlabelled": True}
+        example |= {"crowd": self.crowd[span], "area": self.area[span]}
         if self.segmentations is not None:
             height, width = (int(side) for side in self.sizes[index])
             try:

@@ -11,11 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from big_vision_lite.data.ragged import Ragged
-from big_vision_lite.data.source import Dataset, Example, Source
-from big_vision_lite.data.sources.files import check_classes, check_files, check_inside, compact, read_file, text_at
+from big_vision_lite.data.source import Source
+from big_vision_lite.data.sources.files import (
+    FileDataset,
+    check_classes,
+    check_files,
+    check_inside,
+    compact,
+    read_lines,
+    text_at,
+)
 from big_vision_lite.errors import UserError, nearest
 
 
@@ -51,7 +58,9 @@ class CsvLabels(Source):
         path = Path(self.file).expanduser()
         root = os.path.expanduser(self.root) if self.root is not None else str(path.parent)
         rows = self._rows(path)
-        classes = self._classes()
+        classes = self.classes
+        if isinstance(classes, str):
+            classes = tuple(read_lines(classes, "CsvLabels.classes", "one name per line"))
         if classes is None:
             classes = tuple(sorted({label for _, _, labels, _ in rows for label in labels}))
         if rows:
@@ -92,40 +101,27 @@ class CsvLabels(Source):
         rows = []
         try:
             with path.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.reader(file)
-                names = [name.strip() for name in next(reader, [])]
+                reader = csv.DictReader(file)
+                names = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
                 column = next((name for name in ("labels", "label") if name in names), None)
                 if "path" not in names or column is None or (self.split is not None and "split" not in names):
                     raise UserError(f"{self.file} has the columns {', '.join(names) or 'none'}; expected path,labels"
                                     + (",split" if self.split is not None else ""))
-                columns = [names.index(name) for name in ("path", column)]
-                split = names.index("split") if "split" in names else None
-                for row in filter(None, reader):
-                    if len(row) > len(names):
+                for row in reader:
+                    if None in row:
                         raise UserError(f"{self.file} line {reader.line_num} has more values than columns; quote paths "
                                         "and labels that contain a comma")
-                    if len(row) <= max(columns) or not row[columns[0]].strip():
+                    if row[column] is None or not (row["path"] or "").strip():
                         raise UserError(f"{self.file} line {reader.line_num} has no path or no {column}; expected "
                                         f"{','.join(names)}")
-                    name, labels = (row[i] for i in columns)
-                    rows.append((reader.line_num, name.strip().replace("\\", "/"),
-                                 [label for label in map(str.strip, labels.split(";")) if label],
-                                 row[split] if split is not None and split < len(row) else None))
+                    labels = [label for label in map(str.strip, row[column].split(";")) if label]
+                    rows.append((reader.line_num, row["path"].strip().replace("\\", "/"), labels, row.get("split")))
         except OSError as error:
             raise UserError(f"cannot read CsvLabels.file {self.file!r}: {error.strerror or error}") from None
         except (UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"cannot read CsvLabels.file {self.file!r}: {error}; expected rows path,labels in UTF-8"
                             ) from None
         return rows
-
-    def _classes(self) -> tuple[str, ...] | None:
-        if not isinstance(self.classes, str):
-            return self.classes
-        try:
-            lines = Path(self.classes).expanduser().read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read CsvLabels.classes {self.classes!r}: {error}") from None
-        return tuple(line.strip() for line in lines if line.strip())
 
 
 def _relative(root: str, path: str, where: str) -> str:
@@ -137,23 +133,11 @@ def _relative(root: str, path: str, where: str) -> str:
 
 
 @dataclasses.dataclass(eq=False)
-class CsvDataset(Dataset):
+class CsvDataset(FileDataset):
     """The rows of a split."""
 
-    classes: tuple[str, ...]
-    multi_label: bool
-    fingerprint: str
-    root: str
-    names: pa.LargeBinaryArray
     labels_of: Ragged
-
-    def __len__(self) -> int:
-        return len(self.names)
 
     def labels(self, index: int) -> tuple[str, np.ndarray]:
         index = range(len(self))[index]
         return text_at(self.names, index), self.labels_of.row(index)
-
-    def __getitem__(self, index: int) -> Example:
-        id_, labels = self.labels(index)
-        return {"id": id_, "image": read_file(f"{self.root}/{id_}", id_), "labels": labels}

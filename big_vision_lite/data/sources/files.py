@@ -1,14 +1,17 @@
-"""What sources of plain files share: compact lists of names, checks, and reading."""
+"""What sources of plain files share: a dataset of image files, compact lists of names, checks, and reading."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import pyarrow as pa
 
+from big_vision_lite.data.source import Dataset, Example
 from big_vision_lite.errors import BadImageError, UserError
 
 EXTENSIONS = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "heic"))
@@ -34,6 +37,37 @@ def read_file(path: str, id_: str) -> bytes:
             return file.read()
     except OSError as error:
         raise BadImageError(id_, error.strerror or str(error)) from error
+
+
+def read_lines(path: str | Path, field: str, expected: str) -> list[str]:
+    """The lines of a text file in UTF-8, stripped, without empty ones.
+
+    Raises:
+      UserError: the file cannot be read. The message says which ``field`` names it, and what is ``expected`` in it.
+    """
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {field} {str(path)!r}: {error}; expected {expected}") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+@dataclasses.dataclass(eq=False)
+class FileDataset(Dataset):
+    """Image files below a folder. The id of an example is the path of its file. Subclasses know the ``labels``."""
+
+    classes: tuple[str, ...]
+    multi_label: bool
+    fingerprint: str
+    root: str
+    names: pa.LargeBinaryArray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Example:
+        id_, labels = self.labels(index)
+        return {"id": id_, "image": read_file(f"{self.root}/{id_}", id_), "labels": labels}
 
 
 class OpenFiles:

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from big_vision_lite.data.source import Dataset, Example, Source
-from big_vision_lite.data.sources.files import EXTENSIONS, compact, is_image, read_file, text_at
+from big_vision_lite.data.source import Source
+from big_vision_lite.data.sources.files import EXTENSIONS, FileDataset, compact, is_image, text_at
 from big_vision_lite.data.sources.splits import SPLITS, check_held_out, hashed_split, standard_split
 from big_vision_lite.errors import UserError, nearest
 
@@ -91,52 +91,40 @@ class ImageFolder(Source):
 
 
 @dataclasses.dataclass(eq=False)
-class ImageFolderDataset(Dataset):
-    """A compact list of files: 1,000,000 paths of 20 characters take 32 MB."""
+class ImageFolderDataset(FileDataset):
+    """A compact list of files (1,000,000 paths of 20 characters take 32 MB). ``names`` are paths in class folders."""
 
-    classes: tuple[str, ...]
-    multi_label: bool
-    fingerprint: str
-    root: str
     prefix: str  # of every id: "train/" or ""
-    paths: pa.LargeBinaryArray  # within the class folders
     label_of: np.ndarray  # int32 [n]
-
-    def __len__(self) -> int:
-        return len(self.label_of)
 
     def labels(self, index: int) -> tuple[str, np.ndarray]:
         index = range(len(self))[index]
         label = self.label_of[index]
-        return f"{self.prefix}{self.classes[label]}/{text_at(self.paths, index)}", np.array([label], np.int32)
-
-    def __getitem__(self, index: int) -> Example:
-        id_, labels = self.labels(index)
-        return {"id": id_, "image": read_file(f"{self.root}/{id_}", id_), "labels": labels}
+        return f"{self.prefix}{self.classes[label]}/{text_at(self.names, index)}", np.array([label], np.int32)
 
 
-def _scan(root, prefix, folders, classes, keep=lambda id_: True) -> ImageFolderDataset:
+def _scan(root, prefix, folders, classes, in_split=lambda id_: True) -> ImageFolderDataset:
     """Lists the images of ``folders``; only one class's paths are Python objects at a time."""
     label_of = {name: label for label, name in enumerate(classes)}
     digest = hashlib.blake2b("\0".join((prefix, *classes)).encode(errors="surrogateescape"), digest_size=16)
     parents = (os.path.realpath(root), os.path.realpath(f"{root}/{prefix}"))
-    paths, labels = [], []
+    names, labels = [], []
     for name in folders:
         images = sorted(_images(f"{root}/{prefix}{name}", parents))
         if not images:
             raise UserError(f"folder {f'{root}/{prefix}{name}'!r} has no images ({', '.join(sorted(EXTENSIONS))}); add "
                             "some or remove the folder")
-        kept = [(os.fsencode(path), size) for path, size in images if keep(f"{prefix}{name}/{path}")]
-        digest.update(os.fsencode(f"\0\0{name}") + b"".join(b"\0%b\0%d" % entry for entry in kept))
-        paths.append(compact(path for path, _ in kept))
-        labels.append(np.full(len(kept), label_of[name], np.int32))
+        entries = [(os.fsencode(path), size) for path, size in images if in_split(f"{prefix}{name}/{path}")]
+        digest.update(os.fsencode(f"\0\0{name}") + b"".join(b"\0%b\0%d" % entry for entry in entries))
+        names.append(compact(path for path, _ in entries))
+        labels.append(np.full(len(entries), label_of[name], np.int32))
     return ImageFolderDataset(
         classes=tuple(classes),
         multi_label=False,
         fingerprint=digest.hexdigest(),
         root=root,
+        names=pa.concat_arrays(names),
         prefix=prefix,
-        paths=pa.concat_arrays(paths),
         label_of=np.concatenate(labels),
     )
 

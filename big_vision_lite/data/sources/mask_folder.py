@@ -5,18 +5,24 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 
 from big_vision_lite.data.decode import DecodeError, image_size
 from big_vision_lite.data.masks import VOID, check_mask_size, decode_mask
-from big_vision_lite.data.source import Dataset, Example, Source
-from big_vision_lite.data.sources.files import EXTENSIONS, check_classes, compact, read_file, text_at
+from big_vision_lite.data.source import Example, Source
+from big_vision_lite.data.sources.files import (
+    EXTENSIONS,
+    FileDataset,
+    check_classes,
+    compact,
+    read_file,
+    read_lines,
+    text_at,
+)
 from big_vision_lite.data.sources.splits import SPLITS, check_held_out, hashed_split, standard_split
 from big_vision_lite.errors import BadImageError, UserError, nearest
 from big_vision_lite.system.cache import cache_dir, cached_file
@@ -90,8 +96,8 @@ class MaskFolder(Source):
         for folder, name, mask in paths:
             sizes = (folder / name).stat().st_size, mask.stat().st_size
             digest.update(repr((name, sizes)).encode(errors="surrogateescape"))
-        return MaskDataset(classes, True, f"masks-{digest.hexdigest()}", str(image_folder), str(mask_folder),
-                           compact(names), table)
+        return MaskDataset(classes, True, f"masks-{digest.hexdigest()}", str(image_folder), compact(names),
+                           str(mask_folder), table)
 
     def _pairs(self, root: Path) -> tuple[Path, Path, list[str]]:
         """The folders and the split's image names. Raises: UserError."""
@@ -171,7 +177,7 @@ class MaskFolder(Source):
             if self.values is None:
                 check_classes(self.classes, "MaskFolder.classes")
             return list(zip(values, self.classes, strict=True))
-        files = [self.class_file] if self.class_file else [f for f in CLASS_FILES if (root / f).is_file()]
+        files = [self.class_file] if self.class_file else [name for name in CLASS_FILES if (root / name).is_file()]
         if files:
             return [(value, name) for value, name in _read_classes(root / files[0], first)
                     if value not in self.void and not (value == self.background and name.lower() in BACKGROUND)]
@@ -180,19 +186,11 @@ class MaskFolder(Source):
 
 
 @dataclasses.dataclass(eq=False)
-class MaskDataset(Dataset):
+class MaskDataset(FileDataset):
     """Images and masks of a split."""
 
-    classes: tuple[str, ...]
-    multi_label: bool
-    fingerprint: str
-    root: str
     mask_folder: str
-    names: pa.LargeBinaryArray
     table: np.ndarray  # int16 [65536]: 0 background, c + 1 class c, 255 void, -1 unknown
-
-    def __len__(self) -> int:
-        return len(self.names)
 
     def __getitem__(self, index: int) -> Example:
         id_ = text_at(self.names, range(len(self))[index])
@@ -227,23 +225,14 @@ def _abridged(values: list[int]) -> str:
 
 def _files(folder: Path, extensions: frozenset[str] | set[str]) -> list[str]:
     """Relative paths of files with one of these extensions, with forward slashes."""
-    paths = []
-    for current, _, names in os.walk(folder):
-        below = os.path.relpath(current, folder).replace(os.sep, "/")
-        prefix = "" if below == "." else f"{below}/"
-        paths += [prefix + name for name in names
-                  if not name.startswith(".") and name.rpartition(".")[2].lower() in extensions]
-    return paths
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("[!.]*")
+            if path.suffix[1:].lower() in extensions and path.is_file()]
 
 
 def _listed(path: Path, names: list[str]) -> list[str]:
     """The images in a list, which may omit the extension, in its order. Raises: UserError."""
     name_of = {name: name for name in names} | {name.rpartition(".")[0]: name for name in names}
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}; expected one image per line, in UTF-8") from None
-    lines = [line for line in lines if line]
+    lines = read_lines(path, "the list of images", "one image per line, in UTF-8")
     for line in lines:
         if line not in name_of:
             raise UserError(f"{path} lists {line!r}, which is not an image with a mask{nearest(line, name_of)}")
@@ -255,30 +244,24 @@ def _listed(path: Path, names: list[str]) -> list[str]:
 
 def _read_classes(path: Path, first: int) -> list[tuple[int, str]]:
     """Values and class names from a file. Raises: UserError."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".json":
-            return _from_json(json.loads(text), first)
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = read_lines(path, "MaskFolder.class_file", "lines of names or of 'value name', in UTF-8, or JSON")
+    if path.suffix == ".json":
+        try:
+            entries = json.loads("\n".join(lines))
+            entries = entries.get("categories", entries) if isinstance(entries, dict) else entries
+            if isinstance(entries, dict):
+                return [(int(value), str(name)) for value, name in entries.items()]
+            if isinstance(entries[0], dict):
+                return [(int(entry["id"]), str(entry["name"])) for entry in entries]
+            lines = [str(name) for name in entries]
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise UserError(f"{path} is not a list of classes ({error}); expected a list of names, {{value: name}} or "
+                            "COCO's categories") from None
+    else:
         numbered = [re.fullmatch(r"(\d+)\s*[:,\s]\s*(\S.*)", line) for line in lines]
-        if lines and all(numbered):
+        if all(numbered):
             return [(int(match[1]), match[2]) for match in numbered]
-        return list(enumerate(lines, first if not lines or lines[0].lower() not in BACKGROUND else 0))
-    except OSError as error:
-        raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is not a list of classes ({error}); expected lines of names or of 'value name', or "
-                        "JSON with a list of names, {value: name} or COCO's categories") from None
-
-
-def _from_json(data: list | dict, first: int) -> list[tuple[int, str]]:
-    if isinstance(data, dict) and "categories" in data:
-        data = data["categories"]
-    if isinstance(data, dict):
-        return [(int(value), str(name)) for value, name in data.items()]
-    if all(isinstance(entry, dict) for entry in data):
-        return [(int(entry["id"]), str(entry["name"])) for entry in data]
-    return list(enumerate(map(str, data), first if not data or str(data[0]).lower() not in BACKGROUND else 0))
+    return list(enumerate(lines, 0 if lines[0].lower() in BACKGROUND else first))
 
 
 def _values(folder: Path) -> list[int]:

@@ -39,8 +39,6 @@ class Part(NamedTuple):
 class Records(Protocol):
     """Stored records by index, over all files of a split."""
 
-    def __len__(self) -> int: ...
-
     def __getitem__(self, index: int) -> bytes: ...
 
 
@@ -107,9 +105,6 @@ class TfRecords:
         self._ends = np.cumsum([part.take for part in parts])
         self._offsets = [_offsets(part.filename) for part in parts]
         self._files = OpenFiles([part.filename for part in parts])
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> bytes:
         file = int(np.searchsorted(self._ends, index, side="right"))

@@ -47,8 +47,8 @@ class TarImages(Source):
 
     @classmethod
     def recognise(cls, path: Path) -> dict[str, Any] | None:
-        found = any(path.glob("*.tar")) if path.is_dir() else path.suffix == ".tar" and path.is_file()
-        return {"path": str(path)} if found else None
+        has_tars = any(path.glob("*.tar")) if path.is_dir() else path.suffix == ".tar" and path.is_file()
+        return {"path": str(path)} if has_tars else None
 
     def __post_init__(self) -> None:
         check_held_out(self)
@@ -76,9 +76,8 @@ class TarImages(Source):
         if not len(selected):
             raise UserError(f"no image of {self.path!r} falls into split {self.split!r} with held_out="
                             f"{self.held_out:g}; raise held_out or choose another split")
-        opened = OpenFiles(files, MAX_OPEN_FILES)
-        return TarDataset(index.classes, False, f"tar-{index.digest}-{part}", opened, selected, index.ids,
-                          index.label_of, index.file_of, index.places)
+        return TarDataset(index.classes, False, f"tar-{index.digest}-{part}", OpenFiles(files, MAX_OPEN_FILES),
+                          selected, index)
 
     def _files(self) -> list[str]:
         path = Path(self.path).expanduser()
@@ -124,7 +123,7 @@ def _index(files: list[str], key: str) -> _Index:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # missing or damaged: built again
     with concurrent.futures.ThreadPoolExecutor(min(16, 2 * usable_cores())) as pool:
-        tars = [tar for found in pool.map(_class_tars, range(len(files)), files) for tar in found]
+        tars = list(itertools.chain.from_iterable(pool.map(_class_tars, range(len(files)), files)))
     index = _sorted(tars, files)
     with cached_file(path) as temporary:
         offsets, joined = _offsets_and_bytes(index.ids)
@@ -240,26 +239,23 @@ class TarDataset(Dataset):
     fingerprint: str
     files: OpenFiles
     selected: np.ndarray  # int64 [n]: which of all images are in the split
-    ids: pa.LargeBinaryArray
-    label_of: np.ndarray
-    file_of: np.ndarray
-    places: np.ndarray  # int64 [all, 2]: offset and size
+    index: _Index
 
     def __len__(self) -> int:
         return len(self.selected)
 
     def labels(self, index: int) -> tuple[str, np.ndarray]:
         at = int(self.selected[range(len(self))[index]])
-        return text_at(self.ids, at), self.label_of[at : at + 1]
+        return text_at(self.index.ids, at), self.index.label_of[at : at + 1]
 
     def __getitem__(self, index: int) -> Example:
         id_, labels = self.labels(index)
         at = int(self.selected[range(len(self))[index]])
-        offset, size = (int(number) for number in self.places[at])
+        file, (offset, size) = int(self.index.file_of[at]), self.index.places[at].tolist()
         try:
-            image = self.files.read(int(self.file_of[at]), offset, size)
+            image = self.files.read(file, offset, size)
         except OSError as error:
             raise BadImageError(id_, error.strerror or str(error)) from error
         if len(image) < size:
-            raise BadImageError(id_, f"{self.files.paths[self.file_of[at]]} is shorter than when it was indexed")
+            raise BadImageError(id_, f"{self.files.paths[file]} is shorter than when it was indexed")
         return {"id": id_, "image": image, "labels": labels}

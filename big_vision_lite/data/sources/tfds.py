@@ -53,8 +53,9 @@ class Tfds(Source):
 
     @classmethod
     def recognise(cls, path: Path) -> dict[str, Any] | None:
-        found = (path / "dataset_info.json").is_file()
-        return {"name": f"{path.parent.name}:{path.name}", "data_dir": str(path.parent.parent)} if found else None
+        if not (path / "dataset_info.json").is_file():
+            return None
+        return {"name": f"{path.parent.name}:{path.name}", "data_dir": str(path.parent.parent)}
 
     def open(self) -> TfdsDataset:
         """Raises: UserError when the dataset is not prepared, a file is missing or truncated, the split is empty, or
@@ -223,16 +224,13 @@ class TfdsDataset(Dataset):
 
 
 def _prepared_from(folder: str) -> list[str]:
-    """The source that `data.tools.prepare` recorded: other labels may take just as many bytes."""
-    path = os.path.join(folder, "source.json")
-    if "://" in folder or not os.path.isfile(path):
-        return []
-    with open(path) as file:
-        return [file.read()]
+    """The source that `data.tools.prepare` recorded. Without it, other labels of the same size would go unnoticed."""
+    path = Path(folder, "source.json")
+    return [path.read_text()] if path.is_file() else []
 
 
 def _allow_open_files(count: int) -> None:
-    """Readers keep every file open, and ImageNet alone has about as many as many systems allow by default."""
+    """Raises the limit on open files: readers keep every file open, and ImageNet alone reaches the usual limit."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

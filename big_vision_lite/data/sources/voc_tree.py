@@ -18,7 +18,7 @@ from big_vision_lite.data.masks import decode_mask
 from big_vision_lite.data.ragged import Ragged
 from big_vision_lite.data.source import Example, Source
 from big_vision_lite.data.sources.box_records import BoxCount, BoxDataset, clip_boxes
-from big_vision_lite.data.sources.files import check_classes, compact, is_image, read_file
+from big_vision_lite.data.sources.files import check_classes, compact, is_image, read_file, read_lines
 from big_vision_lite.errors import BadImageError, UserError, nearest
 
 VOC_CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
@@ -103,8 +103,7 @@ class VocTree(Source):
             mask_folder=mask_folder,
             names=compact(files[name] for name in names),
             sizes=np.array([size for size, _ in parsed], np.int32),
-            objects=Ragged(np.cumsum([len(row) for row in valid_objects], dtype=np.int64),
-                           np.array([label_of[label] for row in valid_objects for label, _, _ in row], np.int32)),
+            objects=Ragged.of([label_of[label] for label, _, _ in row] for row in valid_objects),
             boxes=np.concatenate(boxes),
             difficult=np.array([difficult for row in valid_objects for _, _, difficult in row], np.bool_),
         )
@@ -120,12 +119,8 @@ class VocTree(Source):
                 splits = [p.stem for p in sorted(sets.glob("*.txt")) if "_" not in p.stem]
                 raise UserError(f"{self.root!r} has no split {self.split!r}: there is no ImageSets/{sets.name}/"
                                 + path.name + nearest(self.split, splits))
-            try:
-                lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-            except (OSError, UnicodeDecodeError) as error:
-                raise UserError(f"cannot read {path}: {error}; expected one image per line, in UTF-8") from None
             names = []
-            for line in filter(None, lines):
+            for line in read_lines(path, "the list of images", "one image per line, in UTF-8"):
                 flagged = None if line in files else re.fullmatch(r"(.*\S)\s+(-1|0|1)", line)
                 if flagged is None or flagged[2] != "-1":
                     names.append(flagged[1] if flagged else line)

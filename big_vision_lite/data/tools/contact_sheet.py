@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from big_vision_lite.data.decode import DecodeError, decode, decode_crop_resize, image_size
-from big_vision_lite.data.masks import decode_mask
+from big_vision_lite.data.masks import mask_values
 from big_vision_lite.data.source import Example
 from big_vision_lite.errors import BadImageError
 from big_vision_lite.system.palette import BLUE, GREEN, ORANGE, PURPLE, SKY_BLUE, VERMILION, WRONG, YELLOW, rgb
@@ -27,7 +27,7 @@ COLOURS = tuple(map(rgb, (ORANGE, SKY_BLUE, GREEN, YELLOW, BLUE, VERMILION, PURP
 BACKGROUND, TILE_GREY, TEXT_BLACK, TEXT_GREY, BAD = (255,) * 3, (238,) * 3, (30,) * 3, (110,) * 3, rgb(WRONG)
 
 
-def contact_sheet(examples: Sequence[Example | BadImageError], classes: Sequence[str], title: str = "") -> Image.Image:
+def contact_sheet(examples: Sequence[Example | BadImageError], classes: Sequence[str], title: str) -> Image.Image:
     """The sheet, in rows of ``COLUMNS`` tiles.
 
     Args:
@@ -38,21 +38,14 @@ def contact_sheet(examples: Sequence[Example | BadImageError], classes: Sequence
     columns = max(min(COLUMNS, len(examples)), 1)
     rows = -(-len(examples) // columns)
     tile_height = TILE + CAPTION_LINES * LINE
-    top = GAP + (LINE + GAP // 2 if title else 0)
+    top = GAP + LINE + GAP // 2
     sheet = Image.new("RGB", (columns * (TILE + GAP) + GAP, top + rows * (tile_height + GAP)), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    if title:
-        draw.text((GAP, GAP), _fitted(title, sheet.width - 2 * GAP), TEXT_BLACK, _font())
+    draw.text((GAP, GAP), _fitted(title, sheet.width - 2 * GAP), TEXT_BLACK, _font())
     for i, example in enumerate(examples):
         row, column = divmod(i, columns)
         sheet.paste(tile(example, classes), (GAP + column * (TILE + GAP), top + row * (tile_height + GAP)))
     return sheet
-
-
-def write_contact_sheet(path: Path, examples: Sequence[Example | BadImageError], classes: Sequence[str],
-                        title: str = "") -> None:
-    """Write `contact_sheet` as PNG. Raises: OSError."""
-    contact_sheet(examples, classes, title).save(path, format="PNG")
 
 
 def tile(example: Example | BadImageError, classes: Sequence[str]) -> Image.Image:
@@ -81,13 +74,6 @@ def shorten(name: str, length: int) -> str:
         return name
     end = (length - 1) // 3
     return name[: length - 1 - end] + "…" + name[len(name) - end :]
-
-
-def mask_values(example: Example, key: str) -> np.ndarray:
-    """uint8 or uint16 ``[height, width]``, from an array or an encoded PNG. Raises: BadImageError."""
-    mask = example[key]
-    mask = decode_mask(mask, example["id"]) if isinstance(mask, bytes) else mask
-    return mask.reshape(mask.shape[:2])
 
 
 def _scaled_to_tile(image: bytes | np.ndarray, height: int, width: int) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,20 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from big_vision_lite.data.curation.label_index import label_index
+from big_vision_lite.data.curation.manifest import manifest
 from big_vision_lite.data.decode import DecodeError, image_size
+from big_vision_lite.data.masks import mask_values
 from big_vision_lite.data.source import Dataset, Example
-from big_vision_lite.data.tools.contact_sheet import mask_values, shorten, write_contact_sheet
+from big_vision_lite.data.tools.contact_sheet import contact_sheet, shorten
 from big_vision_lite.errors import BadImageError, UserError
 
 SAMPLE = 512
 """Images whose headers are read, evenly spaced over the source."""
 SHEET_EXAMPLES = 24
-RARE = (20, 100)
-"""Bounds for counting rare classes, in images."""
+FREQUENT_SHOWN, RARE_SHOWN = 12, 6
+"""Classes in the table: the most and the least frequent ones."""
+BAR = 24
+"""Characters of the longest bar."""
 
 
 def inspect(dataset: Dataset, name: str, out: Path | None = None) -> dict[str, Any]:
@@ -36,18 +38,23 @@ def inspect(dataset: Dataset, name: str, out: Path | None = None) -> dict[str, A
     Raises:
       UserError: ids are not unique, labels are out of range, or ``out`` cannot be written.
     """
-    statistics = {"name": name, **label_statistics(dataset), **image_statistics(dataset)}
-    _print(statistics, dataset.classes, Console(soft_wrap=False, highlight=False))
+    statistics = {"name": name, "multi_label": dataset.multi_label, "classes": len(dataset.classes),
+                  "fingerprint": dataset.fingerprint, **manifest(dataset), **image_statistics(dataset)}
+    console = Console(highlight=False)
+    console.print(_summary(statistics))
+    console.print(_class_table(np.array(statistics["class_images"]), dataset.classes))
+    for id_, reason in statistics["unreadable"][:5]:
+        console.print(f"cannot be read: {id_}: {reason}", markup=False, style="red")
     if out is not None:
         title = f"{name}: {len(dataset):,} images, {len(dataset.classes):,} classes"
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            write_contact_sheet(out, dataset.read(evenly_spaced(len(dataset), SHEET_EXAMPLES)), dataset.classes, title)
+            examples = dataset.read(evenly_spaced(len(dataset), SHEET_EXAMPLES))
+            contact_sheet(examples, dataset.classes, title).save(out, format="PNG")
         except OSError as error:
             raise UserError(f"cannot write the contact sheet {str(out)!r}: {error.strerror or error}; name another "
                             "file") from None
-        Console(soft_wrap=True, highlight=False).print(f"contact sheet: {out}", markup=False)
-        statistics["contact_sheet"] = str(out)
+        console.print(f"contact sheet: {out}", markup=False, soft_wrap=True)
     return statistics
 
 
@@ -56,33 +63,10 @@ def evenly_spaced(size: int, count: int) -> list[int]:
     return np.unique(np.linspace(0, size - 1, min(count, size)).astype(int)).tolist() if size else []
 
 
-def label_statistics(dataset: Dataset) -> dict[str, Any]:
-    """Of all examples. Raises: UserError, as `label_index.label_index`."""
-    images = np.zeros(len(dataset.classes), np.int64)
-    per_image: Counter[int] = Counter()
-    for labels in _all_labels(dataset):
-        images += np.bincount(labels.values, minlength=len(images))
-        per_image.update(labels.counts().tolist())
-    return {"images": len(dataset), "multi_label": dataset.multi_label, "classes": len(dataset.classes),
-            "fingerprint": dataset.fingerprint, "labels": int(images.sum()),
-            "labels_per_image": dict(sorted(per_image.items())), "images_per_class": images.tolist(),
-            "classes_without_images": int((images == 0).sum()),
-            "rare_classes": {bound: int((images < bound).sum()) for bound in RARE}}
-
-
-def _all_labels(dataset: Dataset) -> Iterator[Any]:
-    """The labels of all examples, in chunks (`data.ragged.Ragged`)."""
-    if hasattr(dataset, "labels_at"):  # curated: rules are applied to many labels of the source's index at once
-        for indices in dataset.order.chunks():
-            yield dataset.labels_at(indices)
-    else:
-        yield label_index(dataset).labels
-
-
-def image_statistics(dataset: Dataset, sample: int = SAMPLE) -> dict[str, Any]:
+def image_statistics(dataset: Dataset) -> dict[str, Any]:
     """Of images, boxes and masks of a sample. Only masks are decoded; sizes are those of upright images."""
-    indices = evenly_spaced(len(dataset), sample)
-    sizes, formats, bytes_, bad = [], Counter(), [], []
+    indices = evenly_spaced(len(dataset), SAMPLE)
+    sizes, formats, file_sizes, unreadable = [], Counter(), [], []
     objects, box_sides, visible, masks, covered = [], [], [], Counter(), []
     for start in range(0, len(indices), 32):
         for example in dataset.read(indices[start : start + 32]):
@@ -92,11 +76,11 @@ def image_statistics(dataset: Dataset, sample: int = SAMPLE) -> dict[str, Any]:
                 height, width = image_size(example["image"])
             except (BadImageError, DecodeError) as error:
                 id_ = error.example_id if isinstance(error, BadImageError) else example["id"]
-                bad.append([id_, getattr(error, "reason", str(error))])
+                unreadable.append([id_, getattr(error, "reason", str(error))])
                 continue
             sizes.append((height, width))
             formats[format_of(example["image"])] += 1
-            bytes_.append(len(example["image"]) if isinstance(example["image"], bytes) else example["image"].nbytes)
+            file_sizes.append(len(example["image"]) if isinstance(example["image"], bytes) else example["image"].nbytes)
             if "boxes" in example:
                 objects.append(len(example["boxes"]))
                 box_sides.append(_box_sides(example, height, width))
@@ -105,11 +89,12 @@ def image_statistics(dataset: Dataset, sample: int = SAMPLE) -> dict[str, Any]:
                 if kind in example:
                     masks[kind] += 1
                     covered.append(float((mask_values(example, kind) > 0).mean()))
-    statistics: dict[str, Any] = {"sample": len(indices), "formats": dict(formats.most_common()), "unreadable": bad}
+    statistics: dict[str, Any] = {"sample": len(indices), "formats": dict(formats.most_common()),
+                                  "unreadable": unreadable}
     if sizes:
         height, width = np.array(sizes).T
         statistics |= {"height": _range(height), "width": _range(width), "aspect": _range(width / height),
-                       "bytes": _range(np.array(bytes_))}
+                       "bytes": _range(np.array(file_sizes))}
     if objects:
         statistics |= {"objects_per_image": _range(np.array(objects)), "images_without_objects": objects.count(0)}
         if len(sides := np.concatenate(box_sides)):
@@ -149,24 +134,15 @@ def _range(values: np.ndarray) -> list[float]:
     return [float(values.min()), float(np.median(values)), float(values.max())]
 
 
-def _print(statistics: dict[str, Any], classes: tuple[str, ...], console: Console) -> None:
-    console.print(_summary(statistics))
-    console.print(_class_table(np.array(statistics["images_per_class"]), classes))
-    for id_, reason in statistics["unreadable"][:5]:
-        console.print(f"cannot be read: {id_}: {reason}", markup=False, style="red")
-
-
 def _summary(statistics: dict[str, Any]) -> Table:
     from rich.markup import escape
 
     table = Table(title=escape(statistics["name"]), title_justify="left", show_header=False)
-    per_image = statistics["labels_per_image"]
-    mean = statistics["labels"] / max(statistics["images"], 1)
-    rare = ", ".join(f"{count:,} with fewer than {bound}" for bound, count in statistics["rare_classes"].items())
     rows = [("images", f"{statistics['images']:,}"),
-            ("labels per image", f"{min(per_image)} to {max(per_image)}, mean {mean:.2f}"
-             + (" (multi-label)" if statistics["multi_label"] else "") if per_image else "none"),
-            ("classes", f"{statistics['classes']:,}: {rare}, {statistics['classes_without_images']:,} without images"),
+            ("labels per image", "mean {mean:.2f}, at most {max}; {without:,} images without labels".format(
+                **statistics["labels_per_image"]) + (" (multi-label)" if statistics["multi_label"] else "")),
+            ("classes", "{classes:,}: {classes_under_20:,} with fewer than 20 images, {classes_under_100:,} with fewer "
+                        "than 100, {classes_without:,} without images".format(**statistics)),
             ("fingerprint", escape(statistics["fingerprint"])),
             ("sample", f"{statistics['sample']:,} images, {len(statistics['unreadable'])} of them unreadable"),
             ("formats", ", ".join(f"{name} {count:,}" for name, count in statistics["formats"].items()) or "none")]
@@ -193,7 +169,7 @@ def _summary(statistics: dict[str, Any]) -> Table:
     return table
 
 
-def _class_table(images: np.ndarray, classes: tuple[str, ...], top: int = 12, tail: int = 6, bar: int = 24) -> Table:
+def _class_table(images: np.ndarray, classes: tuple[str, ...]) -> Table:
     """The most and the least frequent classes."""
     from rich.markup import escape
 
@@ -203,12 +179,13 @@ def _class_table(images: np.ndarray, classes: tuple[str, ...], top: int = 12, ta
         table.add_column(column, justify="right")
     table.add_column("", overflow="crop")
     order = np.argsort(-images, kind="stable")
-    rows = order if len(order) <= top + tail else np.concatenate([order[:top], [-1], order[-tail:]])
+    hidden = len(order) - FREQUENT_SHOWN - RARE_SHOWN
+    rows = np.concatenate([order[:FREQUENT_SHOWN], [-1], order[-RARE_SHOWN:]]) if hidden > 0 else order
     for label in rows.tolist():
         if label < 0:
-            table.add_row(f"... {len(order) - top - tail:,} more", "", "", "", "")
+            table.add_row(f"... {hidden:,} more")
             continue
-        length = round(bar * images[label] / max(images.max(), 1))
+        length = round(BAR * images[label] / max(images.max(), 1))
         table.add_row(escape(shorten(classes[label], 32)), str(label), f"{images[label]:,}",
                       f"{images[label] / max(images.sum(), 1):.2%}", "█" * length)
     return table

@@ -33,6 +33,7 @@ from big_vision_lite.data.sources.tfds_features import swap_xy
 from big_vision_lite.data.tools.shard_writer import locked, on_all_cores, quiet, write_records
 from big_vision_lite.errors import BadImageError, UserError, nearest
 from big_vision_lite.system.atomic import write_text
+from big_vision_lite.system.paths import scheme
 
 VERSION = "1.0.0"
 SHARD_IMAGES = 4096
@@ -44,8 +45,8 @@ def prepare(splits: dict[str, Dataset], data_dir: Path, name: str, *, processes:
             on_bad_image: str = "raise", shard_images: int = SHARD_IMAGES) -> Path:
     """Write the splits, or resume writing them, and return the folder of the finished dataset.
 
-    JPEG and PNG files are stored unchanged, other formats as PNG. Ids, labels, boxes, what is known about each object,
-    and masks are stored if the first readable example has them.
+    JPEG and PNG files are stored unchanged, other formats as PNG. Boxes, the `OBJECT_ARRAYS` and masks are stored if
+    the first readable example has them.
 
     Args:
       data_dir: a local folder.
@@ -126,9 +127,9 @@ def _prepare(splits: dict[str, Dataset], folder: Path, name: str, description: s
 
 def _check_names(splits: dict[str, Dataset], data_dir: Path, name: str, on_bad_image: str) -> None:
     """Raises: UserError for what would fail later, or be read back as something else."""
-    if url := re.match(r"([a-z0-9]{2,}):/+(.*)", str(data_dir)):
-        raise UserError(f"data_dir is {url[1]}://{url[2]}, but datasets are written to local folders; name one and "
-                        "copy the finished dataset")
+    if scheme(data_dir):
+        raise UserError(f"data_dir is {str(data_dir).replace(':/', '://')}, but datasets are written to local folders; "
+                        "name one and copy the finished dataset")
     if on_bad_image not in ("raise", "skip"):
         raise UserError(f"on_bad_image is {on_bad_image!r}{nearest(on_bad_image, ('raise', 'skip'))}")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
@@ -236,7 +237,7 @@ def _features(classes: tuple[str, ...], multi_label: bool, keys: frozenset[str])
         features["image/id"] = tfds.features.Scalar(np.int64)
     if "boxes" in keys:
         objects = {"bbox": tfds.features.BBoxFeature(), "label": label}
-        for name, (feature, dtype, shape) in OBJECT_ARRAYS.items():
+        for name, (feature, dtype, shape, _) in OBJECT_ARRAYS.items():
             if name in keys:
                 objects[feature] = (tfds.features.Tensor(shape=shape, dtype=dtype) if shape
                                     else tfds.features.Scalar(dtype))

@@ -47,6 +47,11 @@ class View:
             moved[:, [0, 2]] = self.columns - moved[:, [2, 0]]
         return moved
 
+    def points(self, points: np.ndarray) -> np.ndarray:
+        """float64 ``[..., 2]`` (x, y) from pixels of the image to pixels of the output, not clipped."""
+        moved = (points - [self.left, self.top]) * self.scale[::-1]
+        return [self.columns, 0] + moved * [-1, 1] if self.flip else moved
+
     def mask(self, mask: np.ndarray) -> np.ndarray:
         """uint8 ``[h, w]`` of the image to ``[rows, columns]``, by nearest neighbours."""
         window = mask[self.top : self.top + self.height, self.left : self.left + self.width]
@@ -63,7 +68,7 @@ class JointTransform(Transform):
     the pixels, or added:
 
     ``boxes``         float32 ``[n, 4]``, (x1, y1, x2, y2) in pixels of ``out``, with ``box_labels`` and the
-                      `OBJECT_ARRAYS` of the same boxes; ``area`` is as annotated, not scaled
+                      `OBJECT_ARRAYS` of the same boxes, points in pixels of ``out``; ``area`` is as annotated
     ``class_mask``    uint8 ``[H, W]`` of ``out``: 0 background, c + 1 for class c, 255 undecided or padding
     ``size``          int32 ``[2]``, height and width of the image within ``out``
     ``original_size`` int32 ``[2]``, height and width of the whole upright image
@@ -132,8 +137,13 @@ class JointTransform(Transform):
         clipped = np.clip(boxes, 0, [view.columns, view.rows] * 2)
         visible = (clipped[:, 2:] > clipped[:, :2]).all(1)
         visible[visible] = _areas(clipped[visible]) >= self.min_visibility * _areas(boxes[visible])
-        return {"boxes": clipped[visible].astype(np.float32)} | {
-            name: example[name][visible] for name in ("box_labels", *OBJECT_ARRAYS) if name in example}
+        objects = {name: example[name][visible] for name in ("box_labels", *OBJECT_ARRAYS) if name in example}
+        for name, array in OBJECT_ARRAYS.items():
+            if name in objects and array.mirror is not None:
+                points = objects[name].copy()
+                points[..., :2] = view.points(points[..., :2].astype(np.float64) * [header.width, header.height])
+                objects[name] = points[:, array.mirror] if view.flip else points
+        return {"boxes": clipped[visible].astype(np.float32)} | objects
 
 
 @dataclasses.dataclass(frozen=True)

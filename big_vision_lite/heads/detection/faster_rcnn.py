@@ -20,7 +20,7 @@ from big_vision_lite.errors import UserError
 from big_vision_lite.heads.detection.anchors import grid_anchors
 from big_vision_lite.heads.detection.box_head import box_loss, choose_rois, detect
 from big_vision_lite.heads.detection.matching import IGNORED, OBJECT, PADDING
-from big_vision_lite.heads.detection.results import FasterRCNNMetrics, detections_of, draw_boxes
+from big_vision_lite.heads.detection.results import FasterRCNNMetrics, draw_boxes, to_original
 from big_vision_lite.heads.detection.rpn import propose, sampled_rpn_loss
 from big_vision_lite.heads.detection.variants import C4, FPN, Detector
 from big_vision_lite.heads.head import Batch, Head, MainMetric, Metrics, view_of
@@ -87,7 +87,7 @@ class FasterRCNN(Head):
         return self.variant.build(backbone, len(data.classes), len(self.aspect_ratios), rngs)
 
     def targets(self, example: Example) -> dict[str, np.ndarray]:
-        """The objects, in pixels of the image, padded to ``max_boxes``, and how the image is seen (see `view_of`).
+        """The objects, in pixels of the image, padded to ``max_boxes``, and the image's view (see `view_of`).
 
         Raises: UserError when an image has more boxes than slots, or no annotation of boxes.
         """
@@ -169,7 +169,11 @@ class FasterRCNN(Head):
                 classes: tuple[str, ...]) -> list[dict[str, Any]]:
         """"detections" by falling score, each with "box" ([x1, y1, x2, y2] in pixels of the original image), "score"
         and "label"."""
-        return detections_of(batch, outputs, classes)
+        boxes = to_original(outputs["boxes"], batch)
+        return [{"detections": [{"box": [round(float(v), 2) for v in box], "score": round(float(score), 6),
+                                 "label": classes[label]}
+                                for box, score, label, valid in zip(*rows, strict=True) if valid]}
+                for rows in zip(boxes, outputs["scores"], outputs["labels"], outputs["valid"], strict=True)]
 
     def draw(self, path: Path, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
              classes: tuple[str, ...]) -> None:

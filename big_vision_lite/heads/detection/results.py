@@ -36,26 +36,15 @@ class FasterRCNNMetrics(Metrics):
 
     def check_results(self) -> None:
         """Raises: UserError when the source does not know COCO's ids of images and categories."""
-        self.scores.check_coco_ids()
+        self.scores.category_ids()
 
     def write_results(self, path: Path) -> None:
         """COCO's results format: a list of image_id, category_id, bbox and score."""
-        self.check_results()
         self.scores.write_coco_results(path)
 
     def result(self) -> dict[str, float]:
         """As `DetectionMetrics.result`, with "loss" and "images"."""
         return {**self.scores.result(), "loss": self.loss / max(self.images, 1), "images": self.images}
-
-
-def detections_of(batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
-                  classes: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The detections of each image by falling score, in pixels of the original image."""
-    boxes = to_original(outputs["boxes"], batch)
-    return [{"detections": [{"box": [round(float(v), 2) for v in box], "score": round(float(score), 6),
-                             "label": classes[label]}
-                            for box, score, label, valid in zip(*rows, strict=True) if valid]}
-            for rows in zip(boxes, outputs["scores"], outputs["labels"], outputs["valid"], strict=True)]
 
 
 def draw_boxes(path: Path, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray], classes: tuple[str, ...],

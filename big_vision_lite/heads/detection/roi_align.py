@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,8 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-Method = Literal["auto", "gather", "matmul"]
 _SAMPLES = 2
-"""Samples per bin and axis. A number that depends on the box, as in some codes, would need dynamic shapes."""
+"""Samples per bin and axis. A number that depends on the box, as elsewhere, would need dynamic shapes."""
 
 
 def roi_levels(rois: Float[Array, "*n 4"], strides: Sequence[int], levels: int) -> Int[Array, "*n"]:
@@ -26,8 +25,10 @@ def roi_levels(rois: Float[Array, "*n 4"], strides: Sequence[int], levels: int) 
 
 
 def roi_align(features: Sequence[Float[Array, "b _ _ c"]], rois: Float[Array, "b r 4"], strides: Sequence[int],
-              bins: int, aligned: bool = True, method: Method = "auto") -> Float[Array, "b r p p c"]:
+              bins: int, aligned: bool = True) -> Float[Array, "b r p p c"]:
     """Features of each box in ``bins`` x ``bins`` bins.
+
+    CPUs and GPUs read the cells needed; TPUs multiply each map by one matrix per box. Both are equal up to rounding.
 
     Samples up to one cell outside a map take the value at its border; those farther out are 0. Boxes get no gradient.
 
@@ -37,12 +38,10 @@ def roi_align(features: Sequence[Float[Array, "b _ _ c"]], rois: Float[Array, "b
       strides: pixels per cell of each map.
       aligned: whether the centre of the first cell is half a cell from the border, like a pixel of an image. Otherwise
         it is on the border, and boxes are at least one cell wide, as in older detectors.
-      method: ``gather`` reads the cells needed, for CPUs and GPUs; ``matmul`` multiplies each map by one matrix per
-        box, for TPUs; ``auto`` selects by platform. They are equal up to rounding.
     """
     shapes = tuple(f.shape[1:3] for f in features)
     levels = roi_levels(rois, strides, len(features))
-    spec = _Spec(shapes, tuple(strides), bins, aligned, method)
+    spec = _Spec(shapes, tuple(strides), bins, aligned)
     return _align(spec, tuple(features), lax.stop_gradient(rois), levels)
 
 
@@ -53,19 +52,12 @@ class _Spec(NamedTuple):
     strides: tuple[int, ...]
     bins: int
     aligned: bool
-    method: Method
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _align(spec, features, rois, levels):
-    return _choose(spec.method, jax.vmap(partial(_gather, spec)), jax.vmap(partial(_matmul, spec)), features, rois,
-                   levels)
-
-
-def _choose(method, by_gather, by_matmul, *args):
-    if method == "auto":
-        return lax.platform_dependent(*args, tpu=by_matmul, default=by_gather)
-    return (by_gather if method == "gather" else by_matmul)(*args)
+    return lax.platform_dependent(features, rois, levels, tpu=jax.vmap(partial(_matmul, spec)),
+                                  default=jax.vmap(partial(_gather, spec)))
 
 
 def _forward(spec, features, rois, levels):
@@ -89,7 +81,7 @@ def _backward(spec, saved, gradient):
         return tuple(g.astype(f.dtype) for g, f in
                      zip(jax.vmap(partial(_scatter, spec))(gradient, rois, levels), like, strict=True))
 
-    return _choose(spec.method, by_gather, by_matmul, gradient, rois, levels), None, None
+    return lax.platform_dependent(gradient, rois, levels, tpu=by_matmul, default=by_gather), None, None
 
 
 _align.defvjp(_forward, _backward)

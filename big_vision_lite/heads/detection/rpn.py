@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
-from big_vision_lite.backbones.conv import conv_general_dilated
+from big_vision_lite.backbones.conv import same_conv
 from big_vision_lite.heads.detection.boxes import at_least, clip, decode, encode
 from big_vision_lite.heads.detection.matching import match, sample
 from big_vision_lite.heads.detection.nms import nms
@@ -25,12 +26,7 @@ class RPN(nnx.Module):
     """A 3x3 convolution, then an objectness logit and four offsets per anchor of a cell; shared by all maps."""
 
     def __init__(self, inputs: int, channels: int, anchors: int, dtype: DTypeLike, rngs: nnx.Rngs):
-        def conv(inputs: int, outputs: int, size: int) -> nnx.Conv:
-            pad = (size // 2, size // 2)
-            return nnx.Conv(inputs, outputs, (size, size), padding=(pad, pad), dtype=dtype,
-                            kernel_init=nnx.initializers.normal(0.01), conv_general_dilated=conv_general_dilated,
-                            rngs=rngs)
-
+        conv = partial(same_conv, kernel_init=nnx.initializers.normal(0.01), dtype=dtype, rngs=rngs)
         self.conv = conv(inputs, channels, 3)
         self.objectness, self.offsets = conv(channels, anchors, 1), conv(channels, 4 * anchors, 1)
 

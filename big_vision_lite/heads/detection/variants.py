@@ -17,7 +17,7 @@ from big_vision_lite.backbones.backbone import BackboneModule, Keys
 from big_vision_lite.backbones.fpn import FeaturePyramid
 from big_vision_lite.errors import UserError
 from big_vision_lite.heads.detection.box_head import BoxMLP, BoxPredictor
-from big_vision_lite.heads.detection.roi_align import Method, roi_align
+from big_vision_lite.heads.detection.roi_align import roi_align
 from big_vision_lite.heads.detection.rpn import RPN
 
 Maps = tuple[Float[Array, "b _ _ d"], ...]
@@ -68,10 +68,8 @@ class C4:
     """Bins per side of a box's features; res5's stride halves them."""
     aligned: bool = True
     """See `roi_align`."""
-    method: Method = "auto"
-    """See `roi_align`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the RPN's convolutions compute in. Boxes, scores and losses are always float32."""
+    """Type of the RPN's convolutions. Boxes, scores and losses are always float32."""
 
     def build(self, backbone: BackboneModule, num_classes: int, num_ratios: int, rngs: nnx.Rngs) -> Detector:
         return C4Module(self, backbone, num_classes, num_ratios, rngs)
@@ -95,7 +93,7 @@ class C4Module(Detector):
     def classify(self, maps: Maps, rois: Float[Array, "b r 4"], train: bool,
                  keys: Keys = None) -> tuple[Float[Array, "b r k"], Float[Array, "b r c 4"]]:
         config, (batch, count, _) = self.config, rois.shape
-        x = roi_align(maps, rois, self.strides, config.pooler_resolution, config.aligned, config.method)
+        x = roi_align(maps, rois, self.strides, config.pooler_resolution, config.aligned)
         keys = None if keys is None else jnp.repeat(keys, count, axis=0)
         x = self.backbone.stage(3, x.reshape(-1, *x.shape[2:]), train, keys)
         return self.predictor(x.astype(jnp.float32).mean((1, 2)).reshape(batch, count, -1))
@@ -109,8 +107,6 @@ class FPN:
     """Channels of each map and of the RPN's hidden layer."""
     width: int = 1024
     """Width of the two fully connected layers."""
-    finest: Literal[2, 3] = 2
-    """The first map is P2 or P3. Leaving out P2 saves most of the work on large maps, and costs some small objects."""
     anchor_sizes: tuple[float, ...] | None = None
     """Sides in pixels, one per map, finest first; None: 8 times the map's stride, 32 at P2."""
     pre_nms_topk: tuple[int, int] = (2000, 1000)
@@ -123,10 +119,8 @@ class FPN:
     """Bins per side of a box's features."""
     aligned: bool = True
     """See `roi_align`."""
-    method: Method = "auto"
-    """See `roi_align`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What pyramid, RPN and fully connected layers compute in. Boxes, scores and losses are always float32."""
+    """Type of the pyramid, the RPN and the fully connected layers. Boxes, scores and losses are always float32."""
 
     def build(self, backbone: BackboneModule, num_classes: int, num_ratios: int, rngs: nnx.Rngs) -> Detector:
         """Raises: UserError when the backbone's strides do not double, or sizes and maps differ in number."""
@@ -134,31 +128,29 @@ class FPN:
         if any(b != 2 * a for a, b in itertools.pairwise(strides)):
             raise UserError(f"FPN: the backbone's strides are {strides}; expected each to be twice the one before: "
                             "set its output_stride to 32")
-        levels = 7 - self.finest
-        if self.anchor_sizes is not None and len(self.anchor_sizes) != levels:
-            raise UserError(f"FPN: {len(self.anchor_sizes)} anchor_sizes; expected one for each of P{self.finest} to "
-                            f"P6, {levels}")
+        if self.anchor_sizes is not None and len(self.anchor_sizes) != 5:
+            raise UserError(f"FPN: {len(self.anchor_sizes)} anchor_sizes; expected one for each of P2 to P6, 5")
         return FPNModule(self, backbone, num_classes, num_ratios, rngs)
 
 
 class FPNModule(Detector):
     def __init__(self, config: FPN, backbone: BackboneModule, num_classes: int, num_ratios: int, rngs: nnx.Rngs):
         self.config, self.backbone = config, backbone
-        dtype, first = jnp.dtype(config.dtype), config.finest - 2
-        self.strides = (*backbone.strides[first:], 2 * backbone.strides[-1])
-        self.sizes = tuple((float(size),) for size in config.anchor_sizes or _sizes(backbone)[first:])
-        self.fpn = FeaturePyramid(backbone.channels[first:], config.channels, dtype, rngs)
+        dtype = jnp.dtype(config.dtype)
+        self.strides = (*backbone.strides, 2 * backbone.strides[-1])
+        self.sizes = tuple((float(size),) for size in config.anchor_sizes or _sizes(backbone))
+        self.fpn = FeaturePyramid(backbone.channels, config.channels, dtype, rngs)
         self.rpn = RPN(config.channels, config.channels, num_ratios, dtype, rngs)
         self.box_head = BoxMLP(config.pooler_resolution**2, config.channels, config.width, dtype, rngs)
         self.predictor = BoxPredictor(config.width, num_classes, rngs)
 
     def maps(self, images: UInt8[Array, "b h w 3"], train: bool, keys: Keys = None) -> Maps:
-        return self.fpn(self.backbone(images, train, keys)[self.config.finest - 2:])
+        return self.fpn(self.backbone(images, train, keys))
 
     def classify(self, maps: Maps, rois: Float[Array, "b r 4"], train: bool,
                  keys: Keys = None) -> tuple[Float[Array, "b r k"], Float[Array, "b r c 4"]]:
         config, (batch, count, _) = self.config, rois.shape
-        x = roi_align(maps[:-1], rois, self.strides[:-1], config.pooler_resolution, config.aligned, config.method)
+        x = roi_align(maps[:-1], rois, self.strides[:-1], config.pooler_resolution, config.aligned)
         x = self.box_head(x.reshape(-1, *x.shape[2:]))
         return self.predictor(x.reshape(batch, count, -1))
 

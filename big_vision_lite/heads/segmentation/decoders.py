@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, UInt32
 
 from big_vision_lite.backbones.backbone import BackboneModule, Keys, ModuleList
-from big_vision_lite.backbones.conv import conv_general_dilated
+from big_vision_lite.backbones.conv import same_conv
 from big_vision_lite.backbones.norm import BatchNorm, GroupNorm
 from big_vision_lite.errors import UserError
 
@@ -84,19 +84,12 @@ class DeepLabV3(Decoder):
 
 
 @dataclasses.dataclass(frozen=True)
-class DeepLabV3Plus(Decoder):
+class DeepLabV3Plus(DeepLabV3):
     """As DeepLabV3, with its ASPP upsampled to the first stage's grid (stride 4) and concatenated with a few channels
     of that stage before two 3x3 filters (Chen et al. 2018, section 3.1), for sharper borders."""
 
-    rates: tuple[int, ...] = (6, 12, 18)
-    """For output stride 16; 12, 24, 36 at 8."""
-    channels: int = 256
     low_level_channels: int = 48
     """Of the first stage, after a 1x1 filter."""
-    image_pooling: bool = True
-    dropout: float = 0.1
-    """Chance that a channel of an image is dropped before the last filter in training."""
-    norm: BatchNorm | GroupNorm = BatchNorm()
 
     def build(self, backbone: BackboneModule, num_classes: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Module:
         return _DeepLabV3Plus(self, backbone.channels, num_classes, dtype, rngs)
@@ -104,11 +97,9 @@ class DeepLabV3Plus(Decoder):
 
 def _conv(inputs: int, outputs: int, size: int, rngs: nnx.Rngs, *, rate: int = 1, bias: bool = False,
           dtype: DTypeLike = jnp.float32) -> nnx.Conv:
-    pad = rate * (size // 2)
     # Filters that give class scores have a bias and start near zero, so that all classes start equally likely.
     init = nnx.initializers.normal(0.01) if bias else nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
-    return nnx.Conv(inputs, outputs, (size, size), padding=((pad, pad), (pad, pad)), kernel_dilation=(rate, rate),
-                    use_bias=bias, dtype=dtype, kernel_init=init, conv_general_dilated=conv_general_dilated, rngs=rngs)
+    return same_conv(inputs, outputs, size, kernel_init=init, dtype=dtype, rngs=rngs, dilation=rate, use_bias=bias)
 
 
 class ConvNormRelu(nnx.Module):
@@ -123,8 +114,8 @@ class ConvNormRelu(nnx.Module):
 
 def drop_channels(x: Float[Array, "b h w c"], rate: float, keys: UInt32[Array, "b 2"]) -> Float[Array, "b h w c"]:
     """Set each channel of an image to 0 with chance ``rate``, by the image's own key, and scale up the others."""
-    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, (x.shape[3],)))(keys)
-    return x * (kept / (1.0 - rate)).astype(x.dtype)[:, None, None, :]
+    is_kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, (x.shape[3],)))(keys)
+    return x * (is_kept / (1.0 - rate)).astype(x.dtype)[:, None, None, :]
 
 
 class _ASPPL(nnx.Module):
@@ -139,7 +130,7 @@ class _ASPPL(nnx.Module):
 class ASPP(nnx.Module):
     """Atrous spatial pyramid pooling: parallel branches, combined to ``channels`` channels on the same grid."""
 
-    def __init__(self, config: DeepLabV3 | DeepLabV3Plus, inputs: int, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: DeepLabV3, inputs: int, dtype: DTypeLike, rngs: nnx.Rngs):
         outputs = config.channels
         self.branches = ModuleList([
             ConvNormRelu(inputs, outputs, 1, config.norm, dtype, rngs),
@@ -165,8 +156,7 @@ class ClassScores(nnx.Module):
         self.dropout = dropout
         self.conv = _conv(inputs, num_classes, 1, rngs, bias=True)
 
-    def __call__(self, x: Float[Array, "b h w c"], train: bool,
-                 keys: Keys) -> Float[Array, "b h w k"]:
+    def __call__(self, x: Float[Array, "b h w c"], train: bool, keys: Keys) -> Float[Array, "b h w k"]:
         if train and self.dropout and keys is not None:
             x = drop_channels(x, self.dropout, keys)
         return self.conv(x.astype(jnp.float32))
@@ -210,6 +200,5 @@ class FCN(nnx.Module):
         self.filters = ConvNormRelu(inputs, max(inputs // 4, 1), 3, norm, dtype, rngs)
         self.scores = ClassScores(max(inputs // 4, 1), num_classes, dropout, rngs)
 
-    def __call__(self, x: Float[Array, "b h w i"], train: bool,
-                 keys: Keys) -> Float[Array, "b h w k"]:
+    def __call__(self, x: Float[Array, "b h w i"], train: bool, keys: Keys) -> Float[Array, "b h w k"]:
         return self.scores(self.filters(x, train), train, keys)

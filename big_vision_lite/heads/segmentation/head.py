@@ -61,7 +61,7 @@ class Segmentation(Head):
     """Score outlines too (`evaluation.boundaries`), with this tolerance as a share of the image's diagonal, such as
     0.0075. None: not scored. Needs ``score_at`` original."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the decoder's convolutions compute in; class scores and losses are float32."""
+    """Type of the decoder's convolutions; class scores and losses are float32."""
 
     def __post_init__(self) -> None:
         if self.auxiliary < 0:
@@ -83,7 +83,7 @@ class Segmentation(Head):
         return Segmenter(self, backbone, len(data.classes) + 1, rngs)
 
     def targets(self, example: Example) -> dict[str, np.ndarray]:
-        """The class mask, padded to ``size`` with void, and how the image is seen (see `view_of`).
+        """The class mask, padded to ``size`` with void, and the image's view (see `view_of`).
 
         Raises: UserError when there is no mask, or it is too large.
         """
@@ -199,8 +199,8 @@ class Segmenter(nnx.Module):
 
 
 class SegmentationMetrics(Metrics):
-    """The metrics of one confusion matrix over the dataset, those of outlines with a tolerance of ``boundary``, and the
-    mean loss."""
+    """The metrics of one confusion matrix over the dataset, the mean loss, and boundary F scores with the tolerance
+    ``boundary``, unless that is None."""
 
     def __init__(self, dataset: Dataset, boundary: float | None = None):
         self.dataset, self.boundary = dataset, boundary

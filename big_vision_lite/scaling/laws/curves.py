@@ -65,11 +65,11 @@ class Curve:
         return self.take(~self.held_out)
 
 
-def from_points(x, error, seed=None, name: str = "") -> Curve:
-    """A curve without held-out points, from sequences of equal length."""
+def from_points(x, error, seed=None, name: str = "", held_out=False) -> Curve:
+    """A curve from sequences of equal length."""
     x = np.asarray(x, float)
     seed = np.zeros(x.size, int) if seed is None else np.unique(np.asarray(seed), return_inverse=True)[1].astype(int)
-    return Curve(name, x, np.asarray(error, float), seed, np.zeros(x.size, bool))
+    return Curve(name, x, np.asarray(error, float), seed, np.broadcast_to(held_out, x.shape))
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -109,9 +109,6 @@ def read_curves(path: Path, x: str | None = None, error: str = "error", split: s
     """
     rows = read_rows(path)
     x = x or next((name for name in SIZES if name in rows[0]), "x")
-    for name in (x, error):
-        if name not in rows[0]:
-            raise UserError(f"{path}: no column {name!r}" + nearest(name, rows[0]))
     by_name: dict[str, list[tuple[int, dict[str, str]]]] = {}
     for line, row in enumerate(rows, 2):
         by_name.setdefault(row.get(curve, ""), []).append((line, row))
@@ -134,9 +131,7 @@ def _curve(path: Path, name: str, lines: list[tuple[int, dict[str, str]]], x: st
         sizes.append(size)
         errors.append(read_number(path, line, error, row))
         seeds.append(row.get(seed, ""))
-    held_out = np.array([row.get(split) == EXTRAPOLATE for _, row in lines])
-    seed_index = np.unique(seeds, return_inverse=True)[1].astype(int)
-    return Curve(name, np.array(sizes), np.array(errors), seed_index, held_out)
+    return from_points(sizes, errors, seeds, name, [row.get(split) == EXTRAPOLATE for _, row in lines])
 
 
 def read_number(path: Path, line: int, column: str, row: dict[str, str]) -> float:

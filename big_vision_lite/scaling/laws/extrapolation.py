@@ -33,7 +33,7 @@ class LawScore:
     fit: LawFit | None
     """To all points that are not held out."""
     inner: float | None
-    """On the larger of these sizes, when fitted to the smaller ones: the criterion of the choice."""
+    """On the larger of these sizes, when fitted to the smaller ones; the law is chosen by it."""
     held_out: float | None
     """On the held-out points."""
     note: str = ""
@@ -136,11 +136,12 @@ def score(fitted: LawFit, curve: Curve) -> float:
     return float(np.sqrt(np.mean((np.log(predicted) - np.log(curve.error))**2)))
 
 
-def estimate_size(fitted: LawFit, curve: Curve, samples: np.ndarray, error: float) -> SizeEstimate:
-    """How many images a target error takes. ``samples`` are those of `fitting.bootstrap`."""
-    sizes = fitted.size_at(error, samples)
-    low, high = fitting.interval(sizes, int((~curve.held_out).sum()), len(fitted.law.parameters))
-    return SizeEstimate(error, float(fitted.size_at(error)[0]), low, high, float(np.isinf(sizes).mean()))
+def estimate_size(law: ChosenLaw, error: float) -> SizeEstimate:
+    """How many images a target error takes."""
+    fit = law.comparison.fit
+    sizes = fit.size_at(error, law.samples)
+    low, high = fitting.interval(sizes, law.comparison.curve.train.x.size, len(fit.law.parameters))
+    return SizeEstimate(error, float(fit.size_at(error)[0]), low, high, float(np.isinf(sizes).mean()))
 
 
 def format_count(value: float) -> str:
@@ -155,12 +156,9 @@ def format_count(value: float) -> str:
     return f"{value:.2e}"
 
 
-def law_table(comparison: Comparison, samples: np.ndarray | None = None) -> list[list[str]]:
-    """Cells of the table of laws, header first: RMS of the fit, of the extrapolation within and to held-out points.
-
-    Args:
-      samples: bootstrap samples of the chosen law, for the interval of its exponent.
-    """
+def law_table(chosen_law: ChosenLaw) -> list[list[str]]:
+    """Cells of the table of laws, header first. The columns of numbers are `LawScore`'s."""
+    comparison = chosen_law.comparison
     any_held_out = any(score.held_out is not None for score in comparison.scores)
     rows = [["law", "form", "fit", "inner", *(["extrapolate"] if any_held_out else []), "parameters", ""]]
     for score in comparison.scores:
@@ -169,9 +167,9 @@ def law_table(comparison: Comparison, samples: np.ndarray | None = None) -> list
         notes = [score.note] if score.note else []
         if score is comparison.chosen:
             notes.insert(0, "chosen")
-            if samples is not None and "c" in law.parameters:
-                points = int((~comparison.curve.held_out).sum())
-                low, high = fitting.interval(fit.natural(samples)["c"], points, len(law.parameters))
+            if "c" in law.parameters:
+                exponents, points = fit.natural(chosen_law.samples)["c"], comparison.curve.train.x.size
+                low, high = fitting.interval(exponents, points, len(law.parameters))
                 notes.append(f"c between {low:.3g} and {high:.3g}")
         parameters = "" if fit is None else ", ".join(f"{k} {v[0]:.3g}" for k, v in fit.natural().items())
         rows.append([law.name, law.formula, *("-" if value is None else f"{value:.4f}" for value in rms), parameters,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import itertools
 from typing import ClassVar
 
 import numpy as np
@@ -227,13 +228,11 @@ class Sigmoid(Law):
     def starts(self, z, error):
         highest = self.bounds(z, error)[1][4]
         starts = []
-        for share in (0.0, 0.5, 0.9):
-            for alpha in (0.1, 0.5, 1.0, 3.0):
-                for towards in (0.1, 0.9):
-                    e_inf = share * error.min()
-                    e0 = error.max() + towards * (highest - error.max())
-                    level, slope = _line(z, np.log(error - e_inf) - alpha * np.log(e0 - error + 1e-9))
-                    starts.append((level, max(-slope, 1e-3), e_inf, alpha, e0))
+        for share, alpha, towards in itertools.product((0.0, 0.5, 0.9), (0.1, 0.5, 1.0, 3.0), (0.1, 0.9)):
+            e_inf = share * error.min()
+            e0 = error.max() + towards * (highest - error.max())
+            level, slope = _line(z, np.log(error - e_inf) - alpha * np.log(e0 - error + 1e-9))
+            starts.append((level, max(-slope, 1e-3), e_inf, alpha, e0))
         return np.array(starts)
 
     def natural(self, theta, log_x0):
@@ -267,12 +266,11 @@ class SigmoidFrom(Law):
 
     def starts(self, z, error):
         starts = []
-        for share in (0.0, 0.5, 0.9):
-            for alpha in (0.1, 0.5, 1.0, 3.0):
-                e_inf = share * min(error.min(), self.e0)
-                gap = np.maximum(self.e0 - error, 1e-3 * self.e0)
-                level, slope = _line(z, np.log(error - e_inf) - alpha * np.log(gap))
-                starts.append((level, max(-slope, 1e-3), e_inf, alpha))
+        for share, alpha in itertools.product((0.0, 0.5, 0.9), (0.1, 0.5, 1.0, 3.0)):
+            e_inf = share * min(error.min(), self.e0)
+            gap = np.maximum(self.e0 - error, 1e-3 * self.e0)
+            level, slope = _line(z, np.log(error - e_inf) - alpha * np.log(gap))
+            starts.append((level, max(-slope, 1e-3), e_inf, alpha))
         return np.array(starts)
 
     def natural(self, theta, log_x0):
@@ -288,8 +286,7 @@ class Downstream(Asymptote):
     parameters = ("k", "alpha", "e_IR")
 
     def predict(self, theta, z):
-        error, slopes = super().predict(theta, -z)
-        return error, slopes
+        return super().predict(theta, -z)
 
     def invert(self, theta, error):
         return -super().invert(theta, error)

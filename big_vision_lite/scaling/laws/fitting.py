@@ -130,14 +130,13 @@ def _resample(curve: Curve, parameters: int, rng: np.random.Generator) -> Float[
     raise UserError(f"{curve.x.size} points are too few to resample for a law of {parameters} parameters; add seeds")
 
 
-def interval(values: Float[np.ndarray, " samples"], points: int, parameters: int, level: float = 0.95
-             ) -> tuple[float, float]:
-    """Expanded percentile interval of bootstrap samples (Hesterberg 2015, section 4): the quantiles are widened as by
-    Student's t with the fit's degrees of freedom, because samples of few points vary too little."""
+def interval(values: Float[np.ndarray, " samples"], points: int, parameters: int) -> tuple[float, float]:
+    """Expanded percentile interval (95 %) of bootstrap samples (Hesterberg 2015, section 4): the quantiles are widened
+    as by Student's t with the fit's degrees of freedom, because samples of few points vary too little."""
     from scipy import stats
 
     freedom = max(points - parameters, 1)
-    tail = stats.norm.cdf(-np.sqrt(points / freedom) * stats.t.ppf(0.5 + level / 2, freedom))
+    tail = stats.norm.cdf(-np.sqrt(points / freedom) * stats.t.ppf(0.975, freedom))
     ordered = np.sort(values)
     low, high = (float(ordered[round(q * (len(ordered) - 1))]) for q in (tail, 1 - tail))
     return low, high

@@ -1,4 +1,4 @@
-"""The values that papers report, each with how well it is known, and the same tables with our own results beside them.
+"""Published values, each with how well it is known, in tables that set our own results beside them.
 
 The paper is Sun, Shrivastava, Singh and Gupta, "Revisiting Unreasonable Effectiveness of Data in Deep Learning Era",
 ICCV 2017, arXiv 1707.02968. Its follow-ups: Kolesnikov et al., "Big Transfer", 2020 (BiT); Mahajan et al., "Exploring

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from big_vision_lite.errors import UserError
 from big_vision_lite.scaling.laws import fitting
 from big_vision_lite.scaling.laws.extrapolation import ChosenLaw
 from big_vision_lite.scaling.report.series import Series
+from big_vision_lite.scaling.studies.results import write_file
 from big_vision_lite.system.palette import OKABE_ITO
 
 COLOURS = (*OKABE_ITO, "#000000")
@@ -44,43 +44,43 @@ def _styled(draw: Any) -> Any:
 
 
 @_styled
-def draw_sizes(series: Sequence[Series], laws: Sequence[ChosenLaw | None], title: str, legend: str = "") -> Any:
+def draw_sizes(lines: Sequence[Series], laws: Sequence[ChosenLaw | None], title: str, legend: str = "") -> Any:
     """Metric against images: each run as a faint point, means with 95 % intervals, and laws with their bands.
 
     Args:
-      laws: of each series, or None.
+      laws: of each lines, or None.
       legend: title of the legend.
     """
     figure, axis = _axes(title)
-    for i, (one, law) in enumerate(zip(series[:len(COLOURS)], laws, strict=False)):
-        label = one.label
+    for i, (line, law) in enumerate(zip(lines[:len(COLOURS)], laws, strict=False)):
+        label = line.label
         if law is not None:
             label += f": {law.comparison.chosen.law.name}"
-            _draw_law(axis, law, i, one.metric.to_error)
-        _draw_runs(axis, one, one.images, i, label, line=law is None)
+            _draw_law(axis, law, i, line.metric.to_error)
+        _draw_runs(axis, line, line.images, i, label, connected=law is None)
     axis.set_xscale("log")
     _format_counts(axis.xaxis)
     axis.set_xlabel("images")
-    _finish(axis, series, legend)
+    _finish(axis, lines, legend)
     return figure
 
 
 @_styled
-def draw_levels(series: Sequence[Series], title: str, factor: str, log: bool = False) -> Any:
-    """Metric against a numeric factor, one line per number of images. ``series`` are its levels."""
+def draw_levels(lines: Sequence[Series], title: str, factor: str, log: bool = False) -> Any:
+    """Metric against a numeric factor, one line per number of images. ``lines``: a series per level."""
     figure, axis = _axes(title)
-    sizes = sorted({size for one in series for size in one.sizes()})
+    sizes = sorted({size for line in lines for size in line.sizes()})
     shown = sizes if len(sizes) <= len(COLOURS) else [sizes[round(i)] for i in np.linspace(0, len(sizes) - 1, 5)]
     for i, size in enumerate(shown):
-        runs = [(float(one.label), run) for one in series for run in one.runs if run.images == size]
+        runs = [(float(line.label), run) for line in lines for run in line.runs if run.images == size]
         levels = np.array([level for level, _ in runs])
-        across = Series("", series[0].metric, tuple(run for _, run in runs))
-        _draw_runs(axis, across, levels, i, f"{size:,.0f}", line=True)
+        across = Series("", lines[0].metric, tuple(run for _, run in runs))
+        _draw_runs(axis, across, levels, i, f"{size:,.0f}", connected=True)
     if log:
         axis.set_xscale("log")
-        _format_counts(axis.xaxis, at=sorted({float(one.label) for one in series}))
+        _format_counts(axis.xaxis, at=sorted({float(line.label) for line in lines}))
     axis.set_xlabel(factor)
-    _finish(axis, series, "images")
+    _finish(axis, lines, "images")
     return figure
 
 
@@ -109,10 +109,7 @@ def draw_laws(laws: Sequence[ChosenLaw]) -> Any:
 
 def save(figure: Any, path: Path) -> None:
     """Write a figure in the format of the path's suffix. Raises: UserError when the file cannot be written."""
-    try:
-        path.write_bytes(to_bytes(figure, path.suffix[1:]))
-    except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
+    write_file(path, to_bytes(figure, path.suffix[1:]))
 
 
 @_styled
@@ -153,18 +150,18 @@ def _short(value: float) -> str:
     return f"{value:g}"
 
 
-def _finish(axis: Any, series: Sequence[Series], legend: str) -> None:
-    metrics = dict.fromkeys(one.metric for one in series)
+def _finish(axis: Any, lines: Sequence[Series], legend: str) -> None:
+    metrics = dict.fromkeys(line.metric for line in lines)
     axis.set_ylabel(", ".join(metric.label for metric in metrics))
-    values = np.concatenate([one.values for one in series])
+    values = np.concatenate([line.values for line in lines])
     if all(metric.higher_is_better for metric in metrics) and values.min() >= 0:
         axis.set_ylim(bottom=0)
-    if sum(len(one.label) for one in series) > 80:  # too long to leave the curves visible
+    if sum(len(line.label) for line in lines) > 80:  # too long to leave the curves visible
         axis.legend(title=legend or None, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     else:
         axis.legend(title=legend or None)
-    if len(series) > len(COLOURS) and axis.get_xlabel() == "images":
-        axis.annotate(f"{len(series) - len(COLOURS)} more are not shown", (1, 1), xycoords="axes fraction", ha="right",
+    if len(lines) > len(COLOURS) and axis.get_xlabel() == "images":
+        axis.annotate(f"{len(lines) - len(COLOURS)} more are not shown", (1, 1), xycoords="axes fraction", ha="right",
                       va="bottom", fontsize=8)
 
 
@@ -184,13 +181,13 @@ def _draw_law(axis: Any, law: ChosenLaw, i: int, to_metric: Callable[[np.ndarray
     axis.plot(x[outside], to_metric(error)[outside], color=COLOURS[i], lw=1.6, ls=(0, (4, 2)))
 
 
-def _draw_runs(axis: Any, one: Series, x: np.ndarray, i: int, label: str, line: bool) -> None:
-    axis.plot(x, one.values, MARKERS[i], color=COLOURS[i], ms=4, alpha=0.35, mew=0)
+def _draw_runs(axis: Any, line: Series, x: np.ndarray, i: int, label: str, connected: bool) -> None:
+    axis.plot(x, line.values, MARKERS[i], color=COLOURS[i], ms=4, alpha=0.35, mew=0)
     at = np.unique(x)
-    mean = np.array([one.values[x == a].mean() for a in at])
-    half = _half_width(x, one.values, at)
+    mean = np.array([line.values[x == a].mean() for a in at])
+    half = _half_width(x, line.values, at)
     axis.errorbar(at, mean, yerr=half if half.any() else None, color=COLOURS[i], marker=MARKERS[i], ms=6, mfc="white",
-                  mew=1.5, lw=1.4, ls=DASHES[i] if line else "none", elinewidth=1.2, capsize=3, label=label)
+                  mew=1.5, lw=1.4, ls=DASHES[i] if connected else "none", elinewidth=1.2, capsize=3, label=label)
 
 
 def _half_width(x: np.ndarray, values: np.ndarray, at: np.ndarray) -> np.ndarray:

@@ -52,7 +52,8 @@ def heading(value: str, level: int = 2) -> str:
 
 
 def paragraph(value: str, kind: str = "") -> str:
-    return f"<p{f' class={chr(34)}{kind}{chr(34)}' if kind else ''}>{text(value)}</p>"
+    attribute = f' class="{kind}"' if kind else ""
+    return f"<p{attribute}>{text(value)}</p>"
 
 
 def points(values: Sequence[str]) -> str:

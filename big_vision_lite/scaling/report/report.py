@@ -24,6 +24,7 @@ from big_vision_lite.scaling.laws.families import laws as laws_for
 from big_vision_lite.scaling.paper import tables
 from big_vision_lite.scaling.report import figures, html, series
 from big_vision_lite.scaling.report.series import Metric, Result, Results
+from big_vision_lite.scaling.studies.results import write_file
 
 PICTURES = 4
 """Runs per task whose predictions are shown: those with most images."""
@@ -54,9 +55,9 @@ class _Page:
             name, number = f"{stem}-{number}", number + 1
         self.drawn.add(name)
         for form in ("png", "svg"):
-            figures.save(figure, self.folder / "figures" / f"{name}.{form}")
-        svg = (self.folder / "figures" / f"{name}.svg").read_bytes()
-        self.parts.append(html.picture(svg, "svg+xml", caption, caption))
+            drawn = figures.to_bytes(figure, form)
+            write_file(self.folder / "figures" / f"{name}.{form}", drawn)
+        self.parts.append(html.picture(drawn, "svg+xml", caption, caption))
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None, metric: str | None = None,
@@ -78,17 +79,13 @@ def write_report(folders: Sequence[Path], out: Path | None = None, metric: str |
     folder = out or folders[0]
     if metric is not None and metric not in results.metrics:
         raise UserError(f"no metric {metric!r} in {folders[0] / 'results.csv'}" + nearest(metric, results.metrics))
-    try:
-        (folder / "figures").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {str(folder / 'figures')!r}: {error.strerror or error}") from None
     page = _Page(folder, [], list(results.notes), set())
     tasks = results.tasks()
     if not tasks:
         page.notes.append("no run is finished: there is nothing to draw yet")
     for task, runs in tasks.items():
-        metrics = {study: _choose_metric(page, task, some, results.metrics, metric, lower_is_better)
-                   for study, some in series.by_study(runs).items()}
+        metrics = {study: _choose_metric(page, task, study_runs, results.metrics, metric, lower_is_better)
+                   for study, study_runs in series.by_study(runs).items()}
         _task(page, task, runs, metrics, bootstrap)
     page.parts += _paper_tables(results)
     page.parts += _pictures(tasks, page.notes)
@@ -99,10 +96,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None, metric: str |
     if page.notes:
         head += [html.heading("What is missing"), html.points(page.notes)]
     target = folder / "report.html"
-    try:
-        target.write_text(html.page(title, [*head, *page.parts]), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {str(target)!r}: {error.strerror or error}") from None
+    write_file(target, html.page(title, [*head, *page.parts]))
     return [*page.notes, f"{len(page.drawn)} figures as PNG and SVG: {folder / 'figures'}", f"report: {target}"]
 
 
@@ -131,12 +125,12 @@ def _counts(results: Results) -> str:
 
 
 def _task(page: _Page, task: str, runs: Sequence[Result], metrics: dict[str, Metric], bootstrap: int) -> None:
-    """All of one task. ``metrics`` are those to draw, by study."""
+    """The section of a task. ``metrics``: the one to draw for each study."""
     page.parts.append(html.heading(task))
     _sizes(page, task, runs, metrics, bootstrap)
-    for study, some in series.by_study(runs).items():
-        for factor in (*_FACTORS, *_own_factors(some)):
-            _factor(page, f"{task}, {study}" if len(metrics) > 1 else task, some, metrics[study], factor)
+    for study, study_runs in series.by_study(runs).items():
+        for factor in (*_FACTORS, *_own_factors(study_runs)):
+            _factor(page, f"{task}, {study}" if len(metrics) > 1 else task, study_runs, metrics[study], factor)
     for metric in dict.fromkeys(metrics.values()):
         page.parts += _table(runs, metric)
 
@@ -145,32 +139,32 @@ def _sizes(page: _Page, task: str, runs: Sequence[Result], metrics: dict[str, Me
     """Metric against images with the law of each study's main series, and the table of laws."""
     several = len(set(metrics.values())) > 1
     shown = []
-    for study, some in series.by_study(runs).items():
+    for study, study_runs in series.by_study(runs).items():
         name = metrics[study].name
         label = f"{study} ({name})" if several else study if len(metrics) > 1 else name
-        shown.append(series.main_series(some, metrics[study], label))
-    shown = sorted(filter(None, shown), key=lambda one: -len(one.sizes()))
+        shown.append(series.main_series(study_runs, metrics[study], label))
+    shown = sorted(filter(None, shown), key=lambda line: -len(line.sizes()))
     enough = min(4, len(shown[0].sizes())) if shown else 0  # fewer make no curve beside those that have more
-    shown = [one for one in shown if len(one.sizes()) >= max(enough, 2)]
+    shown = [line for line in shown if len(line.sizes()) >= max(enough, 2)]
     if not shown:
         page.notes.append(f"{task}: no runs with two or more numbers of images, so there is no curve")
         return
     laws: list[ChosenLaw | None] = []
     law_tables: list[str] = []
-    for one in shown:
+    for line in shown:
         law = None
-        name = f"{task}, {one.label}" if len(shown) > 1 else task
+        name = f"{task}, {line.label}" if len(shown) > 1 else task
         try:
-            curve = one.curve()
-            comparison = extrapolation.compare(curve, laws_for(one.chance))
+            curve = line.curve()
+            comparison = extrapolation.compare(curve, laws_for(line.chance))
             law = ChosenLaw(comparison, fitting.bootstrap(comparison.fit, curve, bootstrap))
         except UserError as error:
             page.notes.append(f"{name}: no law was fitted: {error}")
         else:
-            law_tables += _law(name, one.metric, law)
+            law_tables += _law(name, line.metric, law)
         laws.append(law)
     extrapolated = any(law is not None for law in laws)
-    drawn = ", ".join(dict.fromkeys(one.metric.label for one in shown))
+    drawn = ", ".join(dict.fromkeys(line.metric.label for line in shown))
     caption = f"{drawn} against images" + (
         f", with the law that extrapolates best, up to {figures.BEYOND:g} times the largest size"
         if extrapolated else "")
@@ -179,16 +173,15 @@ def _sizes(page: _Page, task: str, runs: Sequence[Result], metrics: dict[str, Me
 
 
 def _law(name: str, metric: Metric, law: ChosenLaw) -> Iterator[str]:
-    comparison, fit = law.comparison, law.comparison.fit
-    curve = comparison.curve
+    comparison, curve = law.comparison, law.comparison.curve
     chosen = 1 + [score.law for score in comparison.scores].index(comparison.chosen.law)
     best = min(errors.mean() for errors in (curve.error[curve.x == x] for x in set(curve.x)))
-    estimate = str(extrapolation.estimate_size(fit, curve, law.samples, float(f"{0.9 * best:.3g}")))
+    estimate = str(extrapolation.estimate_size(law, float(f"{0.9 * best:.3g}")))
     error = f"error ({metric.best:g} - {metric.name})" if metric.higher_is_better else metric.name
     yield html.heading(f"Laws: {name}", 3)
     yield html.paragraph(f"{estimate[0].upper()}{estimate[1:]}. That is a tenth less {error} than the best so far.",
                          "answer")
-    yield html.table(extrapolation.law_table(comparison, law.samples), chosen)
+    yield html.table(extrapolation.law_table(law), chosen)
     yield html.paragraph("Numbers are RMS of the log error. fit: of a fit to all sizes. inner: at the sizes above half "
                          "the largest, of a fit to the others; this is the criterion of the choice.", "soft")
 
@@ -213,17 +206,17 @@ def _factor(page: _Page, what: str, runs: Sequence[Result], metric: Metric, fact
                   caption + "; one line per number of images")
     else:
         labels = {"True": "frozen", "False": "fine-tuned"} if factor == "frozen" else {}
-        labelled = [dataclasses.replace(one, label=labels.get(one.label, one.label)) for one in levels]
+        labelled = [dataclasses.replace(line, label=labels.get(line.label, line.label)) for line in levels]
         page.draw(name, lambda: figures.draw_sizes(labelled, [None] * len(labelled), what, legend=factor), caption)
 
 
 def _table(runs: Sequence[Result], metric: Metric) -> Iterator[str]:
     rows = [["runs", "frozen", "images", "seeds", "min", "median", "max"]]
-    for one in series.all_series(runs, metric):
-        frozen = "; ".join(sorted({run.frozen_summary or "-" for run in one.runs}))
-        for size, values in one.sizes().items():
+    for line in series.all_series(runs, metric):
+        frozen = "; ".join(sorted({run.frozen_summary or "-" for run in line.runs}))
+        for size, values in line.sizes().items():
             cells = (f"{f(values.tolist()):.4g}" for f in (min, statistics.median, max))
-            rows.append([one.label or "all", frozen, f"{size:,.0f}", str(values.size), *cells])
+            rows.append([line.label or "all", frozen, f"{size:,.0f}", str(values.size), *cells])
     if len(rows) > 1:
         yield html.heading(f"Table: {metric.label}", 3)
         yield html.table(rows)

@@ -7,10 +7,12 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from big_vision_lite.errors import UserError, nearest
+from big_vision_lite.heads.head import MainMetric
 from big_vision_lite.scaling.laws.curves import Curve, from_points, read_rows
 from big_vision_lite.scaling.studies.results import AFTER_FACTORS, FIRST, row_of
 
@@ -22,12 +24,8 @@ _BEST = {"": 1.0, "%": 100.0}
 
 
 @dataclasses.dataclass(frozen=True)
-class Metric:
-    """A metric's column of results.csv, with the direction and unit of `heads.head.MainMetric`."""
-
-    name: str
-    higher_is_better: bool = True
-    unit: str = ""
+class Metric(MainMetric):
+    """A metric's column of results.csv, by its name."""
 
     @property
     def label(self) -> str:
@@ -72,7 +70,7 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """The contents of results.csv files; ``notes`` say what of them cannot be used."""
+    """The contents of results.csv files; ``notes`` say which rows were left out, and why."""
 
     rows: tuple[dict[str, str], ...]
     runs: tuple[Result, ...]
@@ -81,8 +79,8 @@ class Results:
 
     def tasks(self) -> dict[str, list[Result]]:
         """Runs by task, pretraining first."""
-        names = sorted({run.task for run in self.runs}, key=lambda name: (not name.startswith("pretraining"), name))
-        return {name: [run for run in self.runs if run.task == name] for name in names}
+        tasks = _grouped(self.runs, lambda run: run.task)
+        return dict(sorted(tasks.items(), key=lambda task: (not task[0].startswith("pretraining"), task[0])))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,23 +136,20 @@ def read_results(folders: Sequence[Path], imports: Sequence[str] = ()) -> Result
     factors = [name for name in (*FACTORS, *own_factors) if name in columns]
     names = {row["run"] for _, row in rows}
     notes, runs = [], []
-    unique: dict[tuple[str, str], tuple[Path, dict[str, str]]] = {}
-    clashing: set[tuple[str, str]] = set()
+    entries: dict[tuple[str, str], list[tuple[Path, dict[str, str]]]] = {}  # by study and run
     for parent, row in rows:
-        key = row.get("study", ""), row["run"]
-        _, first = unique.setdefault(key, (parent, row))
-        if first != row and key not in clashing:
-            clashing.add(key)
-            different = [name for name in columns if first[name] != row[name]]
-            notes.append(f"run {row['run']!r} appears twice, with different {', '.join(different[:4])}: left out; give "
-                         "the runs different names")
+        entries.setdefault((row.get("study", ""), row["run"]), []).append((parent, row))
     unfinished: dict[tuple[str, str], list[str]] = {}  # by study and status
-    for key, (parent, row) in unique.items():
-        name = row["run"]
-        if key in clashing:
+    for (study, name), same in entries.items():
+        parent, row = same[0]
+        other = next((other for _, other in same if other != row), None)
+        if other is not None:
+            different = [column for column in columns if row[column] != other[column]]
+            notes.append(f"run {name!r} appears twice, with different {', '.join(different[:4])}: left out; give the "
+                         "runs different names")
             continue
         if row.get("status", "done") not in ("", "done"):
-            unfinished.setdefault((key[0], row["status"]), []).append(name)
+            unfinished.setdefault((study, row["status"]), []).append(name)
             continue
         values = {metric: number for metric in metrics if (number := _number(row[metric])) is not None}
         if not values:
@@ -171,11 +166,12 @@ def read_results(folders: Sequence[Path], imports: Sequence[str] = ()) -> Result
         task = stage + (f", {row['head']}" if row.get("head") else "")
         runs.append(Result(name, parent, task, _number(row.get("images", "")), row.get("seed", ""), levels, values,
                            _main_metric_of(row), row.get("frozen_summary", "")))
-    for (study, status), some in unfinished.items():
-        if len(some) <= 3:
-            notes += [f"run {name!r} is {status}" for name in some]
+    for (study, status), left_out in unfinished.items():
+        if len(left_out) <= 3:
+            notes += [f"run {name!r} is {status}" for name in left_out]
         else:
-            notes.append(f"{len(some)} runs of {study or 'no study'} are {status}, the first of them {some[0]!r}")
+            notes.append(f"{len(left_out)} runs of {study or 'no study'} are {status}, the first of them "
+                         f"{left_out[0]!r}")
     return Results(tuple(row for _, row in rows), tuple(runs), tuple(metrics), tuple(notes))
 
 
@@ -210,16 +206,13 @@ def main_metric(runs: Iterable[Result]) -> Metric | None:
 
 
 def by_study(runs: Sequence[Result]) -> dict[str, list[Result]]:
-    studies: dict[str, list[Result]] = {}
-    for run in runs:
-        studies.setdefault(run.factors.get("study", ""), []).append(run)
-    return studies
+    return _grouped(runs, lambda run: run.factors.get("study", ""))
 
 
 def main_series(runs: Sequence[Result], metric: Metric, label: str) -> Series | None:
     """The series with most sizes; among equals, with most runs, then with least noise. What distinguishes it from the
     others is added to its label."""
-    groups = _groups(runs, metric, lambda run: run.key())
+    groups = _by_key(runs, metric, lambda run: run.key())
     if not groups:
         return None
     key = max(groups, key=lambda key: _rank(groups[key]))
@@ -229,12 +222,10 @@ def main_series(runs: Sequence[Result], metric: Metric, label: str) -> Series | 
 def series_along(runs: Sequence[Result], metric: Metric, factor: str) -> list[Series]:
     """Series that differ in one factor only, labelled by its levels: of all such sets, the one with most levels and
     runs."""
-    sets = _groups([run for run in runs if factor in run.factors], metric, lambda run: run.key(factor))
+    sets = _by_key([run for run in runs if factor in run.factors], metric, lambda run: run.key(factor))
     best: dict[str, list[Result]] = {}
     for group in sets.values():
-        levels: dict[str, list[Result]] = {}
-        for run in group:
-            levels.setdefault(run.factors[factor], []).append(run)
+        levels = _grouped(group, lambda run: run.factors[factor])
         if (len(levels), len(group)) > (len(best), sum(map(len, best.values()))):
             best = levels
     return [_series(level, metric, best[level]) for level in sorted(best, key=_order)] if len(best) > 1 else []
@@ -242,7 +233,7 @@ def series_along(runs: Sequence[Result], metric: Metric, factor: str) -> list[Se
 
 def all_series(runs: Sequence[Result], metric: Metric) -> list[Series]:
     """All series, labelled by the factors in which they differ."""
-    groups = _groups(runs, metric, lambda run: run.key())
+    groups = _by_key(runs, metric, lambda run: run.key())
     return [_series(_distinction(key, groups), metric, group) for key, group in groups.items()]
 
 
@@ -251,11 +242,15 @@ def _distinction(key: tuple[tuple[str, str], ...], keys: Iterable[tuple[tuple[st
     return ", ".join(f"{name} {value}" for name, value in key if any(dict(other).get(name) != value for other in keys))
 
 
-def _groups(runs: Iterable[Result], metric: Metric, key: Callable[[Result], tuple]) -> dict[tuple, list[Result]]:
-    groups: dict[tuple, list[Result]] = {}
+def _by_key(runs: Iterable[Result], metric: Metric, key: Callable[[Result], tuple]) -> dict[tuple, list[Result]]:
+    """The runs that have the metric and a number of images, by key."""
+    return _grouped((run for run in runs if metric.name in run.metrics and (run.images or 0) > 0), key)
+
+
+def _grouped(runs: Iterable[Result], key: Callable[[Result], Any]) -> dict[Any, list[Result]]:
+    groups: dict[Any, list[Result]] = {}
     for run in runs:
-        if metric.name in run.metrics and run.images is not None and run.images > 0:
-            groups.setdefault(key(run), []).append(run)
+        groups.setdefault(key(run), []).append(run)
     return groups
 
 

@@ -1,4 +1,4 @@
-"""A study as jobs for a cluster: one job per run, and a script that submits them so that each follows what it needs.
+"""A study as jobs for a cluster: one job per run, and a script that submits them in the order of their dependencies.
 
 All machines must see the study's folder: on a shared file system, or (SkyPilot) as a bucket that is mounted there.
 """
@@ -26,7 +26,7 @@ def write_jobs(workdir: Path, runs: Sequence[Run], cluster: Cluster, imports: Se
     local jobs run in order, Slurm gets ``--dependency``, SkyPilot jobs are submitted in waves.
 
     Args:
-      runs: in order; what they need besides each other is done.
+      runs: in order; runs that they need but that are not among them must be done.
       cluster: SkyPilot mounts the folder of the same name in ``cluster.runs`` at ``workdir``.
 
     Raises:

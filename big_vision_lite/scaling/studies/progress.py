@@ -30,11 +30,10 @@ class StudyProgress:
         self.workdir, self.runs = workdir, list(runs)
         self.timed = timed_runs(workdir, done)
         self.done = {run.name for run in done}
-        self.began, self.first_step, self.updated = time.monotonic(), 0, 0.0
+        self.began, self.first_step = time.monotonic(), 0
         columns = (TextColumn("{task.fields[label]}"), BarColumn(24), TaskProgressColumn(),
                    TextColumn("{task.fields[left]}"))
-        self._progress = Progress(*columns, console=self.console, transient=True,
-                                  disable=not self.console.is_terminal)
+        self._progress = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         self._task = self._progress.add_task("", total=1.0, label=study.name, left="")
         self.print(f"{workdir}: study {study.name}, {len(done)} of {len(runs)} runs done; {self._left(0.0)}")
 
@@ -49,16 +48,15 @@ class StudyProgress:
         self.console.print(text, markup=False)
 
     def begin(self, run: Run, attempt: int) -> None:
-        self.began, self.first_step, self.updated = time.monotonic(), _last_step(self.workdir / run.name), 0.0
+        self.began, self.first_step = time.monotonic(), _last_step(self.workdir / run.name)
         resumed = f", resumed from about step {self.first_step}" if self.first_step else ""
         self.print(f"[{self.runs.index(run) + 1}/{len(self.runs)}] {run.name}: {run.experiment.steps:,} steps{resumed}"
                    + (f", attempt {attempt}" if attempt > 1 else ""))
 
     def update(self, run: Run) -> None:
-        """Update the live line, at most twice per second."""
-        if not self.console.is_terminal or time.monotonic() < self.updated + 0.5:
+        """Update the live line."""
+        if not self.console.is_terminal:
             return
-        self.updated = time.monotonic()
         step = _last_step(self.workdir / run.name)
         seconds = [cost.estimate_seconds(r.experiment, self.timed)[0] for r in self.runs]
         spent = sum(s for r, s in zip(self.runs, seconds, strict=True) if r.name in self.done)

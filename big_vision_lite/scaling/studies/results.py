@@ -19,7 +19,7 @@ from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.scaling.laws.curves import read_rows
 from big_vision_lite.scaling.studies.study import INHERITED, Run, Study, read_study
-from big_vision_lite.system.atomic import write_text
+from big_vision_lite.system.atomic import write_bytes
 from big_vision_lite.system.paths import as_path
 
 FIRST = ("run", "study", "status", "stage", "head", "init", "images", "depth", "seed", "noise", "classes", "frozen",
@@ -64,21 +64,21 @@ def result_rows(study: Study, workdir: Path) -> list[dict[str, Any]]:
     states = {state["name"]: state for state in read_study(workdir).get("runs", [])}
     rows = []
     for run in study.runs:
-        first = run
-        while first.start:
-            first = study[first.start]
+        root = run
+        while root.start:
+            root = study[root.start]
         failed = states.get(run.name, {}).get("status") == "failed"
         rows.append(_row(run.name, study.name, study.factors(run), run.experiment, workdir / run.name,
-                         workdir / first.name, "failed" if failed else "missing"))
+                         workdir / root.name, "failed" if failed else "missing"))
     return rows
 
 
-def _row(name: str, study: str, factors: Mapping[str, Any], experiment: Experiment, folder: Path, first: Path,
+def _row(name: str, study: str, factors: Mapping[str, Any], experiment: Experiment, folder: Path, root: Path,
          unfinished: str) -> dict[str, Any]:
     """A row of results.csv.
 
     Args:
-      first: folder of the first of the runs that led to this one.
+      root: folder of the run at the start of the chain that led to this one.
       unfinished: status of a run that is not done.
     """
     done = finished(folder, experiment)
@@ -87,10 +87,10 @@ def _row(name: str, study: str, factors: Mapping[str, Any], experiment: Experime
            "images_seen": experiment.steps * experiment.train.batch_size}
     if not done:
         return row
-    first_data, data, run = (_read_json(path) for path in (first / "data.json", folder / "data.json",
-                                                           folder / "run.json"))
-    row.setdefault("images", first_data.get("images"))
-    row.setdefault("classes", len(first_data.get("classes", ())) or None)
+    root_data, data, run = (_read_json(path) for path in (root / "data.json", folder / "data.json",
+                                                          folder / "run.json"))
+    row.setdefault("images", root_data.get("images"))
+    row.setdefault("classes", len(root_data.get("classes", ())) or None)
     if data.get("images"):
         row["epochs"] = round(row["images_seen"] / data["images"], 6)
     row["data"] = data.get("fingerprint")
@@ -115,20 +115,20 @@ def row_of(folder: Path, imports: Sequence[str] = ()) -> dict[str, Any]:
     """
     folder = folder.resolve()
     experiment = configs.read(folder / "config.json", imports)
-    if known := _row_in_study(folder):
-        return known
-    first, first_experiment = folder, experiment
+    if row := _row_in_study(folder):
+        return row
+    root, root_experiment = folder, experiment
     visited = {folder}
-    while (start := _start_of(first, first_experiment)) and start not in visited:
+    while (start := _start_of(root, root_experiment)) and start not in visited:
         visited.add(start)
-        first, first_experiment = start, configs.read(start / "config.json", imports)
+        root, root_experiment = start, configs.read(start / "config.json", imports)
     # A transfer is plotted over what its pretraining saw.
     factors, inherited = (Study("", (run,)).factors(run) for run in (Run("run", experiment),
-                                                                     Run("run", first_experiment)))
+                                                                     Run("run", root_experiment)))
     factors |= {name: inherited[name] for name in INHERITED if name in inherited}
-    if first != folder:
+    if root != folder:
         factors["init"] = "pretraining"
-    return _row(folder.name, folder.parent.name, factors, experiment, folder, first, "missing")
+    return _row(folder.name, folder.parent.name, factors, experiment, folder, root, "missing")
 
 
 def _start_of(folder: Path, experiment: Experiment) -> Path | None:
@@ -186,13 +186,13 @@ def to_csv(rows: Iterable[Mapping[str, Any]], first: Sequence[str] = ()) -> str:
     return text.getvalue()
 
 
-def write_file(path: Path, text: str) -> None:
+def write_file(path: Path, content: str | bytes) -> None:
     """Write a file and its folder, atomically. Raises: UserError when it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, text)
+        write_bytes(path, content.encode() if isinstance(content, str) else content)
     except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}; choose another --workdir or free some "
+        raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}; choose another folder or free some "
                         "space") from None
 
 

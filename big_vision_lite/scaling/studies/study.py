@@ -115,16 +115,13 @@ class Study:
         Raises:
           UserError: no name matches.
         """
-        names = [run.name for run in self.runs if pattern is None or fnmatchcase(run.name, pattern)]
-        if not names:
+        selected = {run.name for run in self.runs if pattern is None or fnmatchcase(run.name, pattern)}
+        if not selected:
             raise UserError(f"--only {pattern!r} matches no run of study {self.name!r}"
                             + nearest(str(pattern), [run.name for run in self.runs]))
-        selected = set()
-        while names:
-            name = names.pop()
-            if name not in selected:
-                selected.add(name)
-                names += self[name].needs
+        for run in reversed(self.ordered()):  # each comes before what it needs
+            if run.name in selected:
+                selected.update(run.needs)
         return tuple(run for run in self.ordered() if run.name in selected)
 
     def factors(self, run: Run) -> dict[str, Factor]:

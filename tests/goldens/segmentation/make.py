@@ -54,15 +54,15 @@ def ours(depth, rates, tensors=None):
     import jax
     from flax import nnx
 
-    from big_vision_lite import weights
     from big_vision_lite.backbones.resnet import ResNet
     from big_vision_lite.data.source import SavedDatasetInfo
     from big_vision_lite.heads.segmentation import DeepLabV3, Segmentation
     from big_vision_lite.heads.segmentation.decoders import upsample
     from big_vision_lite.training.step import merge, split
     from big_vision_lite.training.trees import flatten
+    from big_vision_lite.weights import convert, naming
 
-    backbone = ResNet(depth, output_stride=8, pixels=weights.TORCHVISION_PIXELS)
+    backbone = ResNet(depth, output_stride=8, pixels=naming.IMAGENET)
     data = SavedDatasetInfo(tuple("abcdefgh"[: CLASSES - 1]), True, "", 1, "")
     head = Segmentation(DeepLabV3(rates), auxiliary=0.4)
     graphdef, *state = split(nnx.eval_shape(lambda: head.build(backbone.build(nnx.Rngs(0)), data, nnx.Rngs(0))))
@@ -71,7 +71,7 @@ def ours(depth, rates, tensors=None):
         tensors = WEIGHTS["tensors"](_shapes(like))
     of_backbone = {name.removeprefix("backbone."): value for name, value in tensors.items()
                    if name.startswith("backbone.")}
-    found = {**weights.from_torchvision(of_backbone, like), **arrays(tensors)}
+    found = {**convert.to_ours(of_backbone, like), **arrays(tensors)}
     assert found.keys() == like.keys() and all(found[name].shape == like[name].shape for name in like)
     filled = jax.tree.unflatten(jax.tree.structure(state), [found[name] for name in like])
 
@@ -87,10 +87,11 @@ def ours(depth, rates, tensors=None):
 
 def _shapes(like):
     """Names and shapes of our arrays in torchvision, without torch."""
-    from big_vision_lite import weights
+    from big_vision_lite.weights import convert, naming
 
     zeros = {name: np.zeros(leaf.shape, bool) for name, leaf in like.items()}
-    of_backbone = weights.to_torchvision({name: value for name, value in zeros.items() if "backbone" in name})
+    backbone = {name: value for name, value in zeros.items() if "backbone" in name}
+    of_backbone = convert.to_theirs(naming.TORCHVISION, backbone)
     of_heads = {theirs: zeros[name].transpose(3, 2, 0, 1) if zeros[name].ndim == 4 else zeros[name]
                 for theirs, name in names()}
     found = {f"backbone.{name}": value for name, value in of_backbone.items()} | of_heads
