@@ -62,12 +62,12 @@ def evaluate(run: Path, split: str | None = None, step: int | None = None, allow
     if split is not None:
         evals = _on_split(evals, split)
     if sources is not None:
-        view = _first_eval(evals, "source")
+        view = _first_eval(evals)
         evals = {name: dataclasses.replace(view, source=source, curate=()) for name, source in sources.items()}
     if submission is not None:
         _check_writable(submission)
-        name, inputs = next(iter(evals.items()))
-        evals = {name: dataclasses.replace(inputs, on_bad_image="raise")}
+        inputs = _first_eval(evals)
+        evals = {next(iter(evals)): dataclasses.replace(inputs, on_bad_image="raise")}
     trainer.experiment = dataclasses.replace(trainer.experiment, evals=evals)
     folder = as_path(run) / "evaluations"
     results = {"step": step}
@@ -81,16 +81,16 @@ def evaluate(run: Path, split: str | None = None, step: int | None = None, allow
 
 
 def _on_split(evals: Mapping[str, Input], split: str) -> dict[str, Input]:
-    inputs = _first_eval(evals, "split")
+    inputs = _first_eval(evals)
     if "split" not in [f.name for f in dataclasses.fields(inputs.source)]:
         raise UserError(f"{type(inputs.source).__name__} has no splits; leave --split out")
     return {split: dataclasses.replace(inputs, source=dataclasses.replace(inputs.source, split=split))}
 
 
-def _first_eval(evals: Mapping[str, Input], option: str) -> Input:
+def _first_eval(evals: Mapping[str, Input]) -> Input:
     """Raises: UserError when there is none."""
     if not evals:
-        raise UserError(f"the run's config has no evaluations whose {option} could be replaced")
+        raise UserError("the run's config has no evaluations, and --split, --source and --submission need one")
     return next(iter(evals.values()))
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,14 @@ def test_results_need_a_format_and_ids(coco, tmp_path):
     scores.write_results(tmp_path / "results.json")
     assert json.loads((tmp_path / "results.json").read_text()) == [
         {"image_id": 4, "category_id": 90, "bbox": [1, 2, 3, 4], "score": 1}]
+
+
+def test_a_run_without_evaluations_has_nothing_to_submit(run, tmp_path):
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"evals": {}}))
+    with pytest.raises(UserError, match="has no evaluations, and --split, --source and --submission need one"):
+        evaluate([str(folder), "--submission", str(tmp_path / "results.json")])
 
 
 def test_a_list_of_images(coco, tmp_path):

@@ -162,7 +162,7 @@ def read_results(folders: Sequence[Path], imports: Sequence[str] = ()) -> Result
         stage = row.get("stage") or ("pretraining" if init == "random" else "transfer")
         levels = {factor: row[factor] for factor in factors if row[factor]}
         if levels.get("init") in names:
-            levels["init"] = "pretrained"
+            levels["init"] = "pretraining"  # as a study says it
         task = stage + (f", {row['head']}" if row.get("head") else "")
         runs.append(Result(name, parent, task, _number(row.get("images", "")), row.get("seed", ""), levels, values,
                            _main_metric_of(row), row.get("frozen_summary", "")))
