@@ -1,4 +1,4 @@
-"""Average precision as Pascal VOC defines it, both before and since 2010.
+"""Average precision as Pascal VOC defines it, both before and since 2010; packages for COCO's do not compute it.
 
 Everingham et al., "The Pascal visual object classes challenge", 2010, section 4.2: in order of falling score, a
 detection is correct when the object of its class that it overlaps most has an IoU of at least the threshold with it and

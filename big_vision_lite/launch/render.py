@@ -24,7 +24,7 @@ from big_vision_lite.launch.clusters import Cluster, Data, Gcloud, Local, SkyPil
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class RenderedJob:
     """The files and the command that start a run."""
 
     files: dict[str, str]
@@ -33,7 +33,7 @@ class Job:
     """``{folder}`` stands for the folder of the files."""
 
 
-def render(cluster: Cluster, name: str, config: str, overrides: Sequence[str] = ()) -> Job:
+def render(cluster: Cluster, name: str, config: str, overrides: Sequence[str] = ()) -> RenderedJob:
     """Render ``bvl train CONFIG OVERRIDES``.
 
     Args:
@@ -53,7 +53,7 @@ def render(cluster: Cluster, name: str, config: str, overrides: Sequence[str] = 
     return render_job(cluster, name, arguments, options.workdir)
 
 
-def render_job(cluster: Cluster, name: str, arguments: Sequence[str], workdir: str) -> Job:
+def render_job(cluster: Cluster, name: str, arguments: Sequence[str], workdir: str) -> RenderedJob:
     """Render a Python process per node (Slurm: per GPU) that may be interrupted and resumes.
 
     Args:
@@ -77,7 +77,7 @@ def cloud_name(text: str) -> str:
     return (name if name[:1].isalpha() else f"run-{name}".strip("-"))[:60].strip("-")
 
 
-def _gcloud(cluster: Gcloud, name: str, arguments: Sequence[str], workdir: str) -> Job:
+def _gcloud(cluster: Gcloud, name: str, arguments: Sequence[str], workdir: str) -> RenderedJob:
     if not workdir.startswith("gs://"):
         raise UserError(f"--workdir {workdir}: a slice may be preempted and keeps its runs at gs://BUCKET/FOLDER")
     flags = {"--spot": cluster.spot, "--service-account": cluster.service_account, "--network": cluster.network}
@@ -91,7 +91,7 @@ def _gcloud(cluster: Gcloud, name: str, arguments: Sequence[str], workdir: str) 
                    accelerator_type=shlex.quote(cluster.accelerator_type),
                    runtime_version=shlex.quote(cluster.runtime_version),
                    options="".join(f" \\\n    {option}" for option in options), poll_seconds=str(cluster.poll_seconds))
-    return Job({"launch.sh": launch, "startup.sh": startup}, ("bash", "{folder}/launch.sh"))
+    return RenderedJob({"launch.sh": launch, "startup.sh": startup}, ("bash", "{folder}/launch.sh"))
 
 
 def _fetch(data: Data) -> str:
@@ -101,7 +101,7 @@ def _fetch(data: Data) -> str:
     return shlex.join(["mount_bucket", bucket, folder.strip("/"), data.target])
 
 
-def _skypilot(cluster: SkyPilot, name: str, arguments: Sequence[str], workdir: str) -> Job:
+def _skypilot(cluster: SkyPilot, name: str, arguments: Sequence[str], workdir: str) -> RenderedJob:
     tpu = cluster.accelerators.lower().startswith("tpu")  # jax.distributed finds its hosts
     resources: dict[str, Any] = {"infra": cluster.infra, "accelerators": cluster.accelerators}
     if cluster.runtime_version:
@@ -114,11 +114,11 @@ def _skypilot(cluster: SkyPilot, name: str, arguments: Sequence[str], workdir: s
             "envs": dict(cluster.environment),
             "file_mounts": {d.target: {"source": d.source, "mode": d.mode.upper()} for d in cluster.data},
             "setup": _fill("skypilot_setup.sh", extras=shlex.quote(_extras(cluster.extras))), "run": run}
-    return Job({"task.yaml": "# Start in the folder of the repository: sky jobs launch task.yaml\n" + _yaml(task)},
-               ("sky", "jobs", "launch", "--yes", "--detach-run", "{folder}/task.yaml"))
+    text = "# Start in the folder of the repository: sky jobs launch task.yaml\n" + _yaml(task)
+    return RenderedJob({"task.yaml": text}, ("sky", "jobs", "launch", "--yes", "--detach-run", "{folder}/task.yaml"))
 
 
-def _slurm(cluster: Slurm, name: str, arguments: Sequence[str], workdir: str) -> Job:
+def _slurm(cluster: Slurm, name: str, arguments: Sequence[str], workdir: str) -> RenderedJob:
     options = {"job-name": name, "nodes": str(cluster.nodes), "ntasks-per-node": str(max(cluster.gpus_per_node, 1)),
                "cpus-per-task": str(cluster.cpus_per_task), "time": cluster.time, "partition": cluster.partition,
                "account": cluster.account, "gpus-per-node": str(cluster.gpus_per_node or "") or None,
@@ -132,10 +132,10 @@ def _slurm(cluster: Slurm, name: str, arguments: Sequence[str], workdir: str) ->
     script = _fill("slurm.sbatch", options="\n".join(lines), directory=shlex.quote(cluster.directory),
                    environment=_exports(cluster.environment), setup="\n".join(cluster.setup), data=data,
                    training=shlex.join([cluster.python, *arguments]))
-    return Job({"job.sbatch": script}, ("sbatch", "{folder}/job.sbatch"))
+    return RenderedJob({"job.sbatch": script}, ("sbatch", "{folder}/job.sbatch"))
 
 
-def _local(cluster: Local, name: str, arguments: Sequence[str], workdir: str) -> Job:
+def _local(cluster: Local, name: str, arguments: Sequence[str], workdir: str) -> RenderedJob:
     command = [cluster.python or sys.executable, *arguments]
     starts = []
     for process in range(cluster.processes):
@@ -144,7 +144,7 @@ def _local(cluster: Local, name: str, arguments: Sequence[str], workdir: str) ->
         starts.append(f"{shlex.join([*command, *flags])} &\npids+=(\"$!\")")
     script = _fill("local.sh", environment=_exports(cluster.environment), starts="\n".join(starts),
                    grace_seconds=str(cluster.grace_seconds))
-    return Job({"run.sh": script}, ("bash", "{folder}/run.sh"))
+    return RenderedJob({"run.sh": script}, ("bash", "{folder}/run.sh"))
 
 
 _RENDERERS = {Gcloud: _gcloud, SkyPilot: _skypilot, Slurm: _slurm, Local: _local}

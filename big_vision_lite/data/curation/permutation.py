@@ -1,4 +1,4 @@
-"""A keyed permutation of 0 to n - 1 in constant memory, with any element in constant time."""
+"""A keyed permutation of 0 to n - 1 in constant memory, with any element in constant time; numpy's holds all n."""
 
 from __future__ import annotations
 
