@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -88,4 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"bvl: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of the output has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     return 0

@@ -114,3 +114,12 @@ def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("big_vision_lite.commands.laws.laws", broken)
     with pytest.raises(KeyError, match="a bug"):
         main(["laws", "x.csv"])
+
+
+def test_output_may_be_cut_off():
+    command = "import sys; from big_vision_lite.cli import main; sys.exit(main(['config', 'list', 'configs']))"
+    with subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          cwd=REPOSITORY) as process:
+        process.stdout.close()  # as `head` does when it has seen enough
+        error = process.stderr.read()
+    assert process.returncode == 141 and not error
