@@ -1,6 +1,6 @@
 """What sources of plain files share: a dataset of image files, compact lists of names, checks, and reading."""
 
-from __future__ import annotations
+# No annotations as text here: pdoc looks those that a subclass inherits up in the module of the subclass.
 
 import dataclasses
 import os

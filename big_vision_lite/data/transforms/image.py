@@ -4,7 +4,7 @@ Each transform chooses its window from the size in the image's header, so that d
 are one step, straight into the batch. All randomness comes from the generator passed in.
 """
 
-from __future__ import annotations
+# No annotations as text here: pdoc looks those that a subclass inherits up in the module of the subclass.
 
 import abc
 import dataclasses
