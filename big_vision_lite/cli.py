@@ -6,11 +6,12 @@ import importlib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from big_vision_lite import __version__
-from big_vision_lite.errors import UserError, nearest
+from big_vision_lite.errors import UserError, first_line, nearest
 
 
 class Command(NamedTuple):
@@ -45,7 +46,8 @@ COMMANDS = {command.name: command for command in (
 )}
 FOOT = """
 bvl COMMAND --help shows a command's options, and bvl train CONFIG --help a
-config's arguments as well. bvl --version prints the version.
+config's arguments as well. bvl --version prints the version. With --debug,
+any command shows the traceback of an error.
 
 CONFIG   a Python file with get_config(...), its arguments after a colon:
          configs/image_folder.py:root=/photos,depth=50. --FIELD VALUE overrides
@@ -65,32 +67,47 @@ def usage(group: str = "") -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 2 for bad input, 128 + n when signal n ended a run."""
+    """Run a command and return its exit code: 0, 2 for bad input, 1 for an error of this package, 128 + n when signal n
+    ended a run."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments[:1] == ["help"]:
-        arguments = [*arguments[1:], "--help"]
-    groups = {name.split()[0] for name in COMMANDS if " " in name}
+    debug = "--debug" in arguments
     try:
-        match arguments:
-            case ["--version", *_]:
-                print(f"big_vision_lite {__version__}")
-            case [] | ["-h" | "--help", *_]:
-                print(usage())
-            case [group] | [group, "-h" | "--help", *_] if group in groups:
-                print(usage(group))
-            case [*_]:
-                size = 2 if arguments[0] in groups else 1
-                name = " ".join(arguments[:size])
-                if name not in COMMANDS:
-                    valid = COMMANDS if size == 2 else {*COMMANDS, *groups}
-                    raise UserError(f"no command {name!r}" + nearest(name, valid))
-                module, function = COMMANDS[name].function.split(".")
-                run = getattr(importlib.import_module(f"big_vision_lite.commands.{module}"), function)
-                return run(arguments[size:])
-    except UserError as error:
-        print(f"bvl: {error}", file=sys.stderr)
-        return 2
+        return _run([argument for argument in arguments if argument != "--debug"])
     except BrokenPipeError:  # the reader of the output has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except (UserError, OSError, MemoryError) as error:  # a disk, a network, or data too large: not this package's fault
+        if debug:
+            traceback.print_exc()
+        name = getattr(error, "filename", None)
+        print(f"bvl: {f'{name}: ' if name else ''}{error if isinstance(error, UserError) else first_line(error)}",
+              file=sys.stderr)
+        return 2
+    except Exception as error:
+        traceback.print_exc()
+        print(f"bvl: this is a bug of big_vision_lite {__version__} ({type(error).__name__}: {first_line(error)}); "
+              "please report it with the lines above", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
+    groups = {name.split()[0] for name in COMMANDS if " " in name}
+    match arguments:
+        case ["--version", *_]:
+            print(f"big_vision_lite {__version__}")
+        case [] | ["-h" | "--help", *_]:
+            print(usage())
+        case [group] | [group, "-h" | "--help", *_] if group in groups:
+            print(usage(group))
+        case [*_]:
+            size = 2 if arguments[0] in groups else 1
+            name = " ".join(arguments[:size])
+            if name not in COMMANDS:
+                valid = COMMANDS if size == 2 else {*COMMANDS, *groups}
+                raise UserError(f"no command {name!r}" + nearest(name, valid))
+            module, function = COMMANDS[name].function.split(".")
+            run = getattr(importlib.import_module(f"big_vision_lite.commands.{module}"), function)
+            return run(arguments[size:])
     return 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
@@ -34,7 +35,43 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"; valid: {shown}"
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of another library's error, for a message of one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def reading(source: object, advice: str = "", errors: type[Exception] | tuple[type[Exception], ...] = Exception
+            ) -> Iterator[None]:
+    """Turn what reading outside data raises into ``cannot read SOURCE: REASON; ADVICE``. Only around parsers: a mistake
+    of this package within the block would be blamed on the data.
+
+    Raises:
+      UserError: for any of ``errors``; a UserError passes as it is.
+    """
+    with _reported(f"cannot read {source}", advice, errors):
+        yield
+
+
+@contextlib.contextmanager
+def writing(target: object, advice: str = "") -> Iterator[None]:
+    """Turn an OSError into ``cannot write TARGET: REASON; ADVICE``. Raises: UserError."""
+    with _reported(f"cannot write {target}", advice, OSError):
+        yield
+
+
+@contextlib.contextmanager
+def _reported(what: str, advice: str, errors: type[Exception] | tuple[type[Exception], ...]) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except errors as error:
+        raise UserError(f"{what}: {first_line(error)}" + (f"; {advice}" if advice else "")) from error
