@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from big_vision_lite import __version__
-from big_vision_lite.errors import UserError, first_line, nearest
+from big_vision_lite.errors import UserError, exit_code, nearest
 
 
 class Command(NamedTuple):
@@ -51,7 +51,8 @@ any command shows the traceback of an error.
 
 CONFIG   a Python file with get_config(...), its arguments after a colon:
          configs/image_folder.py:root=/photos,depth=50. --FIELD VALUE overrides
-         a field of the experiment. A STUDY has get_study(...).
+         a field of the experiment. In quotes, a value may hold commas and =:
+         "x.py:init='a,b=c',depth=50". A STUDY has get_study(...).
 RUN      the folder of a run, such as runs/quickstart.
 SOURCE   a folder of images, of images/ and masks/, or of tar files, a VOC tree,
          a COCO json, a csv, the name of a TFDS dataset, or a CONFIG, for what
@@ -68,26 +69,30 @@ def usage(group: str = "") -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 2 for bad input, 1 for an error of this package, 128 + n when signal n
-    ended a run."""
+    ended it."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in arguments
     try:
-        return _run([argument for argument in arguments if argument != "--debug"])
+        _check_words(arguments)
+        return _run([word for word in arguments if word != "--debug"])
     except BrokenPipeError:  # the reader of the output has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except (UserError, OSError, MemoryError) as error:  # a disk, a network, or data too large: not this package's fault
-        if debug:
-            traceback.print_exc()
-        name = getattr(error, "filename", None)
-        print(f"bvl: {f'{name}: ' if name else ''}{error if isinstance(error, UserError) else first_line(error)}",
-              file=sys.stderr)
-        return 2
+    except KeyboardInterrupt:
+        print("bvl: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     except Exception as error:
-        traceback.print_exc()
-        print(f"bvl: this is a bug of big_vision_lite {__version__} ({type(error).__name__}: {first_line(error)}); "
-              "please report it with the lines above", file=sys.stderr)
-        return 1
+        return exit_code(error, debug="--debug" in arguments)
+
+
+def _check_words(arguments: Sequence[str]) -> None:
+    """Raises: UserError for an empty argument, which would stand for this folder, and for one that is no text."""
+    for number, word in enumerate(arguments, 1):
+        if not word or re.fullmatch(r"--[\w.-]+=", word):
+            raise UserError(f"argument {number}, {word!r}, is empty; is a variable of the shell unset?")
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"argument {number}, {word!r}, is not UTF-8; rename the file") from None
 
 
 def _run(arguments: list[str]) -> int:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import sys
+import traceback
+import unicodedata
 from collections.abc import Iterable, Iterator
+
+from big_vision_lite import __version__
 
 
 class UserError(Exception):
@@ -26,6 +31,8 @@ class BadImageError(UserError):
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint for a misspelt name: ``"; did you mean 'train'?"``, or the valid names where none is close."""
     names = sorted(valid)
+    if same := same_in_unicode(name, names):
+        return same
     close = difflib.get_close_matches(name, names, cutoff=0.5)
     if close:
         return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
@@ -35,16 +42,58 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"; valid: {shown}"
 
 
+def same_in_unicode(name: str, valid: Iterable[str]) -> str:
+    """A hint for a name that looks like a valid one but is another text, as with the decomposed accents of macOS; empty
+    where there is none such."""
+    normal = unicodedata.normalize("NFC", name)
+    same = next((other for other in valid if other != name and unicodedata.normalize("NFC", other) == normal), None)
+    if same is None:
+        return ""
+    return (f"; there is {same!a}, which looks the same but is not {name!a}: they differ in Unicode normalization (NFC "
+            "or NFD); rename one of them")
+
+
 def first_line(error: BaseException) -> str:
     """The first line of another library's error, for a message of one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) and not str(error):
         return "it needs more memory than there is"
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
+
+
+def exit_code(error: Exception, debug: bool = False) -> int:
+    """Print the error that ends a command, and return its exit code.
+
+    Args:
+      debug: print the traceback too.
+
+    Returns:
+      2, after one line, for bad input, a disk, a network, or too little memory; 1, after the traceback, for anything
+      else, which is a bug of this package.
+    """
+    is_full = "RESOURCE_EXHAUSTED" in str(error)  # JAX's, of a device
+    code = 2 if is_full or isinstance(error, UserError | OSError | MemoryError) else 1
+    if debug or code == 1:
+        traceback.print_exception(error)
+    text = str(error) if isinstance(error, UserError) else first_line(error)
+    if name := getattr(error, "filename", None):
+        text = f"{name}: {text}"
+    if is_full:
+        text = f"the device is out of memory: {text}; take smaller batches or images, or --grad-accum-steps 2"
+    if code == 1:
+        text = (f"this is a bug of big_vision_lite {__version__} ({type(error).__name__}: {text}); please report it "
+                "with the lines above")
+    print(f"bvl: {printable(text)}", file=sys.stderr)
+    return code
+
+
+def printable(text: str) -> str:
+    """The text on one line that any terminal can show: other characters are escaped as in Python."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 @contextlib.contextmanager

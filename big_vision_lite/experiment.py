@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
 
+from big_vision_lite import config
 from big_vision_lite.backbones.backbone import Backbone
 from big_vision_lite.data.pipeline import Input
 from big_vision_lite.errors import UserError
 from big_vision_lite.heads.head import Head
+from big_vision_lite.system.fields import check
 from big_vision_lite.training.mesh import Mesh
 from big_vision_lite.training.optimizers import Optimizer
 from big_vision_lite.training.probe import Probe
 from big_vision_lite.training.schedules import check_length, steps_of
 from big_vision_lite.training.transfer import Transfer
+
+MAX_BATCH_BYTES = 2**38
+"""Bytes of a batch's pixels, over all machines, beyond which its size must be a mistake."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +59,18 @@ class Experiment:
     """Newest checkpoints to keep."""
 
     def __post_init__(self) -> None:
+        check(self)
         counts = ("steps", "grad_accum_steps", "log_every", "max_checkpoints")
         wrong = [f"{name}={getattr(self, name)}" for name in counts if getattr(self, name) < 1]
         if wrong:
             raise UserError(f"Experiment: {', '.join(wrong)}; expected at least 1")
+        if self.seed < 0:
+            raise UserError(f"Experiment: seed={self.seed}; expected at least 0")
+        for inputs in (self.train, *self.evals.values()):
+            size = inputs.batch_size * math.prod(inputs.transform.shape)
+            if size > MAX_BATCH_BYTES:
+                raise UserError(f"Experiment: batches of {inputs.batch_size:,} images of {inputs.transform.shape} have "
+                                f"{size / 1e9:,.0f} GB; expected at most {MAX_BATCH_BYTES / 1e9:,.0f} GB")
         for name in ("eval_every", "save_every"):
             if getattr(self, name) is not None:
                 check_length(f"Experiment: {name}", getattr(self, name))
@@ -72,6 +88,14 @@ class Experiment:
         if self.save_every is None:
             return max(100, self.steps // 10)
         return max(1, steps_of(self.save_every, self.steps))
+
+
+def read_experiment(path: Path, allowed: Sequence[str] = ()) -> Experiment:
+    """The experiment in a config.json. Raises: UserError as `config.read`, or the file describes something else."""
+    experiment = config.read(path, allowed)
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"{path} describes a {type(experiment).__name__}; expected an Experiment")
+    return experiment
 
 
 WITHOUT_EFFECT = ("log_every", "eval_every", "save_every", "max_checkpoints", "mesh", "train.threads", "train.workers",

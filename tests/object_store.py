@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import http.server
 import json
 import re
 import struct
 import threading
 import urllib.parse
+from collections.abc import Iterator
 
 import google_crc32c
+import pytest
 
 
 class ObjectStore(http.server.ThreadingHTTPServer):
@@ -43,6 +46,33 @@ class ObjectStore(http.server.ThreadingHTTPServer):
 
     def under(self, prefix: str) -> list[str]:
         return sorted(name for name in self.objects if name.startswith(prefix))
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[ObjectStore]:
+    """A store that the clients of this process, and of those that it starts, take for Google's. They look up its
+    address once: one for a whole test file."""
+    import fsspec
+    import gcsfs
+
+    from big_vision_lite.system import paths
+
+    def forget() -> None:  # clients of other tests, and finally those of this store
+        gcsfs.GCSFileSystem.clear_instance_cache()
+        paths._store.cache_clear()
+
+    forget()
+    server = ObjectStore()
+    address = {"STORAGE_EMULATOR_HOST": server.url, "TENSORSTORE_GCS_HTTP_URL": server.url,
+               "GOOGLE_AUTH_TOKEN_FOR_TESTING": "nobody", "FSSPEC_GCS": '{"token": "anon"}'}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in address.items():
+            patch.setenv(name, value)
+        patch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})
+        yield server
+    forget()
+    server.shutdown()
+    server.server_close()
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -158,10 +188,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         data, generation = self.server.objects[name]
         when = "2026-01-01T00:00:00.000Z"
         crc = base64.b64encode(struct.pack(">I", google_crc32c.value(data))).decode()
+        md5 = base64.b64encode(hashlib.md5(data).digest()).decode()
         return {"kind": "storage#object", "id": f"{self.server.bucket}/{name}/{generation}", "name": name,
                 "bucket": self.server.bucket, "generation": str(generation), "metageneration": "1",
-                "size": str(len(data)), "crc32c": crc, "etag": str(generation), "timeCreated": when, "updated": when,
-                "storageClass": "STANDARD", "contentType": "application/octet-stream"}
+                "size": str(len(data)), "crc32c": crc, "md5Hash": md5, "etag": str(generation),
+                "timeCreated": when, "updated": when, "storageClass": "STANDARD",
+                "contentType": "application/octet-stream"}
 
     def _list(self, query: dict[str, str]) -> dict:
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter")

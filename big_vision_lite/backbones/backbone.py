@@ -10,6 +10,8 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, UInt8, UInt32
 
+from big_vision_lite.errors import UserError
+
 ModuleList = getattr(nnx, "List", list)
 """A list of submodules; Flax before 0.12 takes a plain list."""
 
@@ -58,10 +60,17 @@ class Backbone(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class PixelNormalization:
-    """How uint8 pixels become numbers: ``(pixel - mean) / std`` per channel. By default [-1, 1], as in the paper."""
+    """How uint8 pixels become numbers: ``(pixel - mean) / std`` per channel. By default [-1, 1], as in the paper.
+
+    Raises: UserError for standard deviations that are not above 0.
+    """
 
     mean: tuple[float, float, float] = (127.5, 127.5, 127.5)
     std: tuple[float, float, float] = (127.5, 127.5, 127.5)
+
+    def __post_init__(self) -> None:
+        if not all(value > 0 for value in self.std):
+            raise UserError(f"PixelNormalization: std={self.std}; expected numbers above 0")
 
     def normalize(self, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
         """float32; runs on the device, so that images travel there as bytes."""

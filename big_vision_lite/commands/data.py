@@ -44,7 +44,7 @@ class Prepare:
     name: Annotated[str, tyro.conf.arg(metavar="NAME")]
     """Name of the dataset."""
     splits: tuple[str, ...] = ()
-    """Splits of the source; by default the one it names."""
+    """Splits of the source; by default the one it names, or "train" if it names none or all images."""
     data_dir: Path | None = None
     """Folder of datasets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
     processes: int | None = None
@@ -57,14 +57,15 @@ def prepare(arguments: list[str]) -> int:
     options = parse(Prepare, arguments, "bvl data prepare")
     from big_vision_lite.commands.sources import source_of
     from big_vision_lite.data.curation.label_index import label_index
-    from big_vision_lite.data.sources.tfds import Tfds, default_data_dir
+    from big_vision_lite.data.sources.tfds import ALL, Tfds, default_data_dir
     from big_vision_lite.data.tools.prepare import prepare
 
     source = source_of(options.source)
     if options.splits and "split" not in [field.name for field in dataclasses.fields(source)]:
         raise UserError(f"{type(source).__name__} has no splits; omit --splits")
-    split = getattr(source, "split", "train")
-    sources = {name: dataclasses.replace(source, split=name) for name in options.splits} or {split: source}
+    split = getattr(source, "split", None)
+    sources = ({name: dataclasses.replace(source, split=name) for name in options.splits}
+               or {"train" if split in (None, ALL) else split: source})
     data_dir = default_data_dir(options.data_dir and str(options.data_dir))
     folder = prepare({name: source.open() for name, source in sources.items()}, Path(data_dir), options.name,
                      processes=options.processes, on_bad_image=options.on_bad_image)

@@ -53,10 +53,10 @@ def laws(arguments: list[str]) -> int:
     _check_bootstrap(options.bootstrap)
     if options.figure is not None and options.figure.suffix not in (".png", ".svg"):
         raise UserError(f"--figure {str(options.figure)!r}: expected a name that ends in .png or .svg")
-    if any(not error > 0 for error in options.target_error):
-        raise UserError(f"--target-error {min(options.target_error):g}: expected errors above 0")
-    if options.chance is not None and not options.chance > 0:
-        raise UserError(f"--chance {options.chance:g}: expected an error above 0")
+    for name, errors in (("--target-error", options.target_error), ("--chance", (options.chance,))):
+        for error in errors:
+            if error is not None and not curves.LEAST <= error <= curves.MOST:
+                raise UserError(f"{name} {error:g}: expected errors above 0, up to {curves.MOST:g}")
     if options.upstream is not None:
         print(extrapolation.downstream_report(options.file, options.upstream, options.error, options.bootstrap))
         return 0

@@ -12,9 +12,8 @@ from typing import Any
 
 import filelock
 
-from big_vision_lite import config as configs
-from big_vision_lite.errors import UserError
-from big_vision_lite.experiment import Experiment
+from big_vision_lite.errors import UserError, first_line
+from big_vision_lite.experiment import Experiment, read_experiment
 from big_vision_lite.system.cache import cache_dir
 from big_vision_lite.system.cores import usable_cores
 from big_vision_lite.training.distributed import Processes, join, leaving_on_error
@@ -35,9 +34,9 @@ def set_up_for(run: Path, imports: Sequence[str] = ()) -> Experiment:
     for module in imports:
         try:
             importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            raise UserError(f"--import {module}: {error}") from None
-    experiment = configs.read(run / "config.json", imports)
+        except Exception as error:  # the module's own
+            raise UserError(f"--import {module}: {type(error).__name__}: {first_line(error)}") from error
+    experiment = read_experiment(run / "config.json", imports)
     set_up_jax(experiment)
     return experiment
 

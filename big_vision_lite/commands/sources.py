@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 import pkgutil
 import re
 import typing
@@ -13,7 +14,7 @@ from big_vision_lite import config as configs
 from big_vision_lite.data import sources
 from big_vision_lite.data.pipeline import Input
 from big_vision_lite.data.source import Source
-from big_vision_lite.errors import UserError
+from big_vision_lite.errors import UserError, reading
 
 FORMS = "a folder, a .json, .csv, .tar or .py file, 'emoji_scenes', or the name of a TFDS dataset"
 
@@ -52,11 +53,12 @@ def _recognised(place: str) -> tuple[type[Source], dict[str, object]]:
     """The class of a source, and the fields that say where it is."""
     from big_vision_lite.data.sources.tfds import Tfds
 
-    path = Path(place).expanduser()
-    for kind in _formats():
-        if (fields := kind.recognise(path)) is not None:
-            return kind, fields
-    if place.startswith((".", "/", "~")) or re.search(r"\.[a-z]\w*$", place) or not place:
+    path = Path(os.path.expanduser(place))
+    with reading(repr(place[:100]), f"expected {FORMS}", OSError):  # such as a name that is too long
+        for kind in _formats() if place else ():
+            if (fields := kind.recognise(path)) is not None:
+                return kind, fields
+    if place.startswith((".", "/", "~")) or re.search(r"\.[A-Za-z]\w*$", place) or not place.isprintable() or not place:
         raise UserError(f"there is no source at {place!r}; expected {FORMS}")
     return Tfds, {"name": place}
 

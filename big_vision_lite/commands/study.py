@@ -51,12 +51,14 @@ def study(arguments: list[str]) -> int:
     if options.list:
         print(listing(study, workdir, runs))
     elif options.gather:
-        runner.prepare(study, workdir, spec)
+        with runner.own_folder(workdir):
+            runner.prepare(study, workdir, spec)
         done = sum(results.finished(workdir / run.name, run.experiment) for run in study.runs)
         print(f"{workdir / 'results.csv'}: {done} of {len(study.runs)} runs are done")
     elif options.jobs:
         cluster = read_cluster(options.jobs)
-        runner.prepare(study, workdir, spec)
+        with runner.own_folder(workdir):
+            runner.prepare(study, workdir, spec)
         unfinished = [run for run in runs if not results.finished(workdir / run.name, run.experiment)]
         script = jobs.write_jobs(workdir, unfinished, cluster, options.imports)
         print(f"{len(unfinished)} jobs; submit them with: bash {script}")

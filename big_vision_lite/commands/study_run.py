@@ -11,8 +11,8 @@ import tyro
 
 from big_vision_lite.commands.arguments import Imports, parse
 from big_vision_lite.commands.setup import run_training
-from big_vision_lite.config import read
-from big_vision_lite.errors import UserError
+from big_vision_lite.errors import exit_code
+from big_vision_lite.experiment import read_experiment
 from big_vision_lite.training.distributed import Processes
 
 
@@ -32,24 +32,22 @@ class RunOptions:
 def train_one(arguments: list[str]) -> int:
     """Returns the process's exit code."""
     from big_vision_lite.scaling.studies.results import final_metrics
+    from big_vision_lite.scaling.studies.runner import OUTLIVING_SECONDS, end_with_parent
     from big_vision_lite.training.watchdog import PATIENCE
 
     try:
         options = parse(RunOptions, arguments, "python -m big_vision_lite.commands.study_run")
         if not options.alone:
-            from big_vision_lite.scaling.studies.runner import end_with_parent
-
             end_with_parent()
-        experiment = read(options.config, options.imports)
+        experiment = read_experiment(options.config, options.imports)
         init = Path(experiment.transfer.init or "")
         if experiment.transfer.init and init.parent == options.workdir.resolve().parent:
-            before = read(options.config.with_name(f"{init.name}.json"), options.imports)
+            before = read_experiment(options.config.with_name(f"{init.name}.json"), options.imports)
             final_metrics(init, before)  # a run of the same study, which must be done
         return run_training(experiment, options.workdir, options.processes if options.alone else None,
-                            watchdog=PATIENCE)
-    except UserError as error:
-        print(f"bvl: {error}", file=sys.stderr)
-        return 2
+                            watchdog=PATIENCE, patience=OUTLIVING_SECONDS)
+    except Exception as error:
+        return exit_code(error)
 
 
 if __name__ == "__main__":

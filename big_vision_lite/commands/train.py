@@ -11,6 +11,7 @@ import tyro
 
 from big_vision_lite import config as configs
 from big_vision_lite.commands.arguments import parse, parse_with_config
+from big_vision_lite.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,8 @@ def train(arguments: list[str]) -> int:
     from big_vision_lite.training.watchdog import PATIENCE
 
     watchdog = PATIENCE if options.watchdog is None else options.watchdog
+    if not watchdog >= 0:
+        raise UserError(f"--watchdog {watchdog}; expected seconds, or 0 for none")
     return run_training(experiment, options.workdir, processes, profile=options.profile, watchdog=watchdog,
                         wandb=options.wandb)
 
@@ -100,6 +103,8 @@ class ConfigList:
 
 def config_list(arguments: list[str]) -> int:
     folder = parse(ConfigList, arguments, "bvl config list").folder
+    if not folder.is_dir():
+        raise UserError(f"no folder {str(folder)!r}; bvl config list lists the configs in a folder")
     for path in sorted(folder.rglob("*.py")):
         if info := configs.describe(path):
             kind, summary, arguments = info

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from big_vision_lite.commands.arguments import Imports, Run, Step, parse
-from big_vision_lite.errors import UserError
+from big_vision_lite.system.parse import read_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Import:
     """Folder of the run to make."""
     classes: Path | None = None
     """Text file with one class name per line."""
+    weights: Literal["trained", "ema"] = "trained"
+    """Which weights of a training script's .pth file: those that were trained, or their moving average."""
 
 
 def import_(arguments: list[str]) -> int:
@@ -30,12 +32,8 @@ def import_(arguments: list[str]) -> int:
 
     names = None
     if options.classes is not None:
-        try:
-            lines = options.classes.read_text().split("\n")
-        except OSError as error:
-            raise UserError(f"cannot read {str(options.classes)!r}: {error.strerror or error}") from None
-        names = [name for name in map(str.strip, lines) if name]
-    print(f"{options.out}: {import_weights(options.file, options.out, names)}")
+        names = [name for name in map(str.strip, read_text(options.classes).split("\n")) if name]
+    print(f"{options.out}: {import_weights(options.file, options.out, names, options.weights == 'ema')}")
     return 0
 
 

@@ -16,15 +16,18 @@ import io
 import math
 import struct
 import threading
+import warnings
 import zlib
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from big_vision_lite.errors import UserError
+from big_vision_lite.data.jpeg import decode_mended
+from big_vision_lite.errors import UserError, first_line
 
 MAX_PIXELS_JPEG = 500_000_000
 """Larger JPEG files are refused. They are rarely decoded in full, so the limit is above any camera's."""
@@ -38,7 +41,11 @@ above it, it aliases. On a photo with fine structure: 33 dB against 34 at a fact
 MAX_SCRATCH = 16_000_000
 """Bytes above which a thread's scratch buffer is not kept for the next image."""
 
+BAND_PIXELS = 4_000_000
+"""Of an image that Pillow decodes, so many pixels are converted at a time."""
+
 cv2.setNumThreads(0)  # the pipeline decodes one image per core
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of large images, which have a limit here, and of damaged metadata
 
 
 class DecodeError(ValueError):
@@ -55,7 +62,7 @@ class Header(NamedTuple):
 
 
 # How to turn stored pixels upright: transpose first, then flip rows, then flip columns.
-_UPRIGHT = {
+UPRIGHT = {
     1: (False, False, False),
     2: (False, False, True),
     3: (False, True, True),
@@ -92,6 +99,8 @@ def read_header(image: bytes | np.ndarray) -> Header:
         header = _png_header(image)
     else:
         header = _pillow_header(image)
+    if not header.height * header.width:
+        raise DecodeError("it has no pixels")
     limit = MAX_PIXELS_JPEG if header.reader == "jpeg" else MAX_PIXELS
     if header.height * header.width > limit:
         raise DecodeError(f"{header.width} x {header.height} pixels exceed the limit of {limit / 1e6:.0f} megapixels")
@@ -141,7 +150,7 @@ def decode_crop_resize(
     header = header or read_header(image)
     top, left, height, width = crop or (0, 0, header.height, header.width)
     out_height, out_width, _ = out.shape
-    transpose, flip_rows, flip_columns = _UPRIGHT[header.orientation]
+    transpose, flip_rows, flip_columns = UPRIGHT[header.orientation]
 
     # The window is moved to where the file stores it, so that only its pixels are turned upright.
     if flip_rows:
@@ -231,10 +240,7 @@ def _pixels(image: bytes | np.ndarray, header: Header, eighths: int) -> np.ndarr
     if header.reader == "jpeg":
         height, width = (header.width, header.height) if header.orientation >= 5 else header[:2]
         scaled = {"min_height": -(-height * eighths // 8), "min_width": -(-width * eighths // 8)} if eighths < 8 else {}
-        try:  # strict by default: libjpeg's warnings, such as a premature end, are errors
-            return simplejpeg.decode_jpeg(image, **scaled)
-        except ValueError as error:
-            raise DecodeError(str(error)) from None
+        return _jpeg_pixels(image, **scaled)
     if header.reader == "png":
         pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if pixels is None:
@@ -243,10 +249,21 @@ def _pixels(image: bytes | np.ndarray, header: Header, eighths: int) -> np.ndarr
     return _pillow_pixels(image)
 
 
+def _jpeg_pixels(data: bytes, **options: Any) -> np.ndarray:
+    """uint8 ``[h, w, channels]``. Raises: DecodeError for any warning of libjpeg that costs pixels."""
+    decode = functools.partial(simplejpeg.decode_jpeg, **options)  # strict: it raises for warnings
+    with contextlib.suppress(ValueError):
+        return decode(data)
+    try:
+        return decode_mended(data, decode)
+    except ValueError as error:
+        raise DecodeError(str(error)) from None
+
+
 def _jpeg_header(data: bytes) -> Header:
     try:
-        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except (ValueError, KeyError):  # KeyError: no header before the end
         return _pillow_header(data)  # rare chroma subsampling, or damage, for which Pillow gives the reason
     if space in ("CMYK", "YCCK"):
         return _pillow_header(data)
@@ -271,12 +288,12 @@ def _exif_orientation(tiff: bytes) -> int:
         value = exif.get(ExifTags.Base.Orientation, 1)
     except Exception:
         return 1
-    return value if value in _UPRIGHT else 1
+    return value if value in UPRIGHT else 1
 
 
 def _png_header(data: bytes) -> Header:
     """Reads all chunks: EXIF may follow the pixels, and Pillow does not verify the checksums of pixels."""
-    at, kind, seen, orientation = 8, b"", set(), 1
+    at, kind, seen, orientation, stored = 8, b"", set(), 1, 0
     view = memoryview(data)
     try:
         while kind != b"IEND":
@@ -286,6 +303,8 @@ def _png_header(data: bytes) -> Header:
                 raise DecodeError(f"damaged PNG: wrong checksum at byte {at}")
             if kind == b"IHDR":
                 width, height, depth, colours = struct.unpack_from(">IIBB", data, at + 8)
+            if kind == b"IDAT":
+                stored += length
             if kind == b"eXIf":
                 orientation = _exif_orientation(data[at + 8 : at + 8 + length])
             seen.add(kind)
@@ -294,6 +313,8 @@ def _png_header(data: bytes) -> Header:
         raise DecodeError(f"truncated PNG of {len(data)} bytes") from None
     if b"IHDR" not in seen or not width or not height:
         raise DecodeError("damaged PNG: no size")
+    if stored > 16 * height * width + 2 * height + 65536:  # readers would inflate it all, to a thousand times its size
+        raise DecodeError(f"damaged PNG: {stored:,} bytes of data for {width} x {height} pixels")
     if orientation >= 5:
         height, width = width, height
     plain = depth <= 8 and colours in (0, 2, 3) and not seen & {b"tRNS", b"acTL"}
@@ -301,7 +322,7 @@ def _png_header(data: bytes) -> Header:
 
 
 def _pillow_header(data: bytes) -> Header:
-    with _decode_errors():
+    with decode_errors():
         image = _pillow_open(data)
         width, height = image.size
         if image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
@@ -318,21 +339,43 @@ def _pillow_open(data: bytes) -> Image.Image:
 
 
 def _pillow_pixels(data: bytes) -> np.ndarray:
-    with _decode_errors():
-        image = ImageOps.exif_transpose(_pillow_open(data))
-        if image.mode.startswith("I;16"):  # Pillow's own conversion clips to 255
-            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
-        if image.mode in ("I", "F"):
-            raise DecodeError("32-bit pixels have no standard range; convert the file to 8 or 16 bits")
-        if image.has_transparency_data:
-            rgba = image.convert("RGBA")
-            image = Image.new("RGB", rgba.size, "white")
-            image.paste(rgba, mask=rgba)
-        return np.asarray(image.convert("RGB"))
+    if data[:2] == b"\xff\xd8":
+        _check_jpeg(data)
+    with decode_errors():
+        image = _pillow_open(data)
+        ImageOps.exif_transpose(image, in_place=True)
+        pixels = np.empty((image.height, image.width, 3), np.uint8)
+        rows = max(1, BAND_PIXELS // image.width)
+        for top in range(0, image.height, rows):  # each copy of a whole image could take a gigabyte
+            band = image.crop((0, top, image.width, min(top + rows, image.height)))
+            pixels[top : top + rows] = _rgb(band)
+        return pixels
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """uint8 ``[h, w, 3]``."""
+    if image.mode.startswith("I;16"):  # Pillow's own conversion clips to 255
+        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise DecodeError("32-bit pixels have no standard range; convert the file to 8 or 16 bits")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.new("RGB", rgba.size, "white")
+        image.paste(rgba, mask=rgba)
+    return np.asarray(image.convert("RGB"))
+
+
+def _check_jpeg(data: bytes) -> None:
+    """Raises: DecodeError for damage in a JPEG that Pillow decodes, because Pillow ignores it."""
+    try:
+        simplejpeg.decode_jpeg_header(data, strict=False)
+    except (ValueError, KeyError):  # chroma subsampling that only Pillow reads
+        return
+    _jpeg_pixels(data, colorspace="CMYK", min_height=1, min_width=1)
 
 
 @contextlib.contextmanager
-def _decode_errors():
+def decode_errors() -> Iterator[None]:
     """Maps errors to `DecodeError`: for damage, Pillow raises OSError, SyntaxError, struct.error, IndexError, ..."""
     try:
         yield
@@ -341,7 +384,7 @@ def _decode_errors():
     except UnidentifiedImageError:
         raise DecodeError("unknown image format, or damage at the start of the file") from None
     except Exception as error:
-        raise DecodeError(str(error) or type(error).__name__) from error
+        raise DecodeError(first_line(error)) from error
 
 
 @functools.cache

@@ -7,6 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
+from big_vision_lite.data.decode import DecodeError, decode_errors, read_header
 from big_vision_lite.data.source import Example
 from big_vision_lite.errors import BadImageError, UserError
 
@@ -64,13 +65,14 @@ def decode_mask(data: bytes, id_: str) -> np.ndarray:
       BadImageError: it cannot be decoded, or it holds colours.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.mode not in _MODES:
-                raise BadImageError(id_, f"its mask is a colour image ({image.mode}), not class numbers; expected a "
-                                    "PNG with a palette, like VOC's, or grey values: replace each colour by its class")
-            values = np.asarray(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        read_header(data)  # also compares checksums, which Pillow does not for pixels
+        with decode_errors(), Image.open(io.BytesIO(data)) as image:
+            mode, values = image.mode, np.asarray(image) if image.mode in _MODES else None
+    except DecodeError as error:
         raise BadImageError(id_, f"its mask cannot be decoded ({error})") from error
+    if values is None:
+        raise BadImageError(id_, f"its mask is a colour image ({mode}), not class numbers; expected a PNG with a "
+                            "palette, like VOC's, or grey values: replace each colour by its class")
     if values.dtype == np.uint8:
         return values
     return values.astype(np.uint8 if values.dtype == np.bool_ else np.uint16)

@@ -21,6 +21,7 @@ from big_vision_lite.data.source import Dataset, Example, Source
 from big_vision_lite.data.transforms.image import Transform
 from big_vision_lite.errors import BadImageError, UserError
 from big_vision_lite.system.cores import usable_cores
+from big_vision_lite.system.fields import check
 
 Targets = Callable[[Example], dict[str, np.ndarray]]
 """From a transformed example to a head's targets: arrays of fixed shapes."""
@@ -47,6 +48,7 @@ class Input:
     """Steps of `data.curation`, in order: which examples are used, with which labels."""
 
     def __post_init__(self) -> None:
+        check(self)
         if self.batch_size < 1 or self.workers < 0 or self.prefetch < 1 or (self.threads or 1) < 1:
             raise UserError(f"Input: batch_size={self.batch_size}, threads={self.threads}, workers={self.workers}, "
                             f"prefetch={self.prefetch}; expected workers of at least 0 and the others at least 1")

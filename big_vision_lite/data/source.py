@@ -13,7 +13,7 @@ import numpy as np
 
 from big_vision_lite.data.decode import DecodeError, image_size
 from big_vision_lite.errors import BadImageError
-from big_vision_lite.system.cache import cache_dir, cached_file
+from big_vision_lite.system.cache import cache_dir, cached_array
 
 Example = dict[str, Any]
 """One example. Required keys:
@@ -32,7 +32,8 @@ If the source has objects:
 ``crowd``         bool ``[n]``, boxes around groups of objects (COCO)
 ``difficult``     bool ``[n]``, objects ignored in scores (VOC)
 ``area``          float32 ``[n]``, in square pixels as annotated (COCO)
-``image_id``      int, COCO's id of the image
+``image_id``      int or str, COCO's id of the image
+``orientation``   int, the EXIF orientation by which boxes and masks were turned, if they were (COCO, VOC)
 
 ``unlabelled`` is True if there are no annotations at all.
 """
@@ -76,9 +77,15 @@ class DatasetInfo:
     multi_label: bool
     """Whether an image may have any number of labels; otherwise exactly one."""
     fingerprint: str
-    """Identifies the content without reading any image: equal fingerprints mean equal examples in equal order."""
+    """Identifies the data. Equal fingerprints mean the same ids, labels and other annotations in the same order, and
+    the same images as far as can be told without reading them: files of the same sizes and modification times (of
+    `TarImages` also the tar files). With ``fingerprint="content"``, a field of sources of files, every image is read
+    once, and equal fingerprints mean the same bytes. A prepared TFDS dataset is identified by its metadata and what it
+    was prepared from, a generated one by its parameters."""
     unlabelled: bool = False
     """The images have no annotations: they can only be predicted on."""
+    notes: tuple[str, ...] = ()
+    """What users should know of the data, such as files that were passed over; one line each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,18 +131,15 @@ class Dataset(DatasetInfo, abc.ABC):
     def image_sizes(self) -> np.ndarray:
         """int32 ``[n, 2]``: (height, width) of every image, from its header; (0, 0) if that cannot be read. By default
         every file is read once, and the sizes are cached under the dataset's fingerprint."""
-        path = cache_dir() / "image_sizes" / f"{self.fingerprint.replace('/', '_')}-{len(self)}.npy"
-        if path.is_file():
-            return np.load(path, allow_pickle=False)
-
         def chunk(start: int) -> np.ndarray:
             return np.array([self._image_size(i) for i in range(start, min(start + 256, len(self)))], np.int32)
 
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            sizes = np.concatenate(list(pool.map(chunk, range(0, len(self), 256))))
-        with cached_file(path) as temporary:
-            np.save(temporary, sizes)
-        return sizes
+        def read() -> np.ndarray:
+            with concurrent.futures.ThreadPoolExecutor() as pool:
+                return np.concatenate(list(pool.map(chunk, range(0, len(self), 256))))
+
+        name = f"{self.fingerprint.replace('/', '_')}-{len(self)}-2.npy"
+        return cached_array(cache_dir() / "image_sizes" / name, read)
 
     def _image_size(self, index: int) -> tuple[int, int]:
         try:

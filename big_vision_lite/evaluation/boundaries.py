@@ -59,12 +59,12 @@ class BoundaryMetrics:
             self.sums[value] += score
             self.images[value] += 1
 
-    def result(self) -> dict[str, float]:
+    def result(self) -> dict[str, float | None]:
         """"boundary_F/NAME": the mean of each class over the images in which it has an outline; "boundary_F": their
-        mean, 0 for a dataset without outlines."""
+        mean, None for a dataset without outlines."""
         mean = {name: float(total / images) for name, total, images in
                 zip(self.names, self.sums, self.images, strict=True) if images}
-        return {"boundary_F": sum(mean.values()) / max(len(mean), 1),
+        return {"boundary_F": sum(mean.values()) / len(mean) if mean else None,
                 **{f"boundary_F/{name}": value for name, value in mean.items()}}
 
 

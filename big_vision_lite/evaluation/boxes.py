@@ -34,6 +34,11 @@ class Detections(NamedTuple):
     """float64 ``[n]``: higher is more confident."""
 
 
+NO_OBJECTS = GroundTruth(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0),
+                         np.zeros(0, np.bool_), np.zeros(0, np.bool_))
+NO_DETECTIONS = Detections(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0))
+
+
 def joined(parts: list) -> tuple:
     """Named tuples of arrays, concatenated."""
     return type(parts[0])(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))

@@ -87,8 +87,8 @@ class MultiLabelMetrics:
             self._hits[k] += int(np.count_nonzero(rank <= k))
         self._top_sum += (place / rank)[rank <= TOP].sum() / min(len(true), TOP)
 
-    def result(self) -> dict[str, float]:
-        """The metrics so far, all but the two counts in [0, 1].
+    def result(self) -> dict[str, float | None]:
+        """The metrics so far, all but the two counts in [0, 1]; None without an image with a label.
 
         "mAP": mean over classes with a positive of their average precision: the mean over positives of the precision at
           their own score s, (positives >= s) / (all >= s). This is the sum over thresholds of (R_i - R_{i-1}) P_i,
@@ -100,29 +100,26 @@ class MultiLabelMetrics:
           1 / min(m, 100) times the sum of prec(r) over the true classes with r up to 100. The best ranking gives 1.
           FastEval14k (Chollet 2017, "Xception") also weights classes by frequency, but gives no formula.
         "classes_with_positives", "images_with_positives": how many the means are over.
-
-        Raises:
-          UserError: no image with a label was added.
         """
         precision, positives = self._class_precisions(np.arange(self._store.count)[None])
         images = self._images_with_positives
         return {
-            "mAP": float(precision.mean()),
-            "mAP_instance": float(np.average(precision[0], weights=positives)),
-            f"mAP@{TOP}": float(self._top_sum / images),
-            **{f"precision@{k}": hits / (k * images) for k, hits in self._hits.items()},
+            "mAP": float(precision.mean()) if images else None,
+            "mAP_instance": float(np.average(precision[0], weights=positives)) if images else None,
+            f"mAP@{TOP}": float(self._top_sum / images) if images else None,
+            **{f"precision@{k}": hits / (k * images) if images else None for k, hits in self._hits.items()},
             "classes_with_positives": float(len(positives)),
             "images_with_positives": float(images),
         }
 
-    def chance(self) -> float:
-        """mAP by chance: the mean over `PERMUTATIONS` random permutations of the rows of scores.
+    def chance(self) -> float | None:
+        """mAP by chance: the mean over `PERMUTATIONS` random permutations of the rows of scores; None without an image
+        with a label.
 
         Rows move as a whole, which keeps the model's preferences for classes and its ties.
-
-        Raises:
-          UserError: no image with a label was added.
         """
+        if not self._images_with_positives:
+            return None
         rng = np.random.default_rng(0)
         permuted = np.stack([rng.permutation(self._store.count) for _ in range(PERMUTATIONS)])
         return float(self._class_precisions(permuted)[0].mean())
@@ -131,9 +128,7 @@ class MultiLabelMetrics:
                           ) -> tuple[Float64[np.ndarray, "q present"], Int[np.ndarray, " present"]]:
         """Average precision and number of positives of each class that occurs, for image i with the scores of image
         ``rows[q, i]``."""
-        if not self._images_with_positives:
-            raise UserError("no image with a label was added; there is nothing to score")
-        pairs = np.sort(np.concatenate(self._pairs))
+        pairs = np.sort(np.concatenate([np.zeros(0, np.int64), *self._pairs]))
         present, starts, positives = np.unique(pairs // self.examples, return_index=True, return_counts=True)
         images = np.split(pairs % self.examples, starts[1:])
         precision = np.empty((len(rows), len(present)))
@@ -181,15 +176,9 @@ class SingleLabelMetrics:
         for k in self._correct:
             self._correct[k] += int(np.count_nonzero(others < k))
 
-    def result(self) -> dict[str, float]:
-        """``{"top1": ..., "top5": ...}`` in [0, 1]; no "top5" below 5 classes.
-
-        Raises:
-          UserError: no image was added.
-        """
-        if not self._count:
-            raise UserError("no image was added; there is nothing to score")
-        return {f"top{k}": correct / self._count for k, correct in self._correct.items()}
+    def result(self) -> dict[str, float | None]:
+        """``{"top1": ..., "top5": ...}`` in [0, 1], None without an image; no "top5" below 5 classes."""
+        return {f"top{k}": correct / self._count if self._count else None for k, correct in self._correct.items()}
 
 
 class _Store:

@@ -17,8 +17,8 @@ NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR1", "AR10
 
 
 class CocoAp(NamedTuple):
-    metrics: dict[str, float]
-    """Those of `NAMES` for which there are objects."""
+    metrics: dict[str, float | None]
+    """Those of `NAMES`; None for one without objects."""
     ap: np.ndarray
     """float64 ``[classes]``: AP of each class; NaN for one without objects."""
     ap50: np.ndarray
@@ -49,7 +49,8 @@ def summarize(evaluation: Any, num_classes: int) -> CocoAp:
     has_objects = precision[0, 0] > -1
     ap, ap50 = np.full(num_classes, np.nan), np.full(num_classes, np.nan)
     ap[has_objects], ap50[has_objects] = precision[:, :, has_objects].mean((0, 1)), precision[0][:, has_objects].mean(0)
-    return CocoAp({n: float(x) for n, x in zip(NAMES, evaluation.stats, strict=True) if x > -1}, ap, ap50)
+    stats = zip(NAMES, evaluation.stats, strict=True)
+    return CocoAp({name: float(value) if value > -1 else None for name, value in stats}, ap, ap50)
 
 
 def coco_json(truth: GroundTruth, images: int, num_classes: int) -> dict:

@@ -10,9 +10,11 @@ import numpy as np
 
 from big_vision_lite.data.decode import DecodeError, image_size
 from big_vision_lite.data.source import Dataset, Example
-from big_vision_lite.errors import BadImageError, UserError
-from big_vision_lite.evaluation.boxes import Detections, GroundTruth, joined, xywh
+from big_vision_lite.data.sources.box_records import INVERSE, turn_boxes
+from big_vision_lite.errors import BadImageError, UserError, writing
+from big_vision_lite.evaluation.boxes import NO_DETECTIONS, NO_OBJECTS, Detections, GroundTruth, joined, xywh
 from big_vision_lite.evaluation.coco_ap import CocoAp, coco_ap
+from big_vision_lite.evaluation.scorable import check_scorable
 from big_vision_lite.evaluation.voc_ap import VocAp, voc_ap
 
 _truths: weakref.WeakKeyDictionary[Dataset, dict[int, GroundTruth]] = weakref.WeakKeyDictionary()
@@ -58,14 +60,10 @@ class DetectionMetrics:
                                  f"{len(self.dataset.classes) - 1}")
             self._detections[image] = label, box, score
 
-    def result(self) -> dict[str, float]:
-        """``AP``, ``AP50`` and COCO's other metrics (see `coco_ap.NAMES`; those without any objects are left out),
-        ``VOC_AP50`` (area under the curve, VOC 2010 and later) and ``VOC07_AP50`` (eleven points), each the mean over
-        the classes that have objects, and ``images``. Difficult objects are optional in VOC's metrics, crowds in both.
-
-        Raises:
-          UserError: the images have no objects.
-        """
+    def result(self) -> dict[str, float | None]:
+        """``AP``, ``AP50`` and COCO's other metrics (see `coco_ap.NAMES`), ``VOC_AP50`` (area under the curve, VOC 2010
+        and later) and ``VOC07_AP50`` (eleven points), each the mean over the classes that have objects, None if none
+        has; and ``images``. Difficult objects are optional in VOC's metrics, crowds in both."""
         coco, voc = self._ap()
         return {**coco.metrics, "VOC_AP50": _mean(voc.area), "VOC07_AP50": _mean(voc.eleven),
                 "images": float(len(self._detections))}
@@ -83,16 +81,18 @@ class DetectionMetrics:
         return table
 
     def write_coco_results(self, path: Path) -> None:
-        """Write results in COCO's format, with the annotations' ids. Raises: UserError, as `category_ids`."""
+        """Write results in COCO's format, with the annotations' ids. Raises: UserError, as `category_ids`, or the file
+        cannot be written."""
         ids, rows = self.category_ids(), []
-        image_ids = getattr(self.dataset, "image_ids", None)
         for image, (labels, boxes, scores) in sorted(self._detections.items()):
-            image_id = int(self.dataset[image]["image_id"] if image_ids is None else image_ids[image])
-            rows += [{"image_id": image_id, "category_id": ids[label], "bbox": box, "score": score}
-                     for label, box, score in zip(labels.tolist(), xywh(boxes).tolist(), scores.tolist(), strict=True)]
-        path.write_text(json.dumps(rows))
+            example = self.dataset[image]
+            boxes = xywh(_as_annotated(boxes, example))
+            rows += [{"image_id": example["image_id"], "category_id": ids[label], "bbox": box, "score": score}
+                     for label, box, score in zip(labels.tolist(), boxes.tolist(), scores.tolist(), strict=True)]
+        with writing(path):
+            path.write_text(json.dumps(rows))
 
-    def category_ids(self) -> list[int]:
+    def category_ids(self) -> list[int | str]:
         """The annotations' own id of each class. Raises: UserError when the dataset does not know them."""
         source = self.dataset
         while not hasattr(source, "category_ids") and isinstance(getattr(source, "source", None), Dataset):
@@ -106,14 +106,11 @@ class DetectionMetrics:
 
     def _ap(self) -> tuple[CocoAp, VocAp]:
         images, num_classes = sorted(self._detections), len(self.dataset.classes)
-        if not images:
-            raise UserError("no image was evaluated; expected at least one with an object in it")
-        truth = joined([objects._replace(image=np.full(len(objects.label), place))
-                        for place, objects in enumerate(map(self._truth, images))])
-        if not len(truth.label):
-            raise UserError(f"none of the {len(images):,} images has an annotated object; choose a split with boxes")
-        detections = joined([Detections(np.full(len(scores), place), labels, boxes, scores)
-                             for place, (labels, boxes, scores) in enumerate(self._detections[i] for i in images)])
+        truth = joined([NO_OBJECTS, *(objects._replace(image=np.full(len(objects.label), place))
+                                      for place, objects in enumerate(map(self._truth, images)))])
+        detections = joined([NO_DETECTIONS, *(
+            Detections(np.full(len(scores), place), labels, boxes, scores)
+            for place, (labels, boxes, scores) in enumerate(self._detections[i] for i in images))])
         return coco_ap(truth, detections, len(images), num_classes), voc_ap(truth, detections, num_classes)
 
     def _truth(self, index: int) -> GroundTruth:
@@ -121,6 +118,14 @@ class DetectionMetrics:
         if index not in cached:
             cached[index] = truth_of(self.dataset[index])
         return cached[index]
+
+
+def check_objects(dataset: Dataset) -> None:
+    """Raises: UserError as `check_scorable`, when there are no objects but crowds; or no boxes."""
+    def counts(index: int) -> bool:
+        return len(dataset.labels(index)[1]) > 0 and not truth_of(dataset[index]).crowd.all()
+
+    check_scorable(dataset, counts, "an object that is not a crowd")
 
 
 def truth_of(example: Example) -> GroundTruth:
@@ -145,6 +150,15 @@ def truth_of(example: Example) -> GroundTruth:
                        area.astype(np.float64), example.get("crowd", none), example.get("difficult", none))
 
 
-def _mean(values: np.ndarray) -> float:
+def _as_annotated(boxes: np.ndarray, example: Example) -> np.ndarray:
+    """Boxes in pixels of the upright image to those of the image that was annotated."""
+    if "orientation" not in example:
+        return boxes
+    height, width = image_size(example["image"])
+    fractions = turn_boxes(boxes / ([width, height] * 2), INVERSE[example["orientation"]])
+    return fractions * ([height, width] * 2)
+
+
+def _mean(values: np.ndarray) -> float | None:
     defined = values[~np.isnan(values)]
-    return float(defined.mean()) if len(defined) else 0.0
+    return float(defined.mean()) if len(defined) else None

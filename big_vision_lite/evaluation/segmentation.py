@@ -10,9 +10,11 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float32, Int, UInt8
 
+from big_vision_lite.data.decode import DecodeError, image_size
 from big_vision_lite.data.masks import VOID, check_mask_values, class_mask
-from big_vision_lite.data.source import Example
-from big_vision_lite.errors import UserError
+from big_vision_lite.data.source import Dataset, Example
+from big_vision_lite.errors import BadImageError, UserError
+from big_vision_lite.evaluation.scorable import check_scorable
 
 BACKGROUND = "background"
 """Value 0 of a mask; class c has value c + 1."""
@@ -41,8 +43,8 @@ class ConfusionMatrix:
         pairs = truth[counted].astype(np.int64) * num_classes + predicted[counted]
         self.add(np.bincount(pairs, minlength=num_classes * num_classes).reshape(num_classes, num_classes))
 
-    def result(self) -> dict[str, float]:
-        """Metrics from 0 to 1; all are 0 if every pixel was void.
+    def result(self) -> dict[str, float | None]:
+        """Metrics from 0 to 1; None if every pixel was void.
 
         "IoU/NAME": intersection over union of true and predicted pixels, for each class (background included) that
         occurs in the truth or in the predictions. "mIoU": their mean; VOC's devkit averages over all 21 classes, which
@@ -56,13 +58,13 @@ class ConfusionMatrix:
         return {
             "mIoU": _mean(iou[union > 0]),
             "mIoU_true": _mean(iou[true > 0]),
-            "pixel_accuracy": float(intersection.sum() / max(self.counts.sum(), 1)),
+            "pixel_accuracy": float(intersection.sum() / self.counts.sum()) if self.counts.any() else None,
             **{f"IoU/{name}": float(value) for name, value, n in zip(self.names, iou, union, strict=True) if n},
         }
 
 
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else 0.0
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
 
 
 def confusion(truth: UInt8[Array, "b h w"], predicted: Int[Array, "b h w"], num_classes: int) -> Int[Array, "b k k"]:
@@ -110,6 +112,19 @@ def bilinear(cells: int, canvas: int, size: int, original: int) -> Float32[np.nd
     weights[pixels, np.minimum(low + 1, cells - 1)] = position - low
     weights[pixels, low] += 1 - (position - low)
     return weights
+
+
+def check_masks(dataset: Dataset) -> None:
+    """Raises: UserError as `check_scorable`, when all pixels are void; or a mask is missing or unsuitable."""
+    def counts(index: int) -> bool:
+        example = dataset[index]
+        try:
+            size = image_size(example["image"])
+        except DecodeError as error:
+            raise BadImageError(example["id"], str(error)) from error
+        return bool((true_mask(example, len(dataset.classes), size) != VOID).any())
+
+    check_scorable(dataset, counts, "a pixel in its mask that is not void")
 
 
 def true_mask(example: Example, num_classes: int, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:

@@ -35,10 +35,10 @@ def voc_ap(truth: GroundTruth, detections: Detections, num_classes: int, thresho
     order = np.argsort(-detections.score, kind="stable")
     detections = Detections(*(column[order] for column in detections))
     best, overlap = best_overlaps(truth, detections, num_classes)
-    hit = overlap >= threshold
-    ignored = hit & optional[best]
-    correct = np.zeros(len(order), np.bool_)
-    hits = np.flatnonzero(hit & ~ignored)
+    hits = np.flatnonzero(overlap >= threshold)
+    ignored, correct = np.zeros((2, len(order)), np.bool_)
+    ignored[hits] = optional[best[hits]]
+    hits = hits[~ignored[hits]]
     correct[hits[np.unique(best[hits], return_index=True)[1]]] = True  # the first detection of each object
     area, eleven = np.full(num_classes, np.nan), np.full(num_classes, np.nan)
     for c in np.flatnonzero(objects):

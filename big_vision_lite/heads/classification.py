@@ -18,6 +18,7 @@ from big_vision_lite.backbones.backbone import BackboneModule, Keys
 from big_vision_lite.data.source import Dataset, DatasetInfo, Example
 from big_vision_lite.errors import UserError
 from big_vision_lite.evaluation.classification import MultiLabelMetrics, SingleLabelMetrics
+from big_vision_lite.evaluation.scorable import check_labels
 from big_vision_lite.heads.drawing import draw_labels
 from big_vision_lite.heads.head import Batch, Head, MainMetric, Metrics
 from big_vision_lite.heads.losses import multi_hot, sigmoid_loss, softmax_loss
@@ -57,6 +58,9 @@ class Classification(Head):
 
     def build(self, backbone: BackboneModule, data: DatasetInfo, rngs: nnx.Rngs) -> Classifier:
         num_classes = len(data.classes)
+        if num_classes == 1 and not data.multi_label:
+            raise UserError(f"the data has one class, {data.classes[0]!r}, which every image is of, so that there is "
+                            "nothing to learn; expected several, such as one folder per class below the root")
         bias = 0.0
         if self.loss_kind == "sigmoid":
             prior = self.prior or min(0.5, 1.0 / num_classes)
@@ -107,6 +111,9 @@ class Classification(Head):
 
     def metrics(self, dataset: Dataset) -> Metrics:
         return ClassificationMetrics(dataset)
+
+    def check_eval(self, dataset: Dataset) -> None:
+        check_labels(dataset)
 
     def main_metric(self, data: DatasetInfo) -> MainMetric:
         return MainMetric("mAP" if data.multi_label else "top1")
@@ -178,7 +185,7 @@ class ClassificationMetrics(Metrics):
         self.loss += float(outputs["loss"][batch["mask"]].sum(dtype=np.float64))
         self.images += int(batch["mask"].sum())
 
-    def result(self) -> dict[str, float]:
+    def result(self) -> dict[str, float | None]:
         """The accumulator's metrics, "loss", "images" and, with many labels, "mAP_chance" (of permuted scores)."""
         chance = {"mAP_chance": self.scores.chance()} if self.multi_label else {}
         return {**self.scores.result(), **chance, "loss": self.loss / max(self.images, 1), "images": self.images}

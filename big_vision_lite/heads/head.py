@@ -62,8 +62,9 @@ class Metrics(abc.ABC):
         """Add one batch: the outputs of ``Head.predict``, and the batch as the pipeline made it."""
 
     @abc.abstractmethod
-    def result(self) -> dict[str, float]:
-        """The metrics so far; always with "loss" and "images"."""
+    def result(self) -> dict[str, float | None]:
+        """The metrics so far, always with "loss" and "images"; None for one that does not exist, since nothing that it
+        is about occurred."""
 
     def check_results(self) -> None:
         """Called before an evaluation whose predictions ``write_results`` is to write.
@@ -109,6 +110,9 @@ class Head(abc.ABC):
     @abc.abstractmethod
     def metrics(self, dataset: Dataset) -> Metrics:
         """An empty accumulator for one evaluation over ``dataset``."""
+
+    def check_eval(self, dataset: Dataset) -> None:  # noqa: B027
+        """Called before a run for the data of each evaluation. Raises: UserError when nothing in it can be scored."""
 
     @abc.abstractmethod
     def main_metric(self, data: DatasetInfo) -> MainMetric:

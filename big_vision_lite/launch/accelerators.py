@@ -74,6 +74,8 @@ _HOST_CORES = {"v2": {4: 96}, "v3": {4: 96}, "v4": {4: 240}, "v5e": {1: 24, 4: 1
                "v6e": {1: 44, 4: 180, 8: 180}}
 """Virtual cores by chips per host (Google Cloud machine types)."""
 GPUS_PER_HOST = 8
+MAX_DEVICES = 10_000
+"""More than any machine has, and than can be compiled for."""
 _EXAMPLES = "v5e:4x4, v4-32, v5litepod-16, gpu:h100:8, cpu:8"
 
 
@@ -85,9 +87,15 @@ def parse_topology(text: str) -> Topology:
         ``v5litepod-16``), ``gpu:NAME:COUNT`` or ``cpu:COUNT``.
 
     Raises:
-      UserError: unknown chip, or a slice of it that does not exist.
+      UserError: unknown chip, a slice of it that does not exist, or more than `MAX_DEVICES`.
     """
-    text = text.lower().removeprefix("tpu-")
+    topology = _parsed(text.lower().removeprefix("tpu-"))
+    if topology.devices > MAX_DEVICES:
+        raise UserError(f"{text!r} has {topology.devices:,} devices; expected at most {MAX_DEVICES:,}")
+    return topology
+
+
+def _parsed(text: str) -> Topology:
     head, _, rest = text.partition(":")
     if head == "cpu" and re.fullmatch(r"[1-9]\d*", rest):
         return Topology(text, "cpu", int(rest), 1)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import re
 import tomllib
-import types
-import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from big_vision_lite.errors import UserError, nearest
+from big_vision_lite.errors import UserError, nearest, reading
+from big_vision_lite.system.fields import build
+from big_vision_lite.system.parse import read_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,54 +187,31 @@ def read_cluster(path: Path) -> Cluster:
     Raises:
       UserError: no such file, invalid TOML, or an unknown, missing or invalid key; names the nearest.
     """
-    try:
-        values = tomllib.loads(path.read_text())
-    except OSError as error:
-        hint = nearest(str(path), map(str, path.parent.glob("*.toml")))
-        raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}{hint}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid TOML: {error}") from None
+    if not path.exists():
+        raise UserError(f"there is no {str(path)!r}" + nearest(str(path), map(str, path.parent.glob("*.toml"))))
+    with reading(path, "expected TOML", (ValueError, RecursionError)):
+        values = tomllib.loads(read_text(path))
     kind = values.pop("kind", None)
     if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(f"{path}: kind={kind!r}" + nearest(str(kind), KINDS))
+    for text in _texts(values):
+        if not text.isprintable():
+            raise UserError(f"{path}: {text!r} has an unprintable character; write it on one line")
     try:
-        return _build(KINDS[kind], values, "")
+        return build(KINDS[kind], values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def _build(kind: type, values: dict[str, Any], prefix: str) -> Any:
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    for key in values:
-        if key not in fields:
-            raise UserError(f"no key {prefix + key!r}" + nearest(key, fields))
-    for name, field in fields.items():
-        if name not in values and field.default is field.default_factory is dataclasses.MISSING:
-            raise UserError(f"{prefix + name!r} is missing")
-    hints = typing.get_type_hints(kind)
-    return kind(**{key: _value(value, hints[key], prefix + key) for key, value in values.items()})
-
-
-def _value(value: Any, hint: Any, key: str) -> Any:
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:  # with None, which TOML cannot say
-        return _value(value, inner[0], key)
-    if origin is Literal:
-        if value not in inner:
-            raise UserError(f"{key}={value!r}" + nearest(str(value), inner))
-        return value
-    if origin is tuple and isinstance(value, list):
-        return tuple(_value(item, inner[0], f"{key}[{index}]") for index, item in enumerate(value))
-    if origin is dict and isinstance(value, dict):
-        return {name: _value(item, inner[1], f"{key}.{name}") for name, item in value.items()}
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return _build(hint, value, f"{key}.")
-    expected, is_table = origin or hint, dataclasses.is_dataclass(hint)
-    if is_table or type(value) is not expected:
-        raise UserError(f"{key}={value!r}; expected {'a table' if is_table else expected.__name__}")
-    if expected is str and not value.isprintable():
-        raise UserError(f"{key}={value!r} has an unprintable character; write it on one line")
-    return value
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in values of TOML."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _texts([*value, *value.values()])
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _texts(entry)
 
 
 def _words(kind: str, **values: str | None) -> None:

@@ -31,6 +31,8 @@ How = Literal["compiled", "analytic", "assumed", "given"]
 
 ROOFLINE_SHARE = 0.6
 """Assumed share of the roofline's speed that a run reaches."""
+MAX_CLASSES = 10**7
+"""Beyond it, a number of classes must be a mistake."""
 DECODE_RATE = 570.0
 """Assumed images/s decoded per core: docs/performance.md, JPEGs of 500x375, cropped to 224."""
 
@@ -69,8 +71,8 @@ def dataset_info(experiment: Experiment, classes: int | None = None) -> DatasetI
       UserError: the data is not here and ``classes`` is not given.
     """
     if classes is not None:
-        if classes < 1:
-            raise UserError(f"--classes {classes}; expected at least 1")
+        if not 1 <= classes <= MAX_CLASSES:
+            raise UserError(f"--classes {classes}; expected 1 to {MAX_CLASSES:,}")
         return SavedDatasetInfo(tuple(f"class {i}" for i in range(classes)), True, "", 0, "")
     try:
         return experiment.train.open()

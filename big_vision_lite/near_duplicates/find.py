@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from big_vision_lite.data.source import Dataset
-from big_vision_lite.errors import UserError, nearest
+from big_vision_lite.errors import UserError, nearest, writing
 from big_vision_lite.near_duplicates import MIN_CORRELATION, THRESHOLD
 from big_vision_lite.system.cores import usable_cores
 
@@ -130,12 +130,9 @@ def find_duplicates(
                        embed_size)
     sizes = [0 if k and within[k] else len(dataset) for k, dataset in enumerate(opened)]
     jobs = stages.index_ranges(sizes)
-    writing = f"cannot write to {str(folder)!r}"
-    try:
+    with writing(folder, "name another folder"):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()  # better to fail now than after hours
-    except OSError as error:
-        raise UserError(f"{writing}: {error.strerror or error}; name another folder") from None
     with (tempfile.TemporaryDirectory() as temporary, stages.already_open(key, opened),
           _quiet() if local else contextlib.nullcontext()):
         results = f"{temporary if local else shared}/found.{key}"
@@ -150,10 +147,8 @@ def find_duplicates(
         min_correlation=min_correlation, max_embedding_distance=max_embedding_distance if embed else None,
         fingerprints={name: dataset.fingerprint for name, dataset in zip(names, opened, strict=True)},
         seconds=round(time.monotonic() - start, 2))
-    try:
+    with writing(folder, "make room there or name another folder"):
         report.write_report(folder, summary, pairs, [(names[k], *rest) for k, *rest in bad], names, opened)
-    except OSError as error:
-        raise UserError(f"{writing}: {error.strerror or error}; make room there or name another folder") from error
     return summary
 
 

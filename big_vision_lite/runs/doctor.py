@@ -140,6 +140,8 @@ def _opened(name: str, inputs: Input, open_split: Callable[[], Dataset]) -> Iter
                       "lower --train.batch-size, or use more images")
     else:
         yield Finding(name, "ok", size)
+    for note in dataset.notes:
+        yield Finding(name, "warning", note, "if this is not as it should be, rename files or change the source")
     return dataset
 
 

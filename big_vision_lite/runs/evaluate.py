@@ -9,11 +9,10 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from big_vision_lite import config
 from big_vision_lite.data.pipeline import Input
 from big_vision_lite.data.source import Source
 from big_vision_lite.errors import UserError
-from big_vision_lite.experiment import Experiment
+from big_vision_lite.experiment import read_experiment
 from big_vision_lite.system.atomic import write_text
 from big_vision_lite.system.paths import as_path
 from big_vision_lite.training.checkpoints import Checkpoints
@@ -33,7 +32,7 @@ def open_run(run: Path, step: int | None = None, allowed: Sequence[str] = ()) ->
       UserError: not a run folder, of another format, or no such checkpoint.
     """
     run = as_path(run)
-    experiment: Experiment = config.read(run / "config.json", allowed)
+    experiment = read_experiment(run / "config.json", allowed)
     with contextlib.closing(Checkpoints(run / "checkpoints")) as checkpoints:
         step = checkpoints.existing(step)
         trainer = Trainer(experiment, read_dataset_info(run))
@@ -42,8 +41,9 @@ def open_run(run: Path, step: int | None = None, allowed: Sequence[str] = ()) ->
 
 
 def evaluate(run: Path, split: str | None = None, step: int | None = None, allowed: Sequence[str] = (),
-             sources: Mapping[str, Source] | None = None, submission: Path | None = None) -> dict[str, float]:
-    """Metrics of a checkpoint; also written to ``evaluations/NAME-STEP.json``, with a picture beside each.
+             sources: Mapping[str, Source] | None = None, submission: Path | None = None) -> dict[str, float | None]:
+    """Metrics of a checkpoint, None for those that do not exist; also written to ``evaluations/NAME-STEP.json``, with a
+    picture beside each.
 
     Args:
       split: another split of the first evaluation's source, instead of the config's evaluations.
@@ -59,15 +59,18 @@ def evaluate(run: Path, split: str | None = None, step: int | None = None, allow
     """
     trainer, state, step = open_run(run, step, allowed)
     evals = trainer.experiment.evals
+    if not evals:
+        raise UserError(f"the config of {str(run)!r} has no evaluations, like that of any imported weights, and "
+                        "--split, --source and --submission need one; probe it, or evaluate a run that starts from it")
     if split is not None:
         evals = _on_split(evals, split)
+    view = next(iter(evals.values()))
     if sources is not None:
-        view = _first_eval(evals)
         evals = {name: dataclasses.replace(view, source=source, curate=()) for name, source in sources.items()}
     if submission is not None:
         _check_writable(submission)
-        inputs = _first_eval(evals)
-        evals = {next(iter(evals)): dataclasses.replace(inputs, on_bad_image="raise")}
+        name, inputs = next(iter(evals.items()))
+        evals = {name: dataclasses.replace(inputs, on_bad_image="raise")}
     trainer.experiment = dataclasses.replace(trainer.experiment, evals=evals)
     folder = as_path(run) / "evaluations"
     results = {"step": step}
@@ -81,17 +84,10 @@ def evaluate(run: Path, split: str | None = None, step: int | None = None, allow
 
 
 def _on_split(evals: Mapping[str, Input], split: str) -> dict[str, Input]:
-    inputs = _first_eval(evals)
+    inputs = next(iter(evals.values()))
     if "split" not in [f.name for f in dataclasses.fields(inputs.source)]:
         raise UserError(f"{type(inputs.source).__name__} has no splits; leave --split out")
     return {split: dataclasses.replace(inputs, source=dataclasses.replace(inputs.source, split=split))}
-
-
-def _first_eval(evals: Mapping[str, Input]) -> Input:
-    """Raises: UserError when there is none."""
-    if not evals:
-        raise UserError("the run's config has no evaluations, and --split, --source and --submission need one")
-    return next(iter(evals.values()))
 
 
 def _check_writable(path: Path) -> None:

@@ -18,19 +18,18 @@ from big_vision_lite.backbones.resnet_v2 import ResNetV2
 from big_vision_lite.data.pipeline import Input
 from big_vision_lite.data.source import Dataset, SavedDatasetInfo, Source
 from big_vision_lite.data.transforms.image import CentreCrop
-from big_vision_lite.errors import UserError
+from big_vision_lite.errors import UserError, writing
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.heads.classification import Classification
 from big_vision_lite.runs.evaluate import open_run
-from big_vision_lite.system.paths import as_path
+from big_vision_lite.system.atomic import replacing
 from big_vision_lite.training.checkpoints import Checkpoints
 from big_vision_lite.training.optimizers import SGD
 from big_vision_lite.training.trainer import Trainer
 from big_vision_lite.training.trees import flatten, replaced
-from big_vision_lite.training.workdir import open_workdir, write_dataset_info
-from big_vision_lite.weights.convert import family, pixels_of, to_ours, to_theirs
-from big_vision_lite.weights.download import fetch
-from big_vision_lite.weights.files import read_file, write_safetensors
+from big_vision_lite.training.workdir import OwnedWorkdir, open_workdir, run_folder, write_dataset_info
+from big_vision_lite.weights.convert import family, to_ours, to_theirs
+from big_vision_lite.weights.files import read_weights, write_safetensors
 from big_vision_lite.weights.naming import BIT, TIMM_BIT, TORCHVISION, depth_of, naming_of
 
 Format = Literal["torchvision", "timm", "bit", "safetensors"]
@@ -50,54 +49,60 @@ class UnavailableSource(Source):
                         "from it (--transfer.init), or probe it")
 
 
-def import_weights(source: str, out: Path, classes: Sequence[str] | None = None) -> str:
+def import_weights(source: str, out: Path, classes: Sequence[str] | None = None, ema: bool = False) -> str:
     """Make a run folder from a weights file, to start from, to probe and to export. Returns a one-line summary.
 
     Args:
       source: path, hf:OWNER/NAME or URL of a .safetensors, .npz or .pth file of a ResNet or BiT ResNet-v2.
       classes: class names of the head; None: their numbers.
+      ema: take the moving average that a .pth file holds beside the network.
 
     Raises:
       UserError: the file cannot be read, the network is unknown, or ``out`` holds another run.
     """
-    tensors = read_file(fetch(source))
+    out = run_folder(out)
+    weights = read_weights(source, ema)
+    tensors = weights.arrays
     depth = depth_of(tensors)
     if depth is None:
         raise UserError(f"{source}: no ResNet of a known depth; its first arrays are {', '.join(list(tensors)[:3])}")
     head = next((tensors[name] for name in ("fc.bias", "head.fc.bias", "resnet/head/conv2d/bias", "head.bias")
                  if name in tensors), None)
-    count = len(head) if head is not None else 1
-    if classes is not None and len(classes) != count:
-        raise UserError(f"{len(classes)} names of classes, and {source} has {count} classes")
+    count = head.size if head is not None else 1
+    if classes is not None and (len(classes) != count or len(set(classes)) != count):
+        raise UserError(f"{len(classes)} names of classes, {len(set(classes))} of them different; {source} has {count} "
+                        "classes")
     names = tuple(classes) if classes is not None else tuple(str(i) for i in range(count))
-    backbone = _backbone(tensors, depth, source)
+    backbone = _backbone(tensors, depth, weights.pixels, source)
+    multi_label = count == 1  # or no classifier
     experiment = Experiment(Input(UnavailableSource(source), CentreCrop(224), 64), {}, backbone,
-                            Classification("softmax"), SGD(), steps=1)
-    trainer = Trainer(experiment, SavedDatasetInfo(names, False, _NO_DATA, 1, ""))
+                            Classification("sigmoid" if multi_label else "softmax"), SGD(), steps=1)
+    trainer = Trainer(experiment, SavedDatasetInfo(names, multi_label, _NO_DATA, 1, ""))
     spec = flatten({"params": trainer.state_spec.params, "batch_stats": trainer.state_spec.batch_stats})
-    weights = to_ours(tensors, {name.partition(".")[2]: leaf for name, leaf in spec.items()}, source)
+    ours = to_ours(tensors, {name.partition(".")[2]: leaf for name, leaf in spec.items()}, source)
     state = trainer.random_init()  # compiled only when the weights fit
-    loaded = {name: weights[name.partition(".")[2]] for name in spec if name.partition(".")[2] in weights}
+    loaded = {name: ours[name.partition(".")[2]] for name in spec if name.partition(".")[2] in ours}
     arrays = replaced({"params": state.params, "batch_stats": state.batch_stats}, loaded)
-    out = as_path(out)
-    resolved = open_workdir(out, experiment)
-    write_dataset_info(out, {"multi_label": False, "fingerprint": _NO_DATA, "images": 1, "sha256": "",
-                             "classes": list(names)})
-    with contextlib.closing(Checkpoints(out / "checkpoints", max_checkpoints=1)) as checkpoints:
-        checkpoints.save(0, dataclasses.replace(state, **arrays), resolved, {"step": 0, "bad_images": 0})
-        checkpoints.wait()
-    return f"{type(backbone).__name__}-{depth} with {count} classes, {len(weights)} arrays"
+    with OwnedWorkdir(out):
+        resolved = open_workdir(out, experiment)
+        write_dataset_info(out, {"multi_label": multi_label, "fingerprint": _NO_DATA, "images": 1, "sha256": "",
+                                 "classes": list(names)})
+        with contextlib.closing(Checkpoints(out / "checkpoints", max_checkpoints=1)) as checkpoints:
+            checkpoints.save(0, dataclasses.replace(state, **arrays), resolved, {"step": 0, "bad_images": 0})
+            checkpoints.wait()
+    return (f"{type(backbone).__name__}-{depth} with {f'{count} classes' if head is not None else 'no classifier'}, "
+            f"{len(ours)} arrays"
+            + (f" of {weights.part}" if weights.part else ""))
 
 
-def _backbone(tensors: dict[str, np.ndarray], depth: int, source: str) -> Backbone:
+def _backbone(tensors: dict[str, np.ndarray], depth: int, pixels: PixelNormalization | None, source: str) -> Backbone:
     """The network of these arrays; its width is that of its first convolution."""
-    stem = next((array.shape for array in tensors.values() if array.shape[:3] == (7, 7, 3)
-                 or array.shape[1:] == (3, 7, 7)), None)
+    stem = next((array.shape for array in tensors.values() if array.ndim == 4 and array.size
+                 and (array.shape[:3] == (7, 7, 3) or array.shape[1:] == (3, 7, 7))), None)
     if stem is None:
         raise UserError(f"{source} has no first convolution of 7 x 7 pixels and 3 colours; expected an ImageNet stem")
     width = (stem[3] if stem[2] == 3 else stem[0]) / 64
-    pixels = pixels_of(source) or PixelNormalization()
-    naming = naming_of(tensors)
+    naming, pixels = naming_of(tensors), pixels or PixelNormalization()
     kind = naming.family if naming else family(tensors)
     if kind == "ResNetV2":
         return ResNetV2(depth, width=width, pixels=pixels)
@@ -116,10 +121,12 @@ def export_weights(run: Path, out: Path, form: Format, step: int | None = None, 
     timm = TIMM_BIT if isinstance(trainer.experiment.backbone, ResNetV2) else TORCHVISION
     naming = {"torchvision": TORCHVISION, "timm": timm, "bit": BIT}.get(form)
     tensors = to_theirs(naming, arrays) if naming else arrays
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if form == "bit" and out.suffix == ".npz":
-        np.savez(out, **tensors)
-    else:
-        pixels = trainer.experiment.backbone.pixels
-        write_safetensors(out, tensors, {"pixels": json.dumps([pixels.mean, pixels.std])})
+    with writing(f"weights to {str(out)!r}"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if form == "bit" and out.suffix == ".npz":
+            with replacing(out) as temporary:
+                np.savez(temporary, **tensors)
+        else:
+            pixels = trainer.experiment.backbone.pixels
+            write_safetensors(out, tensors, {"pixels": json.dumps([pixels.mean, pixels.std])})
     return f"{len(tensors)} arrays of step {step}"

@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from big_vision_lite.data.pipeline import BatchMaker, Input
 from big_vision_lite.data.source import Dataset, DatasetInfo, Example
-from big_vision_lite.errors import UserError
+from big_vision_lite.data.sources.files import read_file
+from big_vision_lite.errors import BadImageError, UserError, writing
 from big_vision_lite.runs.evaluate import open_run
 from big_vision_lite.system.atomic import replacing
 from big_vision_lite.system.paths import as_path
+from big_vision_lite.training.trainer import Trainer
 
 
 def predict(run: Path, images: Sequence[Path], out: Path, step: int | None = None,
@@ -27,7 +30,8 @@ def predict(run: Path, images: Sequence[Path], out: Path, step: int | None = Non
       step, allowed: as `open_run`.
 
     Raises:
-      UserError: a file is missing or not an image, or as `open_run`. Missing files are found before any output.
+      UserError: a file is missing, the pictures cannot be written, or as `open_run`: before any output. After the
+        predictions of all others: files that cannot be read as images.
     """
     if not images:
         raise UserError("no image to predict for; name files: bvl predict RUN a.jpg b.png")
@@ -38,18 +42,34 @@ def predict(run: Path, images: Sequence[Path], out: Path, step: int | None = Non
     trainer, state, _ = open_run(run, step, allowed)
     view = next(iter(trainer.experiment.evals.values()), trainer.experiment.train)
     rows = min(view.batch_size, -(-len(images) // trainer.mesh.size) * trainer.mesh.size)
-    view = dataclasses.replace(view, batch_size=rows, on_bad_image="raise", curate=())
-    out = as_path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    view = dataclasses.replace(view, batch_size=rows, on_bad_image="mask", curate=())
+    out, choose = as_path(out), "choose another --out"
+    with writing(f"to {str(out)!r}", choose):
+        out.mkdir(parents=True, exist_ok=True)
     pictures = _picture_paths(images, out)
-    head, files = trainer.experiment.head, ImageFiles(images, trainer.data)
+    head, files, bad = trainer.experiment.head, ImageFiles(images, trainer.data), []
     for batch, outputs in trainer.predictions(state.eval_params, state.batch_stats, view, files):
+        bad += batch["index"][~batch["mask"] & (batch["index"] >= 0)].tolist()
         for row in np.flatnonzero(batch["mask"]):
             example = [{k: v[row : row + 1] for k, v in arrays.items()} for arrays in (batch, outputs)]
             index, (prediction,) = int(batch["index"][row]), head.to_json(*example, trainer.data.classes)
-            with replacing(pictures[index]) as file:
+            with writing(repr(str(pictures[index])), choose), replacing(pictures[index]) as file:
                 head.draw(file, *example, trainer.data.classes)
             yield {"image": str(images[index]), "picture": str(pictures[index]), **prediction}
+    if bad:
+        others = [repr(str(images[index])) for index in sorted(bad)[1:]]
+        more = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if others[5:] else "")
+        raise UserError(_reason(trainer, view, files, min(bad)) + (f"; nor can {more}" if others else ""))
+
+
+def _reason(trainer: Trainer, view: Input, files: ImageFiles, index: int) -> str:
+    """Why an image cannot be read."""
+    make = BatchMaker(files, dataclasses.replace(view, on_bad_image="raise"), trainer.experiment.head.targets, None)
+    try:
+        make.gather([index], [0])
+    except BadImageError as error:
+        return str(error)
+    return f"image {files.paths[index]} could not be read, but can be now"
 
 
 class ImageFiles(Dataset):
@@ -67,8 +87,12 @@ class ImageFiles(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Example:
-        return {"id": str(self.paths[index]), "image": self.paths[index].read_bytes(), "labels": np.zeros(0, np.int32),
-                "unlabelled": True}
+        path = str(self.paths[index])
+        return {"id": path, "image": read_file(path, path), "labels": np.zeros(0, np.int32), "unlabelled": True}
+
+    def image_sizes(self) -> np.ndarray:
+        """Read anew: sizes are cached by the fingerprint, and that of these files says nothing of them."""
+        return np.array([self._image_size(index) for index in range(len(self))], np.int32)
 
 
 def _picture_paths(images: Sequence[Path], out: Path) -> list[Path]:

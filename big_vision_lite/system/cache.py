@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import numpy as np
+
+CHECKSUM_BYTES = 16
 
 
 def cache_dir() -> Path:
@@ -27,3 +33,32 @@ def cached_file(path: Path) -> Iterator[Path]:
         if writable:
             with contextlib.suppress(OSError):  # another process has made this folder meanwhile
                 temporary.rename(path)
+
+
+def cached_bytes(path: Path, make: Callable[[], bytes]) -> bytes:
+    """What ``make`` returns, from the cache if it is there and sound: the file ends in a checksum, and a damaged one
+    is made again."""
+    with contextlib.suppress(OSError):
+        stored = path.read_bytes()
+        data = stored[:-CHECKSUM_BYTES]
+        if stored == data + _checksum(data):
+            return data
+    data = make()
+    with contextlib.suppress(OSError), cached_file(path) as temporary:
+        temporary.write_bytes(data + _checksum(data))
+    return data
+
+
+def cached_array(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """As `cached_bytes`, an array."""
+
+    def made() -> bytes:
+        file = io.BytesIO()
+        np.save(file, make(), allow_pickle=False)
+        return file.getvalue()
+
+    return np.load(io.BytesIO(cached_bytes(path, made)), allow_pickle=False)
+
+
+def _checksum(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=CHECKSUM_BYTES).digest()

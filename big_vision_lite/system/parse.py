@@ -3,15 +3,17 @@ meets only what it expects."""
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import stat
 from pathlib import Path
+from types import GenericAlias
 from typing import Any, TypeVar
 
 import msgspec
 
-from big_vision_lite.errors import UserError, reading
+from big_vision_lite.errors import reading
 from big_vision_lite.system.paths import RemotePath
 
 T = TypeVar("T")
@@ -31,15 +33,29 @@ def read_bytes(path: Path, advice: str = "", limit: float = math.inf) -> bytes:
     with reading(path, advice, (OSError, MemoryError, ValueError)):  # ValueError: a NUL in the name
         if isinstance(path, RemotePath):
             return path.read_bytes()
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for a writer
-        with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise UserError(f"cannot read {path}: it is not a regular file" + (f"; {advice}" if advice else ""))
-            if status.st_size > limit:
-                raise UserError(f"cannot read {path}: it has {status.st_size:,} bytes, more than the {limit:,.0f} "
-                                "such a file can have" + (f"; {advice}" if advice else ""))
+        with open(open_regular(path, limit), "rb") as file:
             return file.read()
+
+
+def open_regular(path: Path | str, limit: float = math.inf) -> int:
+    """The descriptor of a file opened for reading that is neither a pipe nor a device, which may never end.
+
+    Args:
+      limit: size in bytes that such a file never exceeds.
+
+    Raises:
+      OSError: it cannot be opened, is no regular file, or is too large.
+      ValueError: a NUL in the name.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for a writer
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and status.st_size <= limit:
+        return descriptor
+    os.close(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    raise OSError(errno.EFBIG, f"it has {status.st_size:,} bytes, more than the {limit:,.0f} such a file can have",
+                  str(path))
 
 
 def read_text(path: Path, advice: str = "", limit: float = math.inf) -> str:
@@ -49,12 +65,12 @@ def read_text(path: Path, advice: str = "", limit: float = math.inf) -> str:
         return read_bytes(path, advice, limit).removeprefix(BOM).decode()
 
 
-def read_json(path: Path, kind: type[T], advice: str = "") -> T:
+def read_json(path: Path, kind: type[T] | GenericAlias, advice: str = "") -> T:
     """A JSON file as ``kind``. Raises: UserError as `read_bytes` and `parse_json`."""
     return parse_json(read_bytes(path, advice), kind, path, advice)
 
 
-def parse_json(data: bytes | str, kind: type[T], source: object, advice: str = "") -> T:
+def parse_json(data: bytes | str, kind: type[T] | GenericAlias, source: object, advice: str = "") -> T:
     """JSON as ``kind``, a type that msgspec knows: a Struct, a dataclass, ``dict[str, int]``, ``Any``, ...
 
     Args:
@@ -63,12 +79,14 @@ def parse_json(data: bytes | str, kind: type[T], source: object, advice: str = "
     Raises:
       UserError: it is no JSON (which knows neither NaN nor Infinity), or not of this type; the message says where.
     """
+    decoder = msgspec.json.Decoder(kind)  # a type that msgspec does not know is no fault of the data
     with reading(source, advice):
         data = data.encode() if isinstance(data, str) else data
-        return msgspec.json.decode(data.removeprefix(BOM), type=kind)
+        return decoder.decode(data.removeprefix(BOM))
 
 
-def convert(values: Any, kind: type[T], source: object, advice: str = "") -> T:
-    """Values of another parser, such as TOML's, as ``kind``. Raises: UserError as `parse_json`."""
+def convert(values: Any, kind: type[T] | GenericAlias, source: object, advice: str = "", strict: bool = True) -> T:
+    """Values of another parser, such as TOML's, as ``kind``; those of one that only knows text, such as XML's, with
+    ``strict=False``. Raises: UserError as `parse_json`."""
     with reading(source, advice, (msgspec.ValidationError, RecursionError)):
-        return msgspec.convert(values, kind)
+        return msgspec.convert(values, kind, strict=strict)

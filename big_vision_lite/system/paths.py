@@ -9,6 +9,7 @@ and its ``rename`` needs the target folder to exist and deletes in any order.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fnmatch
 import functools
@@ -90,6 +91,39 @@ class RemotePath(PosixPath):
         _call(lambda store: store.pipe_file(str(self), data))
         return len(data)
 
+    def read_generation(self) -> tuple[bytes, int]:
+        """The content and the generation of an object, which is another one after each change."""
+        headers, content = _call(lambda store: store.call("GET", "b/{}/o/{}", *store.split_path(str(self))[:2],
+                                                          alt="media"))
+        return content, int(headers["x-goog-generation"])
+
+    def write_if(self, generation: int, data: bytes) -> int:
+        """Replace the object if it has this generation (0: if there is none). Returns the new generation.
+
+        Raises:
+          FileExistsError: it has another one.
+        """
+        def write(store: Any) -> dict[str, Any]:
+            bucket, name, _ = store.split_path(str(self))
+            return store.call("POST", f"{store._location}/upload/storage/v1/b/{bucket}/o", uploadType="media",
+                              name=name, ifGenerationMatch=str(generation), data=data, json_out=True)
+
+        return int(_call(write)["generation"])
+
+    def unlink_if(self, generation: int) -> None:
+        """Remove the object if it has this generation. Raises: FileExistsError when it has another one."""
+        _call(lambda store: store.call("DELETE", "b/{}/o/{}", *store.split_path(str(self))[:2],
+                                       ifGenerationMatch=str(generation)))
+
+    def checksums(self) -> dict[str, tuple[int, int, str]]:
+        """Size, CRC-32C and MD5 (hexadecimal; "" where the bucket knows none) of each object below this folder, by path
+        in it: from a listing, without the contents."""
+        listed = _call(lambda store: store.find(str(self), detail=True)).values()
+        start = len(str(self).removeprefix(SCHEME)) + 1
+        return {entry["name"].removeprefix(SCHEME)[start:]: (
+                    int(entry["size"]), int.from_bytes(base64.b64decode(entry["crc32c"]), "big"),
+                    base64.b64decode(entry.get("md5Hash", "")).hex()) for entry in listed if "crc32c" in entry}
+
     def open(self, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
         """For reading only."""
         if mode not in ("r", "rt", "rb"):
@@ -159,7 +193,7 @@ def _store() -> Any:
 def _call(request: Callable[[Any], Any]) -> Any:
     try:
         return request(_store())
-    except (FileNotFoundError, UserError):
+    except (FileNotFoundError, FileExistsError, UserError):
         raise
     except Exception as error:  # HTTP's, credentials', Google's: no common type, and several lines long
         text = " ".join(str(error).split()) or "no reason is given"

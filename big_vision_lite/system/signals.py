@@ -8,6 +8,14 @@ import threading
 from collections.abc import Iterator
 
 
+class Stopped(Exception):
+    """A signal stopped the run. ``code``: the exit code by convention."""
+
+    def __init__(self, signum: int, where: str):
+        super().__init__(f"stopped by {signal.Signals(signum).name} {where}")
+        self.code = 128 + signum
+
+
 @contextlib.contextmanager
 def collect_signals(*numbers: int, once: bool = False, forward_as: int | None = None) -> Iterator[list[int]]:
     """Collect these signals instead of dying of them; outside the main thread, collect nothing.

@@ -1,4 +1,8 @@
-"""Checkpoints: the whole state of a run, one folder per step, written in the background, complete or absent."""
+"""Checkpoints: the whole state of a run, one folder per step, written in the background, complete or absent.
+
+Each has checksums (checksums.py), which are verified before anything else is read: TensorStore would take changed
+numbers for good ones, and may crash on changed files.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,8 @@ import numpy as np
 
 from big_vision_lite.errors import UserError, first_line
 from big_vision_lite.system.paths import RemotePath, as_path
-from big_vision_lite.training.distributed import barrier, broadcast_from_0, is_primary
+from big_vision_lite.training.checksums import damage
+from big_vision_lite.training.distributed import barrier, broadcast_from_0, first_reported, is_primary
 from big_vision_lite.training.trees import flatten
 
 STATE, CONFIG, DATA = "state", "config", "data"
@@ -24,7 +29,7 @@ longer than copying them: for a ResNet-152's 1,550, seven times as long on two C
 
 
 class Damaged(UserError):
-    """A checkpoint that cannot be read."""
+    """A checkpoint that is not as it was written, or cannot be read."""
 
 
 class NotSaved(UserError):
@@ -48,21 +53,26 @@ class Checkpoints:
     def __init__(self, folder: Path, max_checkpoints: int | None = None):
         import orbax.checkpoint as ocp
 
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every step it takes
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every step it takes, and what it raises
         folder = as_path(folder)
         self._ocp, self.folder, self._max_checkpoints = ocp, folder, max_checkpoints
+        self._verified: set[int] = set()
         self._thread, self._begin = ThreadPoolExecutor(1, "checkpoint"), None  # future of a save's begin
         if max_checkpoints is None and not folder.is_dir():
             raise UserError(f"no checkpoints in {str(folder.parent)!r}; expected a run folder with checkpoints/")
         self._open()
 
     def _open(self) -> None:
-        ocp, reading = self._ocp, self._max_checkpoints is None
+        from big_vision_lite.training.orbax_hooks import temporary_path_class, with_checksums
+
+        ocp, read_only = self._ocp, self._max_checkpoints is None
         ocp.type_handlers.register_type_handler(
             jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE), override=True)
-        options = ocp.CheckpointManagerOptions(max_to_keep=self._max_checkpoints, create=not reading, read_only=reading,
-                                               enable_async_checkpointing=not reading)
-        handlers = {STATE: ocp.StandardCheckpointHandler(), CONFIG: ocp.JsonCheckpointHandler(),
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._max_checkpoints, create=not read_only, read_only=read_only,
+            enable_async_checkpointing=not read_only, temporary_path_class=temporary_path_class(self.folder),
+            lightweight_initialize=True)  # reads nothing of checkpoints that are not verified yet
+        handlers = {STATE: with_checksums(ocp.StandardCheckpointHandler()), CONFIG: ocp.JsonCheckpointHandler(),
                     DATA: ocp.JsonCheckpointHandler()}  # without them a manager that has not saved cannot read shapes
         try:
             self._manager = ocp.CheckpointManager(str(self.folder.absolute()), options=options, item_handlers=handlers)
@@ -80,14 +90,46 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def existing(self, step: int | None) -> int:
-        """``step``, or the newest where that is None. Raises: UserError when there is no such checkpoint."""
+        """``step``, or the newest where that is None.
+
+        Raises:
+          UserError: there is no such checkpoint.
+          Damaged: it is not as it was written; names the newest one that is.
+        """
         steps = self.steps()
         if not steps:
             raise UserError(f"{str(self.folder.parent)!r} has no complete checkpoint yet")
         if step is not None and step not in steps:
             raise UserError(f"{str(self.folder.parent)!r} has no checkpoint of step {step}; it has "
                             f"{', '.join(map(str, steps))}")
-        return steps[-1] if step is None else step
+        step = steps[-1] if step is None else step
+        try:
+            self.verify(step)
+        except Damaged as error:
+            sound = next((other for other in reversed(steps) if other != step and self._is_sound(other)), None)
+            advice = "no other one is sound" if sound is None else f"step {sound} is sound, ask for it by number"
+            raise Damaged(f"{error}; {advice}") from None
+        return step
+
+    def verify(self, step: int) -> None:
+        """Compare the files of a checkpoint with their checksums; each of several processes does a share, and all come
+        to the same end.
+
+        Raises:
+          Damaged: one differs, and which.
+          UserError: they cannot be read.
+        """
+        if step not in self._verified:
+            problem = damage(self.folder / str(step), slice(jax.process_index(), None, jax.process_count()))
+            if problem := first_reported(problem):
+                raise Damaged(f"checkpoint {self.folder / str(step)} is damaged: {problem}")
+            self._verified.add(step)
+
+    def _is_sound(self, step: int) -> bool:
+        with contextlib.suppress(Damaged):
+            self.verify(step)
+            return True
+        return False
 
     def save(self, step: int, state: Any, config: Any, data: dict[str, int]) -> None:
         """Start saving; returns once the state is on the host.
@@ -106,6 +148,7 @@ class Checkpoints:
             self._manager.save(step, args=items, force=True)
 
         leaves = flatten(state)
+        self._verified.discard(step)
         if jax.process_count() > 1:  # all processes must reach Orbax's barriers in the loop's order
             self._guard(lambda: begin(leaves))
         else:  # Orbax takes 0.1 ms per array to begin, which the loop need not wait for
@@ -169,25 +212,25 @@ class Checkpoints:
                            full) from error
 
     def restore_newest(self, like: Any, say: Callable[[str], None]) -> tuple[int, Any, dict[str, int]]:
-        """Restore the newest checkpoint that can be read: its step and what `restore` returns; step 0 without any.
-        Newer, unreadable ones are moved to ``damaged/`` beside the folder, which ``say`` reports.
+        """Restore the newest checkpoint that is as it was written: its step and what `restore` returns; step 0 without
+        any. Newer, damaged ones are moved to ``damaged/`` beside the folder, which ``say`` reports.
 
         Raises:
-          UserError: there are checkpoints, and none can be read; or as `restore`.
+          UserError: there are checkpoints, and all are damaged; or as `restore`.
         """
-        newest, unreadable = broadcast_from_0(self.latest() or 0), []
+        newest, damaged = broadcast_from_0(self.latest() or 0), []
         for step in sorted((s for s in self.steps() if s <= newest), reverse=True):
             try:
                 state, data = self.restore(step, like)
             except Damaged as error:
-                unreadable.append((step, error))
+                damaged.append((step, error))
                 continue
-            for damaged, error in unreadable:
-                say(f"{error}; moved to {self._set_aside(damaged)}, going on from step {step}")
+            for bad, error in damaged:
+                say(f"{error}; moved to {self._set_aside(bad)}, going on from step {step}")
             return step, state, data
-        if unreadable:
-            raise UserError(f"{unreadable[0][1]}; nor can any other in {str(self.folder)!r}; bring one back, or remove "
-                            "the folder to start anew")
+        if damaged:
+            raise UserError(f"{damaged[0][1]}; nor is any other in {str(self.folder)!r} sound; bring one back, or "
+                            "remove the folder to start anew")
         return 0, None, {}
 
     def _set_aside(self, step: int) -> Path:
@@ -198,7 +241,8 @@ class Checkpoints:
             target.parent.mkdir(exist_ok=True)
             (self.folder / str(step)).rename(target)
         barrier(f"checkpoint {step} is set aside")
-        self._manager.reload()
+        self._manager.close()
+        self._open()
         return target
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, int]]:
@@ -209,7 +253,7 @@ class Checkpoints:
 
         Raises:
           UserError: the checkpoint is of another network or optimiser; names the first leaf that differs.
-          Damaged: it cannot be read.
+          Damaged: it is not as it was written, or cannot be read.
         """
         target = flatten(like)
         saved = self._read(step, lambda: {name: leaf.shape for name, leaf in
@@ -235,7 +279,7 @@ class Checkpoints:
         """All arrays of a checkpoint by name, on the host. ``step``: None for the newest.
 
         Raises:
-          UserError: there is no such checkpoint, or it cannot be read.
+          UserError: there is no such checkpoint, or it is damaged or cannot be read.
         """
         step, args = self.existing(step), self._ocp.args
 
@@ -248,8 +292,10 @@ class Checkpoints:
         return self._read(step, read)
 
     def _read(self, step: int, action: Callable[[], Any]) -> Any:
+        self.verify(step)
         try:
             return action()
-        except Exception as error:  # the error depends on which file was cut short
-            raise Damaged(f"checkpoint {self.folder / str(step)} cannot be read, it may have been cut short: "
-                          f"{first_line(error)}") from error
+        except Exception as error:  # from C++, without a common type
+            raise Damaged(f"checkpoint {self.folder / str(step)} cannot be read, though its checksums are right: "
+                          f"{first_line(error)}; was it written by a newer Orbax than {self._ocp.__version__}?"
+                          ) from error

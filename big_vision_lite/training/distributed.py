@@ -12,14 +12,14 @@ import multiprocessing
 import os
 import sys
 import threading
-import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
 import jax
+import numpy as np
 
-from big_vision_lite.errors import UserError, first_line
+from big_vision_lite.errors import UserError, exit_code, first_line
 
 TRY_AGAIN = 75
 """Exit code (EX_TEMPFAIL) of a run that may succeed when it is started again."""
@@ -154,6 +154,18 @@ def broadcast_from_0(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(value))
 
 
+def first_reported(report: str) -> str:
+    """The report of the first process that has one (not ""), in all processes."""
+    if jax.process_count() == 1:
+        return report
+    from jax.experimental import multihost_utils
+
+    sizes = multihost_utils.process_allgather(np.int32(len(report.encode())))
+    padded = np.frombuffer(report.encode().ljust(sizes.max(), b"\0"), np.uint8)
+    reports = multihost_utils.process_allgather(padded) if sizes.any() else ()
+    return next((bytes(line[:size]).decode() for line, size in zip(reports, sizes, strict=False) if size), "")
+
+
 def barrier(name: str) -> None:
     """Return once all processes have reached this point."""
     if jax.process_count() > 1:
@@ -178,16 +190,14 @@ def leaving_on_error() -> Iterator[None]:
     except Exception as error:
         if jax.process_count() == 1:
             raise
-        bad_input = isinstance(error, UserError)
-        if bad_input:
-            print(f"bvl: {error}", file=sys.stderr)
-        elif isinstance(error, jax.errors.JaxRuntimeError):
+        code = TRY_AGAIN
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             print(f"bvl: process {jax.process_index()} cannot go on, another one or the network between them is gone: "
                   f"{first_line(error)}; start the same command again for all, it goes on from the newest checkpoint",
                   file=sys.stderr)
-        else:
-            traceback.print_exc()
-        hard_exit(2 if bad_input else TRY_AGAIN)
+        elif exit_code(error) == 2 and not isinstance(error, OSError):  # a disk may be back later
+            code = 2
+        hard_exit(code)
 
 
 def hard_exit(code: int) -> NoReturn:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import json
 import math
 import signal
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -16,8 +18,7 @@ import jax
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.system.atomic import write_bytes, write_text
-from big_vision_lite.system.paths import as_path
-from big_vision_lite.system.signals import collect_signals
+from big_vision_lite.system.signals import Stopped, collect_signals
 from big_vision_lite.training.checkpoints import Checkpoints
 from big_vision_lite.training.distributed import all_agree_to_stop, is_primary
 from big_vision_lite.training.metrics import MetricWriter, describe_run, last_results, read_run
@@ -27,23 +28,14 @@ from big_vision_lite.training.step import TrainState
 from big_vision_lite.training.trainer import Trainer
 from big_vision_lite.training.wandb import WandB
 from big_vision_lite.training.watchdog import Watchdog
-from big_vision_lite.training.workdir import open_workdir, save_dataset_info, wait_until_there
+from big_vision_lite.training.workdir import OwnedWorkdir, open_workdir, run_folder, save_dataset_info
 
 IN_FLIGHT = 2
 """Steps dispatched to the devices before the host looks at the loss of the oldest."""
 
 
-class Stopped(Exception):
-    """A signal stopped the run, and its state is saved. ``code``: the exit code by convention."""
-
-    def __init__(self, signum: int, step: int):
-        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}, which is saved; the same "
-                         "command goes on from there")
-        self.code = 128 + signum
-
-
 def train(experiment: Experiment, workdir: Path, profile: str | None = None, watchdog: float = 0,
-          wandb: str | None = None) -> dict[str, float]:
+          wandb: str | None = None, patience: float = 0) -> dict[str, float | None]:
     """Run an experiment, or the rest of it, and return the metrics of its last evaluation.
 
     Writes config.json, data.json, run.json, metrics.jsonl, tensorboard/, checkpoints/ and predictions.png. Of several
@@ -53,13 +45,14 @@ def train(experiment: Experiment, workdir: Path, profile: str | None = None, wat
       profile: steps to profile, FIRST:LAST; process 0 writes profile/.
       watchdog: seconds without progress after which the run ends itself; 0: never.
       wandb: project of Weights & Biases that gets the metrics too.
+      patience: seconds to wait for another process that uses the workdir.
 
     Raises:
-      UserError: bad input, a loss that is not finite, or a full disk. Saved checkpoints stay.
+      UserError: bad input, a workdir in use, a loss that is not finite, or a full disk. Saved checkpoints stay.
       Stopped: by SIGTERM or SIGINT.
     """
     began = time.perf_counter()
-    workdir = as_path(workdir)
+    workdir = run_folder(workdir)
     steps, batch_size = experiment.steps, experiment.train.batch_size
     profiler = Profiler(profile, workdir / "profile")
     trainer = Trainer(experiment)
@@ -67,9 +60,10 @@ def train(experiment: Experiment, workdir: Path, profile: str | None = None, wat
     for name in experiment.evals:
         trainer.open_eval(name)  # a missing split is an error now, not after hours
     first_eval, picture = next(iter(experiment.evals), None), workdir / "predictions.png"
-    resolved = open_workdir(workdir, experiment)
-    noise = save_dataset_info(workdir, data)["noise"]
     with contextlib.ExitStack() as stack:
+        owned = stack.enter_context(OwnedWorkdir(workdir, patience))  # left last, after all that writes
+        resolved = open_workdir(workdir, experiment)
+        noise = save_dataset_info(workdir, data)["noise"]
         checkpoints = stack.enter_context(contextlib.closing(
             Checkpoints(workdir / "checkpoints", experiment.max_checkpoints)))
         notes: list[str] = []
@@ -78,9 +72,10 @@ def train(experiment: Experiment, workdir: Path, profile: str | None = None, wat
         step = saved = last_logged = start
         board = WandB(wandb, resolved, workdir, start) if wandb is not None and is_primary() else None
         writer = stack.enter_context(contextlib.closing(
-            MetricWriter(workdir, start, quiet=not is_primary(), board=board)))
+            MetricWriter(workdir, start, quiet=not is_primary(), board=board, confirm=owned.confirm)))
         display = stack.enter_context(Display(steps, start, quiet=not is_primary()))
         received = stack.enter_context(_stop_signals())
+        wait = functools.partial(owned.wait, display.say, received if jax.process_count() == 1 else ())
         dog = stack.enter_context(Watchdog(watchdog, lambda: _last_saved(saved)))
         trainer.heartbeat = dog.heartbeat
         stack.enter_context(profiler)
@@ -89,7 +84,7 @@ def train(experiment: Experiment, workdir: Path, profile: str | None = None, wat
         display.say(f"{workdir}: {len(data):,} images of {len(data.classes)} classes, {parameters / 1e6:.2f} M "
                     f"parameters, {jax.device_count()} {jax.devices()[0].platform} device(s)"
                     + (f", going on from step {start}" if start else ""))
-        for line in (*notes, *filter(None, [trainer.init_summary])):
+        for line in filter(None, (*data.notes, owned.taken_over, *notes, trainer.init_summary)):
             display.say(line)
         for rule in noise:
             display.say(f"label noise: of {rule['labels']:,} labels {rule['precision']:.2%} are right; "
@@ -99,7 +94,7 @@ def train(experiment: Experiment, workdir: Path, profile: str | None = None, wat
         earlier = read_run(workdir) if start else {}
         earlier_seconds, save_seconds = earlier.get("wall_seconds", 0.0), earlier.get("checkpoint_seconds", 0.0)
         rate = experiment.optimizer.schedule.build(steps)
-        results: dict[str, float] = {}
+        results: dict[str, float | None] = {}
         clock, pending = Clock(), collections.deque()
         bad_images = position.get("bad_images", 0)
         stream = trainer.batches(experiment.train, data, experiment.seed, start, steps)
@@ -142,17 +137,19 @@ def train(experiment: Experiment, workdir: Path, profile: str | None = None, wat
                         **device_memory()}
                 if bad_images:
                     line["bad_images"] = bad_images
+                owned.check()
                 writer.write(step, line)
                 display.report(step, line, (steps - step) * batch_size / speed if speed else 0.0)
             with clock.pause():
                 if evaluate:
                     results = _evaluate(trainer, state, step, saved, display)
+                    owned.check()
                     writer.write(step, results)
                     if first_eval:
-                        _draw(trainer, state, first_eval, picture, display)
+                        _draw(trainer, state, first_eval, picture, wait)
                         writer.picture(step, f"{first_eval}/predictions", picture)
                 if save:
-                    wait_until_there(workdir, display.say)
+                    wait()
                     writer.sync()
                     save_began = time.perf_counter()
                     checkpoints.finish_or_drop(display.say)
@@ -166,31 +163,33 @@ def train(experiment: Experiment, workdir: Path, profile: str | None = None, wat
                     _write_run(workdir, run)
             if stop is not None:
                 checkpoints.wait()
-                raise Stopped(stop, step)
+                raise Stopped(stop, f"after step {step}, which is saved; the same command goes on from there")
 
         checkpoints.wait()
         if start == steps:
             display.say(f"all {steps} steps were done before; nothing is left to train")
-            run, results = read_run(workdir), last_results(workdir)
+            run, results = run | read_run(workdir), last_results(workdir)
             if first_eval:
-                _draw(trainer, state, first_eval, picture, display)
+                _draw(trainer, state, first_eval, picture, wait)
+        wait()
         run |= {"results": results, "wall_seconds": round(earlier_seconds + time.perf_counter() - began, 1)}
         _write_run(workdir, run)
         display.say(f"done in {run['wall_seconds']:.0f} s; everything is in {workdir}")
     return results
 
 
-def _draw(trainer: Trainer, state: TrainState, name: str, picture: Path, display: Display) -> None:
+def _draw(trainer: Trainer, state: TrainState, name: str, picture: Path, wait: Callable[[], None]) -> None:
     """Draw an evaluation elsewhere, since the workdir may go away meanwhile, then put the picture in its place."""
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder) / picture.name
         trainer.draw(state, name, drawn)
-        wait_until_there(picture.parent, display.say)
+        wait()
         if is_primary():
             write_bytes(picture, drawn.read_bytes())
 
 
-def _evaluate(trainer: Trainer, state: TrainState, step: int, saved: int, display: Display) -> dict[str, float]:
+def _evaluate(trainer: Trainer, state: TrainState, step: int, saved: int, display: Display
+              ) -> dict[str, float | None]:
     results = {}
     main = trainer.experiment.head.main_metric(trainer.data).name
     for name in trainer.experiment.evals:
@@ -199,7 +198,8 @@ def _evaluate(trainer: Trainer, state: TrainState, step: int, saved: int, displa
             metrics = trainer.score(state, name)
         except UserError as error:
             raise UserError(f"evaluation {name} at step {step}: {error}; {_last_saved(saved)}") from error
-        display.say(f"step {step}: {name} {main} {metrics[main]:.4f}, loss {metrics['loss']:.4f} on "
+        score = "does not exist" if metrics[main] is None else f"{metrics[main]:.4f}"
+        display.say(f"step {step}: {name} {main} {score}, loss {metrics['loss']:.4f} on "
                     f"{metrics['images']:,} images in {time.perf_counter() - start:.1f} s")
         results |= {f"{name}/{key}": value for key, value in metrics.items()}
     for name, probe in trainer.experiment.probes.items():

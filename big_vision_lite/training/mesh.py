@@ -26,6 +26,10 @@ class Mesh:
     fsdp: int = 1
     """Devices over which parameters and optimiser state are sharded; the batch is split over them as well."""
 
+    def __post_init__(self) -> None:
+        if min(self.fsdp, 1 if self.data is None else self.data) < 1:
+            raise UserError(f"Mesh: data={self.data}, fsdp={self.fsdp}; expected at least 1")
+
     def build(self, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
         """
         Args:
@@ -36,7 +40,7 @@ class Mesh:
         """
         count = jax.device_count() if devices is None else len(devices)
         data = count // self.fsdp if self.data is None else self.data
-        if data < 1 or self.fsdp < 1 or data * self.fsdp != count:
+        if data * self.fsdp != count:
             raise UserError(f"Mesh: data={self.data}, fsdp={self.fsdp} with {count} devices; their product must be "
                             "the number of devices (data=None takes what fsdp leaves)")
         return jax.make_mesh((data, self.fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)

@@ -11,14 +11,16 @@ import platform
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import big_vision_lite
 from big_vision_lite.config import FORMAT, check_format
-from big_vision_lite.errors import UserError
+from big_vision_lite.errors import UserError, writing
 from big_vision_lite.system.atomic import write_text
+from big_vision_lite.system.parse import convert, parse_json, read_bytes, read_json
 from big_vision_lite.system.paths import RemotePath, upload
 from big_vision_lite.training.wandb import WandB
 
@@ -39,10 +41,12 @@ class MetricWriter:
         removed, so that each step is there exactly once.
       quiet: write nothing, as in all processes but the first.
       board: another writer that gets the metrics, and is closed with this one.
+      confirm: whether a bucket can be written, asked before each upload.
     """
 
-    def __init__(self, workdir: Path, start: int, quiet: bool = False, board: WandB | None = None):
-        self._quiet = quiet
+    def __init__(self, workdir: Path, start: int, quiet: bool = False, board: WandB | None = None,
+                 confirm: Callable[[], bool] = lambda: True):
+        self._quiet, self._confirm = quiet, confirm
         if quiet:
             return
         from tensorboardX import SummaryWriter
@@ -58,22 +62,23 @@ class MetricWriter:
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
         self._upload()
 
-    def write(self, step: int, metrics: dict[str, float]) -> None:
+    def write(self, step: int, metrics: dict[str, float | None]) -> None:
         if self._quiet:
             return
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        finite = {name: None if value is None or not math.isfinite(value) else value for name, value in metrics.items()}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")  # JSON knows no NaN
         self._file.flush()
         self.chart(step, metrics)
         if self._local and time.monotonic() - self._uploaded_at > UPLOAD_SECONDS:
             with contextlib.suppress(UserError):  # the bucket may be away for a moment; the next upload has it all
                 self._upload()
 
-    def chart(self, step: int, metrics: dict[str, float]) -> None:
+    def chart(self, step: int, metrics: dict[str, float | None]) -> None:
         """For TensorBoard and the other board only."""
         if self._quiet:
             return
         for name, value in metrics.items():
-            if math.isfinite(value):
+            if value is not None and math.isfinite(value):
                 self._tensorboard.add_scalar(name, value, step)
         if self._board:
             self._board.write(step, metrics)
@@ -108,11 +113,11 @@ class MetricWriter:
             return
         self._uploaded_at = time.monotonic()
         self._tensorboard.flush()
-        try:
+        with writing(f"the metrics to {str(self._workdir)!r}", "see that it can be reached and start the same command "
+                     "again"):
+            if not self._confirm():
+                raise OSError("it cannot be reached")
             upload(Path(self._local.name), self._workdir, self._uploaded_sizes)
-        except OSError as error:
-            raise UserError(f"cannot write the metrics to {str(self._workdir)!r}: {error}; see that it can be reached "
-                            "and start the same command again") from None
 
     def close(self) -> None:
         if self._quiet:
@@ -130,31 +135,68 @@ class MetricWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, without a last line that a crash cut short."""
-    lines = []
-    if path.is_file():
-        for text in path.read_text().splitlines():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                break
+    """The lines of a metrics.jsonl, without last lines that a crash cut short.
+
+    Raises:
+      UserError: the file cannot be read, or a line before others is damaged.
+    """
+    lines: list[dict[str, Any]] = []
+    damaged: UserError | None = None
+    for number, text in enumerate(read_bytes(path).splitlines() if path.is_file() else (), 1):
+        source, advice = f"line {number} of {path}", "remove it, or bring the file back from a copy"
+        try:
+            line = parse_json(text, dict[str, Any], source, advice)
+            convert(line, dict[str, float | None], source, advice)
+            convert(line.get("step"), int, source, advice)
+        except UserError as error:
+            damaged = damaged or error
+        else:
+            if damaged:
+                raise damaged
+            lines.append(line)
     return lines
 
 
-def last_results(workdir: Path) -> dict[str, float]:
+def last_results(workdir: Path) -> dict[str, float | None]:
     """The metrics of the last evaluation in metrics.jsonl."""
     evaluations = [line for line in read_metrics(workdir / "metrics.jsonl") if any("/" in key for key in line)]
     return {key: value for key, value in evaluations[-1].items() if key != "step"} if evaluations else {}
 
 
+class _MainMetric(TypedDict):
+    name: str
+    direction: Literal["higher", "lower"]
+    unit: str
+
+
+class _Run(TypedDict, total=False):
+    """What is read of run.json. More is written, for people."""
+
+    step: int
+    images: int
+    bad_images: int
+    wall_seconds: float
+    checkpoint_seconds: float
+    seconds_to_first_step: float
+    time: str
+    versions: dict[str, str]
+    platform: str
+    devices: tuple[str, int]
+    cpu_cores: int | None
+    git_commit: str | None
+    main_metric: _MainMetric
+    results: dict[str, float | None]
+
+
 def read_run(workdir: Path) -> dict[str, Any]:
-    """run.json, or an empty dict where there is none yet. Raises: UserError when it is of another format."""
+    """run.json, or an empty dict where there is none yet. Raises: UserError when it is damaged or of another format."""
     path = workdir / "run.json"
-    try:
-        run = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):  # a process may have died while writing it
+    if not path.is_file():
         return {}
+    advice = "remove it: the run's command writes a new one"
+    run = read_json(path, dict[str, Any], advice)
     check_format(run, path)
+    convert(run, _Run, path, advice)
     return run
 
 

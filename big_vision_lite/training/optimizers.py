@@ -8,6 +8,7 @@ from typing import Literal
 
 import jax
 import optax
+from optax import GradientTransformation
 
 from big_vision_lite.errors import UserError
 from big_vision_lite.training.schedules import Cosine, Schedule
@@ -30,10 +31,10 @@ class Optimizer(abc.ABC):
     """Maximum global norm of the gradient; None: no clipping."""
 
     @abc.abstractmethod
-    def direction(self) -> tuple[optax.GradientTransformation, bool]:
-        """The transformation without rate and decay, and whether decay is added after it."""
+    def parts(self, decay: GradientTransformation, rate: GradientTransformation) -> tuple[GradientTransformation, ...]:
+        """What follows clipping, in order: weight decay and learning rate among the optimiser's own parts."""
 
-    def build(self, steps: int) -> optax.GradientTransformation:
+    def build(self, steps: int) -> GradientTransformation:
         """The chain for a run of ``steps`` steps. Raises: UserError for values out of range."""
         clip_norm = self.grad_clip_norm
         if self.learning_rate <= 0 or self.weight_decay < 0 or (clip_norm is not None and clip_norm <= 0):
@@ -43,11 +44,9 @@ class Optimizer(abc.ABC):
         factor = self.schedule.build(steps)
         mask = None if self.decay_mask == "all" else lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
         decay = optax.add_decayed_weights(self.weight_decay, mask)
-        direction, decay_last = self.direction()
-        clip = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
-        middle = [direction, decay] if decay_last else [decay, direction]
         rate = optax.scale_by_learning_rate(lambda step: self.learning_rate * factor(step))
-        return optax.chain(*clip, *middle, rate)
+        clip = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
+        return optax.chain(*clip, *self.parts(decay, rate))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,22 +56,27 @@ class SGD(Optimizer):
     momentum: float = 0.9
     nesterov: bool = False
 
-    def direction(self) -> tuple[optax.GradientTransformation, bool]:
-        return optax.trace(self.momentum, self.nesterov), False
+    def parts(self, decay: GradientTransformation, rate: GradientTransformation) -> tuple[GradientTransformation, ...]:
+        return decay, optax.trace(self.momentum, self.nesterov), rate
 
 
 @dataclasses.dataclass(frozen=True)
 class RMSProp(Optimizer):
-    """RMSProp with momentum: the paper's optimiser (as reported, not verified), with rate 1e-3 for 32 images."""
+    """RMSProp with momentum: the paper's optimiser (as reported, not verified), with rate 1e-3 for 32 images.
+
+    TensorFlow's, as in the paper: mean squares start at 1, epsilon is under the root, and a step's rate scales what
+    that step adds to the momentum. PyTorch scales the whole momentum instead, so a falling rate also shrinks what
+    earlier steps contributed; with a constant rate both are the same.
+    """
 
     momentum: float = 0.9
     decay_rate: float = 0.9
     """Decay of the running mean of squared gradients."""
     epsilon: float = 1e-3
 
-    def direction(self) -> tuple[optax.GradientTransformation, bool]:
+    def parts(self, decay: GradientTransformation, rate: GradientTransformation) -> tuple[GradientTransformation, ...]:
         scale = optax.scale_by_rms(self.decay_rate, self.epsilon, initial_scale=1.0)
-        return optax.chain(scale, optax.trace(self.momentum)), False
+        return decay, scale, rate, optax.trace(self.momentum)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,5 +88,5 @@ class AdamW(Optimizer):
     b2: float = 0.999
     epsilon: float = 1e-8
 
-    def direction(self) -> tuple[optax.GradientTransformation, bool]:
-        return optax.scale_by_adam(self.b1, self.b2, self.epsilon), True
+    def parts(self, decay: GradientTransformation, rate: GradientTransformation) -> tuple[GradientTransformation, ...]:
+        return optax.scale_by_adam(self.b1, self.b2, self.epsilon), decay, rate

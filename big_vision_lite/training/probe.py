@@ -31,6 +31,14 @@ class Probe:
     """Of the choice of shots."""
     neighbours: int = 20
 
+    def __post_init__(self) -> None:
+        right = {"kinds": self.kinds, "shots": self.shots and min(self.shots) > 0,
+                 "seeds": self.seeds and min(self.seeds) >= 0, "neighbours": self.neighbours > 0}
+        wrong = [f"{name}={getattr(self, name)}" for name, is_right in right.items() if not is_right]
+        if wrong:
+            raise UserError(f"Probe: {', '.join(wrong)}; expected some kinds, shots and seeds, numbers above 0, and "
+                            "seeds of at least 0")
+
     def run(self, trainer: Any, params: Tree, batch_stats: Tree) -> dict[str, float]:
         """Accuracies in [0, 1]: "few_shot_5/seed_0" and so on, "few_shot_5" their median, "neighbours_20", "linear".
 

@@ -59,6 +59,7 @@ class Trainer:
             raise UserError(f"the images of train ({type(experiment.train.source).__name__}) have no annotations, so "
                             "nothing can be learnt from them; give the annotations of another split")
         self._evals: dict[str, Dataset] = {}
+        self._scorable: set[str] = set()
         self.init_summary: str | None = None
         self.heartbeat: Callable[[], None] = lambda: None
         graphdef, params, _ = split(nnx.eval_shape(self._build))
@@ -124,7 +125,8 @@ class Trainer:
         """Input and data of an evaluation.
 
         Raises:
-          UserError: its classes are not the model's, or it has no annotations and is to be ``scored``.
+          UserError: its classes are not the model's; or it is to be ``scored``, and has no annotations or nothing
+            that counts.
         """
         inputs = self.experiment.evals[name]
         if name not in self._evals:
@@ -140,6 +142,12 @@ class Trainer:
             their_class, our_class = (repr(names[index]) if index < len(names) else "none" for names in (theirs, ours))
             raise UserError(f"evals.{name} has {len(theirs)} classes and training {len(ours)}; the first that differs "
                             f"is number {index}: {their_class}, expected {our_class}")
+        if scored and name not in self._scorable:
+            try:
+                self.experiment.head.check_eval(dataset)
+            except UserError as error:
+                raise UserError(f"evals.{name}: {error}") from error
+            self._scorable.add(name)
         return inputs, dataset
 
     def _restricted(self, dataset: Dataset) -> Dataset:
@@ -210,8 +218,8 @@ class Trainer:
             batch = {**{k: v[order] for k, v in gathered.items()}, "image": batch["image"]}
         return batch, jax.tree.map(np.asarray, outputs)
 
-    def score(self, state: TrainState, name: str, submission: Path | None = None) -> dict[str, float]:
-        """Metrics of one evaluation; only "images" where the data has no annotations.
+    def score(self, state: TrainState, name: str, submission: Path | None = None) -> dict[str, float | None]:
+        """Metrics of one evaluation; only "images" where the data has no annotations, None for those that do not exist.
 
         Args:
           submission: file for the predictions, in the format of the task's server.

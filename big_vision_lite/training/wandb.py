@@ -7,8 +7,15 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from big_vision_lite.errors import UserError, first_line
 from big_vision_lite.system.atomic import write_text
+from big_vision_lite.system.parse import read_json
+
+
+class _SavedRun(msgspec.Struct):
+    id: str
 
 
 class WandB:
@@ -29,11 +36,9 @@ class WandB:
         except ImportError:
             raise UserError("--wandb needs wandb, which is not installed; pip install 'big_vision_lite[wandb]', or "
                             "leave --wandb out") from None
-        path = workdir / "wandb.json"
-        try:
-            run_id = json.loads(path.read_text())["id"] if start and path.is_file() else uuid.uuid4().hex
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(f"cannot read {path}; remove it, to start another W&B run") from None
+        path, run_id = workdir / "wandb.json", uuid.uuid4().hex
+        if start and path.is_file():
+            run_id = read_json(path, _SavedRun, "remove it, to start another W&B run").id
         try:
             self._run = wandb.init(project=project, name=workdir.name, id=run_id, resume="allow", config=config)
         except Exception as error:  # its own types, and the network's
@@ -41,7 +46,7 @@ class WandB:
                             "here") from error
         write_text(path, json.dumps({"project": project, "id": run_id}) + "\n")
 
-    def write(self, step: int, metrics: dict[str, float]) -> None:
+    def write(self, step: int, metrics: dict[str, float | None]) -> None:
         self._run.log(metrics, step=step)
 
     def close(self) -> None:

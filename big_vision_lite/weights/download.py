@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import filelock
 
-from big_vision_lite.errors import UserError
+from big_vision_lite.errors import UserError, reading
 from big_vision_lite.system.atomic import replacing
 from big_vision_lite.system.cache import cache_dir
 
@@ -29,19 +30,31 @@ _WAIT = 1.0
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
+def is_remote(source: str) -> bool:
+    """Whether weights are named by a repository or URL, not by a path."""
+    return source.startswith(("hf:", "https://", "http://"))
+
+
 def fetch(source: str) -> Path:
     """The local file that ``source`` names, downloaded unless it is cached.
 
     Args:
       source: a path; or ``hf:OWNER/NAME[@REVISION][/FILE]``, a file of a Hugging Face repository, by default
         ``model.safetensors``, by Hugging Face's own client with its cache and settings (``$HF_TOKEN``,
-        ``$HF_ENDPOINT``, ``$HF_HUB_OFFLINE``); or an https URL, cached in ``$BVL_CACHE``. Downloads must be
-        .safetensors or .npz. ``#sha256=...`` after a remote name is verified each time.
+        ``$HF_ENDPOINT``, ``$HF_HUB_OFFLINE``), together with the repository's config.json, if it has one; or an https
+        URL, cached in ``$BVL_CACHE``. Downloads must be .safetensors or .npz. ``#sha256=...`` after a remote name is
+        verified each time.
 
     Raises:
       UserError: the name is malformed, the server cannot be reached or has no such file, or the checksum differs.
     """
-    if not source.startswith(("hf:", "https://", "http://")):
+    advice = "expected a path, hf:OWNER/NAME or https://HOST/FILE"
+    with reading(f"weights {source!r}", advice, (ValueError, RuntimeError)):  # https://[::1, or a home of nobody
+        return _fetch(source)
+
+
+def _fetch(source: str) -> Path:
+    if not is_remote(source):
         return Path(source).expanduser()
     name, _, fragment = source.partition("#")
     checksum = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
@@ -73,7 +86,11 @@ def _from_hub(name: str) -> Path:
         raise UserError(f"weights {name!r} need huggingface_hub, which is not installed; pip install "
                         "'big_vision_lite[hub]', or give a file or a URL") from error
     try:
-        return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision))
+        path = Path(huggingface_hub.hf_hub_download(repository, file, revision=revision))
+        if "/" not in file:
+            with contextlib.suppress(huggingface_hub.errors.EntryNotFoundError):  # as where timm tells the architecture
+                huggingface_hub.hf_hub_download(repository, "config.json", revision=revision)
+        return path
     except Exception as error:  # of HTTP, of names, of the disk: without a common type, and with several lines
         raise UserError(f"cannot fetch weights {name!r}: {type(error).__name__}: "
                         f"{' '.join(str(error).split())[:300]}") from error

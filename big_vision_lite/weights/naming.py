@@ -56,6 +56,9 @@ class Naming:
     """The normalization that such weights expect, unless their file says otherwise."""
     ignored: str = r"(?!)"
     """Pattern of names that are not needed here."""
+    architectures: str = r".*"
+    """Pattern of the architectures that such a network may say to be: others have the same names, but do not compute
+    the same, such as timm's resnetaa50, which pools against aliasing."""
 
     def depth_of(self, names: Iterable[str]) -> int | None:
         """Layers of the network with these names; None if there is no such ResNet."""
@@ -155,9 +158,11 @@ IMAGENET = PixelNormalization(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12
 """255 times ImageNet's mean and standard deviation: what torchvision and nearly all of timm's ResNets expect."""
 TORCHVISION = Naming("torchvision or timm ResNet", "BatchNorm ResNet", _torchvision,
                      re.compile(r"layer(\d+)\.(\d+)\.(conv\d)\.weight"), 1, "conv3", IMAGENET,
-                     r".*\.num_batches_tracked")
+                     r".*\.num_batches_tracked|n_averaged",
+                     r"((tv|gluon|ssl|swsl|ig)_)?(wide_)?resnet[-_]?\d+(_2|_v1b)?")
 BIT = Naming("BiT ResNet-v2", "ResNetV2", _bit,
              re.compile(r"resnet/block(\d+)/unit(\d+)/([abc])/standardized_conv2d/kernel"), 1, "c")
 TIMM_BIT = Naming("timm ResNet-v2", "ResNetV2", _timm_bit,
-                  re.compile(r"stages\.(\d+)\.blocks\.(\d+)\.(conv\d)\.weight"), 0, "conv3")
+                  re.compile(r"stages\.(\d+)\.blocks\.(\d+)\.(conv\d)\.weight"), 0, "conv3",
+                  architectures=r"resnetv2_\d+x\d+_bit\w*")
 NAMINGS = (TORCHVISION, BIT, TIMM_BIT)

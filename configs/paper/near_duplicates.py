@@ -50,8 +50,8 @@ def get_study(exclude: str, scale: Scale = "mini", root: str | None = None, eval
                 runs += [Run(run_name, pretraining, factors=factors),
                          Run(f"imagenet,{run_name}", finetuning, factors=factors)]
                 continue
-            experiment = config.load(f"{RECIPE}:root={root},eval_split={eval_split},size=32,width=0.25,steps={steps},"
-                                     f"seed={seed}")
+            experiment = config.load(str(RECIPE), root=root, eval_split=eval_split, size=32, width=0.25, steps=steps,
+                                     seed=seed)
             if file:
                 experiment = dataclasses.replace(
                     experiment, train=dataclasses.replace(experiment.train, curate=(Exclude(file),)))

@@ -36,8 +36,8 @@ def get_study(root: str, subsets: tuple[int, ...] = (500, 1_600, 5_000, 16_000, 
     """
     runs = []
     for seed in range(seeds):
-        whole = config.load(f"{RECIPE}:root={root},eval_split={eval_split},size={size},depth={depth},width={width},"
-                            f"steps={steps},seed={seed}")
+        whole = config.load(str(RECIPE), root=root, eval_split=eval_split, size=size, depth=depth, width=width,
+                            steps=steps, seed=seed)
         for subset in subsets:
             train = dataclasses.replace(whole.train, curate=(NestedSubset(subset, seed=seed, stratified=True),))
             experiment = dataclasses.replace(whole, train=train, eval_every=None)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import checkpoints
 import experiments
 import pytest
 import saving
@@ -33,6 +34,15 @@ def test_a_save_against_a_plain_copy(tmp_path, capsys, monkeypatch):
     assert measured["bytes"] > 2 * 4 * 10_000 and [p.name for p in tmp_path.iterdir()] == ["saving.json"]
 
 
+def test_checksums_against_none(tmp_path, capsys):
+    measured = checkpoints.benchmark(checkpoints.Options((10,), 1 / 16, rounds=2, folder=tmp_path))["10"]
+    for name in ("held", "written", "restored"):
+        assert measured[name]["ratio"] == pytest.approx(
+            measured[name]["with"]["median"] / measured[name]["without"]["median"])
+    assert 0 < measured["after"]["median"] < measured["written"]["with"]["median"] and 0 < measured["share"] < 1
+    assert "share of the time until it is written" in capsys.readouterr().out and not any(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_resuming_against_starting(tmp_path):
     options = startup.Options(TINY, rounds=1, folder=tmp_path, out=tmp_path / "startup.json")
@@ -45,7 +55,8 @@ def test_resuming_against_starting(tmp_path):
 
 def test_what_cannot_be_measured(monkeypatch):
     for wrong in (lambda: saving.benchmark(saving.Options(TINY, saves=0)), lambda: Network(batch_size=0),
-                  lambda: startup.benchmark(startup.Options(TINY, rounds=0))):
+                  lambda: startup.benchmark(startup.Options(TINY, rounds=0)),
+                  lambda: checkpoints.benchmark(checkpoints.Options(rounds=0))):
         with pytest.raises(UserError, match="expected at least"):
             wrong()
     monkeypatch.setattr(sys, "argv", ["startup.py", "--rounds=0"])
@@ -53,7 +64,8 @@ def test_what_cannot_be_measured(monkeypatch):
         experiments.main(startup.benchmark, startup.Options)
 
 
-@pytest.mark.parametrize("name", ["input", "saving", "startup", "classification_step", "detection_step", "baselines"])
+@pytest.mark.parametrize("name", ["input", "saving", "checkpoints", "startup", "classification_step", "detection_step",
+                                  "baselines"])
 def test_scripts_have_help(name):
     script = Path(experiments.__file__).with_name(f"{name}.py")
     done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, timeout=60)

@@ -14,7 +14,7 @@ import tyro
 from big_vision_lite import config
 from big_vision_lite.commands.arguments import parse
 from big_vision_lite.errors import UserError
-from big_vision_lite.experiment import WITHOUT_EFFECT, Experiment
+from big_vision_lite.experiment import WITHOUT_EFFECT, Experiment, read_experiment
 
 REPOSITORY = Path(__file__).parents[2]
 IMAGE_FOLDER = REPOSITORY / "configs" / "image_folder.py"
@@ -52,6 +52,26 @@ def test_arguments_are_read_by_their_types(arguments):
     assert type(read["kind"]) is int
     read = config.load(f"{arguments}:name=a,depth=18,rate=1e-3")
     assert read == {"name": "a", **defaults, "depth": 18, "rate": 1e-3}
+    read = config.load(f"{arguments}:depth=18", name="/a,depth=50", flip=False)
+    assert read == {"name": "/a,depth=50", **defaults, "depth": 18, "flip": False}
+
+
+@pytest.mark.parametrize(("text", "name"), [
+    ("name='/runs/a,depth=18',depth=34", "/runs/a,depth=18"), ('name="it\'s, depth=18", depth=34', "it's, depth=18"),
+    ("depth=34,name=it's", "it's"), ("name='a'b,depth=34", "'a'b"), ("name='a,depth=34", "'a"), ("name='none'", "none"),
+])
+def test_quotes_keep_a_value_together(arguments, text, name):
+    read = config.load(f"{arguments}:{text}")
+    assert read["name"] == name and read["depth"] == (34 if "34" in text else 50)
+
+
+def test_a_folder_whose_name_reads_as_several_arguments(arguments, tmp_path):
+    folder = tmp_path / "tuned,depth=18"
+    assert config.load(f"{arguments}:name={folder}")["depth"] == 18
+    folder.mkdir()
+    with pytest.raises(UserError, match=r"there is a file or folder .*; as one value it needs quotes: name='.*h=18'"):
+        config.load(f"{arguments}:name={folder}")
+    assert config.load(f"{arguments}:name='{folder}'") == config.load(str(arguments), name=str(folder))
 
 
 @pytest.mark.parametrize(("given", "message"), [
@@ -62,6 +82,7 @@ def test_arguments_are_read_by_their_types(arguments):
     ("name=a,kind=smal", "kind='smal' is not"),
     ("depth=3", "needs name=..."),
     ("depth", "'depth' has no value; expected argument=value"),
+    ("depth=3,name=", "name= has no value; expected name=value"),
 ])
 def test_wrong_arguments_are_named(arguments, given, message):
     with pytest.raises(UserError) as raised:
@@ -74,6 +95,7 @@ def test_wrong_arguments_are_named(arguments, given, message):
     ("5", tuple[str, ...] | int | None, 5), ("2", str | float, 2.0), ("1,2", tuple[int, int] | None, (1, 2)),
     ("", tuple[int, ...], ()), ("-1", int, -1), ("a,b", str | int, "a,b"), ("TRUE", bool | None, True),
     ("299", Literal[224, 299], 299), ("none", Literal["none", "class"], "none"),
+    ("'a,b', c", tuple[str, ...], ("a,b", " c")), ("'a,b'", tuple[str, ...] | str, "a,b"),
 ])
 def test_values_of_unions(text, hint, value):
     read = config.parse_value(text, hint)
@@ -101,6 +123,29 @@ def test_what_a_file_says_about_itself(arguments):
     assert found[-1] == ("free", "str", "'x'", "") and len(found) == 7
     arguments.write_text("x = 1")
     assert config.describe(arguments) is None
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("def get_config(:\n    pass", ", line 1: SyntaxError: invalid syntax"),
+    ("import no_such_module", ", line 1: ModuleNotFoundError: No module named 'no_such_module'"),
+    ("import collections as c\ndef get_config():\n    return c.OrderdDict()", ", line 3: AttributeError: "),
+    ("import dataclasses\n@dataclasses.dataclass\nclass Part:\n    momentum: float = 0.9\n"
+     "def get_config():\n    return Part(\n        momentun=1)",
+     ", line 6: TypeError: Part.__init__() got an unexpected keyword argument 'momentun'; did you mean 'momentum'?"),
+    ("def get_config():\n    x = 1\n    raise KeyError('a\\nb')", r", line 3: KeyError: 'a\nb'"),
+    ("def get_config():\n    return get_config()", ", line 2: RecursionError: "),
+    ("def get_config():\n    raise SystemExit('stop')", ", line 2: SystemExit: stop"),
+    ("from __future__ import annotations\ndef get_config(depth: imt): pass", "NameError: name 'imt' is not defined"),
+    ("x = 1\0", "SyntaxError: source code string cannot contain null bytes"),
+    ("get_config = 5", "TypeError: 5 is not a callable object"),
+])
+def test_an_error_in_a_config_is_one_line_that_names_its_line(arguments, text, message, monkeypatch):
+    arguments.write_text(text)
+    monkeypatch.chdir(arguments.parent)
+    with pytest.raises(UserError) as error:
+        config.load(arguments.name)
+    assert str(error.value).startswith(arguments.name) and message in str(error.value) and "\n" not in str(error.value)
+    assert "--debug shows the traceback" in str(error.value) and error.value.__cause__ is not None
 
 
 def test_wrong_files_are_named(arguments, tmp_path):
@@ -171,15 +216,56 @@ def test_reading_a_run_never_runs_its_config(tmp_path, monkeypatch):
     assert ran.exists() and part.sizes == (3,) and part == sys.modules["my_parts"].Part((3,))
 
 
-@pytest.mark.parametrize("text", ["", '{"class": "big_vision_lite', "\xff"])
-def test_a_cut_file_is_an_error_of_one_line(tmp_path, text):
+@pytest.mark.parametrize("text", ["", '{"class": "big_vision_lite', "\xff", "[1]", "3", "null", "[" * 10**5,
+                                  '{"format": 2, "a": ' + "[" * 900 + "]" * 900 + "}", '{"format": 2, "a": NaN}'])
+def test_a_damaged_file_is_an_error_of_one_line(tmp_path, text):
     path = tmp_path / "config.json"
     path.write_bytes(text.encode("latin1"))
-    with pytest.raises(UserError, match="not valid JSON"):
-        config.read(path)
+    with pytest.raises(UserError, match=r"cannot read .*config\.json: .+") as error:
+        read_experiment(path)
+    assert "\n" not in str(error.value)
     for nowhere in (tmp_path / "none" / "config.json", path / "config.json"):
         with pytest.raises(UserError, match="a run folder holds one"):
             config.read(nowhere)
+
+
+SPOILT = [
+    (("steps",), "5", "Experiment.steps='5': Expected int, got str"),
+    (("steps",), 10**30, "Expected a number of 64 bits"),
+    (("seed",), -1, "seed=-1; expected at least 0"),
+    (("evals",), ["val"], "Experiment.evals=('val',): Expected object, got array"),
+    (("evals", "val"), 5, "Expected Input, got int"),
+    (("train", "batch_size"), [1], "Input.batch_size=(1,): Expected int, got array"),
+    (("train", "batch_size"), 10**10, "Experiment: batches of 10,000,000,000 images of (64, 64, 3)"),
+    (("train", "transform"), {"size": 5}, "Input.transform={'size': 5}: Expected Transform, got dict"),
+    (("train", "transform", "size"), 10**6, "expected at most 275 GB"),
+    (("train", "transform", "area"), ["a", "b"], "RandomResizedCrop.area=('a', 'b'): Expected float, got str"),
+    (("train", "source"), {"class": "big_vision_lite.training.mesh:Mesh"}, "Expected Source, got Mesh"),
+    (("train", "source", "root"), "/a\0b", "ImageFolder.root='/a\\x00b': Expected text without NUL"),
+    (("head",), {"class": "big_vision_lite.heads.head:Head"}, "'big_vision_lite.heads.head:Head' is not a dataclass"),
+    (("head", "loss_kind"), "sigmiod", "loss_kind='sigmiod': Invalid enum value 'sigmiod'; did you mean 'sigmoid'?"),
+    (("backbone", "depth"), 51, "ResNet.depth=51: Invalid enum value 51; did you mean '50'"),
+    (("backbone", "width"), None, "ResNet.width=None: Expected float, got null"),
+    (("mesh", "fsdp"), 0, "Mesh: data=None, fsdp=0; expected at least 1"),
+    (("transfer", "lr_multipliers"), {"backbone": "slow"}, "Expected float, got str"),
+    (("optimizer", "schedule"), "cosine", "SGD.schedule='cosine': Expected Schedule, got str"),
+    ((), {"format": 2, "class": "big_vision_lite.training.mesh:Mesh"}, "describes a Mesh; expected an Experiment"),
+    ((), {"format": 2}, "describes a dict; expected an Experiment"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "message"), SPOILT)
+def test_a_config_json_with_a_wrong_value(experiment, tmp_path, field, value, message):
+    path = tmp_path / "config.json"
+    tree = owner = json.loads(config.dumps(experiment))
+    for name in field[:-1]:
+        owner = owner[name]
+    if field:
+        owner[field[-1]] = value
+    path.write_text(json.dumps(tree if field else value))
+    with pytest.raises(UserError) as error:
+        read_experiment(path)
+    assert str(error.value).startswith(str(path)) and message in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -195,9 +281,6 @@ def test_a_config_of_another_format(experiment, tmp_path, change, message):
     del values["format"]
     path.write_text(json.dumps({**values, **change}))
     with pytest.raises(UserError, match=message):
-        config.read(path)
-    path.write_text("[1]")
-    with pytest.raises(UserError, match="has format None; this version"):
         config.read(path)
 
 
@@ -217,6 +300,21 @@ def test_differences_name_fields(experiment):
 def bvl(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "big_vision_lite", *arguments], cwd=REPOSITORY, text=True,
                           capture_output=True, timeout=60)
+
+
+def test_a_python_config_with_a_wrong_value(tmp_path):
+    (tmp_path / "typo.py").write_text(textwrap.dedent(f"""
+        import dataclasses
+        from big_vision_lite import config
+
+        def get_config():
+            good = config.load("{IMAGE_FOLDER}", root="/photos")
+            return dataclasses.replace(good, head=dataclasses.replace(good.head, loss_kind="nope"))
+    """))
+    ended = bvl("config", "show", str(tmp_path / "typo.py"))  # without the checks of signatures that tests add
+    assert ended.returncode == 2 and ended.stdout == ""
+    assert ended.stderr == ("bvl: Classification.loss_kind='nope': Invalid enum value 'nope'; valid: sigmoid, "
+                            "softmax\n")
 
 
 def test_config_show_prints_what_is_run(tmp_path):

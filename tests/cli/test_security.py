@@ -71,11 +71,11 @@ def test_a_pickle_instead_of_weights(tmp_path):
     trap, sprung = tmp_path / "weights.npz", tmp_path / "sprung"
     np.savez(trap, a=np.array([Trap(sprung)], dtype=object))
     with pytest.raises(UserError):
-        files.read_file(trap)
+        files.read_weights(str(trap))
     bare = tmp_path / "bare.npz"
     bare.write_bytes(pickle.dumps(Trap(sprung)))
     with pytest.raises(UserError):
-        files.read_file(bare)
+        files.read_weights(str(bare))
     assert not sprung.exists()
 
 
@@ -139,6 +139,6 @@ def test_a_zip_is_not_unpacked(tmp_path):
     path = tmp_path / "weights.npz"
     with zipfile.ZipFile(path, "w") as archive, archive.open("../evil.npy", "w") as file:
         np.save(file, np.ones(3, np.float32))
-    assert list(files.read_file(path)) == ["../evil"]  # a name, and nothing else
+    assert list(files.read_weights(str(path)).arrays) == ["../evil"]  # a name, and nothing else
     assert [file.name for file in tmp_path.iterdir()] == ["weights.npz"]
     assert not (tmp_path.parent / "evil.npy").exists()

@@ -39,6 +39,18 @@ def test_the_bucket_of_a_step_is_the_same_for_all_processes_and_restarts():
     assert other != shapes
 
 
+def test_the_order_of_buckets_and_within_each_follows_the_seed():
+    makers = [maker(SizedDataset(SIZES), seed=seed, batch_size=2) for seed in range(4)]
+    assert len({tuple(make._buckets.bucket) for make in makers}) == 4
+    for bucket, images in ((0, 13), (1, 9)):
+        orders = {tuple(make._index(bucket, position) for position in range(images)) for make in makers}
+        assert len(orders) == 4
+    # Buckets of equal size have different orders, too.
+    twins = maker(SizedDataset([(10, 20)] * 12 + [(20, 10)] * 12), batch_size=2)
+    first, second = ([twins._index(bucket, p) % 12 for p in range(12)] for bucket in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(12)) and first != second
+
+
 def test_training_sees_every_image_equally_often_and_spreads_the_steps_of_a_bucket():
     sizes = [(10, 20)] * 60 + [(20, 10)] * 30 + [(15, 15)] * 10
     make, batch_size = maker(SizedDataset(sizes)), 4

@@ -1,5 +1,7 @@
 """CSV files: labels, splits and paths, and what is refused."""
 
+import os
+
 import pytest
 from made_files import csv_table, jpeg
 
@@ -36,7 +38,32 @@ def test_csv(tmp_path):
     ("path,labels\nx.jpg,aple\n", {"classes": ("apple",)}, "line 2: there is no class 'aple'; did you mean 'apple'"),
     ("path,labels\n../x.jpg,a\n", {}, "line 2: '../x.jpg' leads out of its folder"),
     ("path,labels\n/etc/passwd,a\n", {}, "leads out of its folder"),
+    ("path,labels\nx\0.jpg,a\n", {}, r"line 2: there is no file .*x\\x00.jpg"),
+    ("path,labels\ndeep,a\n", {}, r"line 2: there is no file .*deep'"),
+    ("path,labels,labels\nx.jpg,a,b\n", {}, "has the columns path, labels, labels; expected each once"),
+    ("path,labels\nx.jpg," + "a" * 200_000, {}, "cannot read CsvLabels.file .*field larger than field limit"),
 ])
 def test_malformed_csv(tmp_path, text, fields, message):
     with pytest.raises(UserError, match=message):
         csv_table(tmp_path, text, **fields).open()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "latin-1"])
+def test_a_csv_in_another_encoding(tmp_path, encoding):
+    source = csv_table(tmp_path, "")
+    (tmp_path / "labels.csv").write_bytes("path,labels\nx.jpg,kö\n".encode(encoding))
+    with pytest.raises(UserError, match=r"cannot read CsvLabels.file .*in UTF-8|has the columns"):
+        source.open()
+    (tmp_path / "labels.csv").write_bytes("path,labels\nx.jpg,kö\n".encode("utf-8-sig"))
+    assert source.open().classes == ("kö",)
+
+
+def test_a_csv_that_is_a_pipe_and_a_name_that_only_looks_the_same(tmp_path):
+    source = csv_table(tmp_path, "path,labels\ncaf\u00e9.jpg,a\n")
+    (tmp_path / "cafe\u0301.jpg").write_bytes(jpeg())
+    with pytest.raises(UserError, match=r"there is no file .* \(1 are missing\); there is 'cafe\\u0301.jpg', which"):
+        source.open()
+    (tmp_path / "labels.csv").unlink()
+    os.mkfifo(tmp_path / "labels.csv")
+    with pytest.raises(UserError, match=r"cannot read CsvLabels.file .*it is not a regular file; expected rows"):
+        source.open()

@@ -5,7 +5,9 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 import pickle
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -148,6 +150,22 @@ def test_noise_has_the_requested_precision_and_recall(multi_label, precision, re
         assert all(len(labels) == 1 for labels in new.values())
 
 
+def test_an_image_that_has_every_label_keeps_them():
+    """No wrong label is left to draw for it; with a recall, its labels can only go."""
+    class Both(Simulated):
+        def __getitem__(self, index):
+            return {"id": f"{index}", "labels": np.arange(2 - index % 2, dtype=np.int32)}
+
+    source = Both(400, ("a", "b"), name="both")
+    noisy = contents(curated(source, [LabelNoise(0.5)]))
+    assert {noisy[str(i)] for i in range(0, 400, 2)} == {(0, 1)} and {noisy[str(i)] for i in range(1, 400, 2)} == {
+        (0,), (1,)}
+    noisy = contents(curated(source, [LabelNoise(0.5, recall=0.5)]))
+    assert {noisy[str(i)] for i in range(0, 400, 2)} == {(), (0,), (1,), (0, 1)}
+    both = np.mean([noisy[str(i)] == (0, 1) for i in range(0, 400, 2)])
+    assert both == pytest.approx(0.25, abs=0.13)
+
+
 def test_labels_wrong_at_one_precision_are_wrong_at_every_lower_one(source):
     wrong = []
     for precision in (0.95, 0.8, 0.6):
@@ -167,7 +185,7 @@ def test_each_kind_of_noise_draws_from_its_distribution(hierarchy, tmp_path):
 
     true, given = drawn()
     of_first = np.bincount(given[true == 0], minlength=40)
-    assert of_first[0] == 0 and of_first[1:].min() > 0
+    assert of_first[0] == 0 and of_first[1:].min() > 0 and (given[true == 1] == 0).any()
     assert (of_first[1:] / of_first.sum()).max() == pytest.approx(1 / 39, abs=0.02)
     true, given = drawn(kind="parent", hierarchy=hierarchy)
     assert (true // 4 == given // 4).all() and len(set(given[true == 0])) == 3
@@ -175,7 +193,7 @@ def test_each_kind_of_noise_draws_from_its_distribution(hierarchy, tmp_path):
     share = np.bincount(given, minlength=40)[1:8] / len(given)
     assert (np.diff(share) < 0.01).all() and share[0] > 3 * share[6]
     file = tmp_path / "confusion.csv"
-    weights = {0: 90, 1: 3, 2: 1}  # by the distance of the given class from the true one
+    weights = {0: 90, 1: 3, 2: 1, 3: 0}  # by the distance of the given class from the true one
     rows = [f"class {i},class {(i + step) % 40},{weight}" for i in range(40) for step, weight in weights.items()]
     file.write_text("true,given,weight\n" + "\n".join(rows) + "\n")
     true, given = drawn(kind="confusion", confusion=str(file))
@@ -206,6 +224,27 @@ def test_a_class_subset_renumbers_labels_and_drops_or_keeps_images(source):
     assert "boxes" in source[0] and "boxes" not in most[0]
 
 
+def test_objects_of_a_class_that_is_gone_do_not_come_back():
+    """A second subset, which keeps the last class: -1, for the objects of dropped classes, must not stand for it."""
+    class Boxes(Simulated):
+        def __getitem__(self, index):
+            boxes = np.eye(3, 4, dtype=np.float32)
+            return {**super().__getitem__(index), "labels": np.arange(3, dtype=np.int32), "boxes": boxes,
+                    "box_labels": np.arange(3, dtype=np.int32)}
+
+    twice = curated(Boxes(5, ("a", "b", "c")), [ClassSubset(("a", "c")), ClassSubset(("c",))])
+    assert twice[0]["box_labels"].tolist() == twice[0]["labels"].tolist() == [0]
+    np.testing.assert_array_equal(twice[0]["boxes"], np.eye(3, 4)[2:])
+
+
+def test_a_subset_of_everything_is_everything(source):
+    for step in (NestedSubset(4000), NestedSubset(fraction=1.0), NestedSubset(4000, stratified=True)):
+        subset = curated(source, [step])
+        assert contents(subset) == contents(source) and subset[0]["id"] != source[0]["id"]
+    two = [curated(source, [NestedSubset(fraction=fraction)]) for fraction in (0.00001, 0.1234)]
+    assert list(map(len, two)) == [1, 494]
+
+
 def test_ancestors_become_labels(source, hierarchy):
     grown = curated(source, [AncestorLabels(hierarchy, "add")])
     names = (*source.classes, "all", *(f"group {g}" for g in range(10)), "odd")
@@ -231,9 +270,59 @@ def test_a_manifest_counts_images_labels_and_classes(source):
     ids = [dataset.labels(i)[0] for i in range(500)]
     assert counted["sha256"] == hashlib.sha256("".join(f"{i}\n" for i in ids).encode()).hexdigest()
     assert [step["stage"] for step in counted["curation"]] == ["ClassSubset", "NestedSubset", "LabelNoise"]
+    assert counted["labels"] == sum(counts) and counted["classes_without"] == sum(counts == 0)
+    few = curated(source, [ClassSubset(("class 8", "class 39"), "keep")])
+    counts = np.array([len(labels) for labels in contents(few).values()])
+    assert manifest(few)["labels_per_image"] == {"mean": counts.mean(), "max": max(counts), "without": sum(counts == 0)}
+    assert manifest(few)["noise"] == []
     json.dumps(counted)
     assert manifest(curated(Simulated(), steps)) == counted
     assert manifest(curated(source, [*steps[:1], NestedSubset(500, seed=1)]))["sha256"] != counted["sha256"]
+
+
+def test_reports_say_what_each_step_did(source, hierarchy, tmp_path):
+    exclude = Exclude(written(tmp_path, "simulated/1\nsimulated/2\nother/1\nother/2\nother/3\n"))
+    dropped = sum(max(labels) < 30 for id_, labels in contents(source).items() if id_[10:] not in ("1", "2"))
+    steps = (exclude, ClassSubset(tuple(f"class {i}" for i in range(30, 40))), AncestorLabels(hierarchy, "add"),
+             NestedSubset(100), NestedSubset(fraction=0.5), LabelNoise(0.5))
+    assert curated(source, steps).reports == (
+        {"stage": "Exclude", "images": 3998, "excluded": 2, "ids_not_found": 3},
+        {"stage": "ClassSubset", "images": 3998 - dropped, "classes": 10, "dropped": dropped},
+        {"stage": "AncestorLabels", "classes": 14, "classes_added": 4}, {"stage": "NestedSubset", "images": 100},
+        {"stage": "NestedSubset", "images": 50}, {"stage": "LabelNoise"})
+    kept = curated(source, [ClassSubset(("class 39",), "keep")])
+    assert kept.reports == ({"stage": "ClassSubset", "images": 4000, "classes": 1, "dropped": 0},)
+
+
+def test_passes_over_the_data_do_not_depend_on_the_size_of_their_pieces(source, hierarchy, tmp_path, monkeypatch):
+    exclude = Exclude(written(tmp_path, "simulated/7\nsimulated/3999\n"))
+    steps = [(NestedSubset(1100, stratified=True), LabelNoise(0.6, kind="marginal")), (ClassSubset(7),),
+             (exclude, NestedSubset(2500)), (AncestorLabels(hierarchy, "add"), LabelNoise(0.9, recall=0.7))]
+    seen = []
+    for chunk in (1 << 20, 900):
+        monkeypatch.setattr("big_vision_lite.data.curation.curated.CHUNK", chunk)
+        monkeypatch.setenv("BVL_CACHE", str(tmp_path / str(chunk)))
+        seen.append([(contents(data), manifest(data)) for data in (curated(Simulated(), s) for s in steps)])
+    assert seen[0] == seen[1]
+
+
+CONTENTS = {
+    NestedSubset(300, stratified=True): "09fa39f0abe994a2",  # of the ids and labels
+    NestedSubset(300, seed=5): "8b01fa59d57ec898",
+    LabelNoise(0.7): "73ff0adb80218a47",
+    LabelNoise(0.4, recall=0.8, seed=3): "ededbc5c2486a406",
+    LabelNoise(0.3, kind="marginal"): "09783d9399a6aeb2",
+}  # in every version: a run that resumes with a newer one learns from the same data
+
+
+@pytest.mark.parametrize("step", CONTENTS, ids=str)
+def test_curated_sets_are_the_same_in_every_version(step):
+    class Regular(Simulated):
+        def __getitem__(self, index):
+            return {"id": f"{index}", "labels": np.unique([index % 40, index * index % 9]).astype(np.int32)}
+
+    text = repr(contents(curated(Regular(500, name="regular"), [step])))
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == CONTENTS[step]
 
 
 def test_labels_do_not_depend_on_which_examples_are_read_together(source):
@@ -266,7 +355,19 @@ def test_fingerprints_follow_the_content_of_files(source, tmp_path):
     (lambda t: ClassSubset(41), "ClassSubset.keep=41, but there are 40 classes"),
     (lambda t: ClassSubset(("class 1", "clas 2")), "no class 'clas 2'; did you mean 'class 2'"),
     (lambda t: ClassSubset(str(t / "none.txt")), "cannot read ClassSubset.keep"),
-    (lambda t: Exclude(str(t / "none.txt")), "cannot read Exclude.file"),
+    (lambda t: Exclude(str(t / "none.txt")), "cannot read .*none.txt: No such file.*; Exclude.file is a file with one"),
+    (lambda t: Exclude(fifo(t)), "cannot read .*pipe: it is not a regular file"),
+    (lambda t: Exclude("\0"), "Exclude.file='.x00': Expected text without NUL"),
+    (lambda t: NestedSubset(5, seed=2**70), "NestedSubset.seed=.*: Expected a number of 64 bits"),
+    (lambda t: unchecked(LabelNoise(0.5), kind="unifrom"), "LabelNoise.kind='unifrom'.*; did you mean 'uniform'"),
+    (lambda t: unchecked(ClassSubset(5), empty="dorp"), "ClassSubset.empty='dorp'.*; did you mean 'drop'"),
+    (lambda t: unchecked(AncestorLabels(written(t, "a,b\n")), unknown="ad"),
+     "AncestorLabels.unknown='ad'.*; did you mean 'add'"),
+    (lambda t: AncestorLabels(fifo(t)), "cannot read .*pipe: it is not a regular file"),
+    (lambda t: AncestorLabels(written(t, b"\xff\xfea")), "cannot read .*: 'utf-8' codec can't decode"),
+    (lambda t: AncestorLabels(written(t, "a,b\n" + "c" * 200_000 + ",d\n")), "line 2: field larger than field limit"),
+    (lambda t: AncestorLabels(written(t, "a b " + "c" * 200_000)), "line 1: 'a b c.*c' is not 'child,parent'"),
+    (lambda t: AncestorLabels(written(t, "c" * 200_000 + " d")), "no class has a parent there"),
     (lambda t: Exclude(written(t, "elsewhere/1\n")), "none of the 1 ids in .* 'elsewhere/1', is in the source"),
     (lambda t: Exclude(written(t, "".join(f"simulated/{i}\n" for i in range(4000)))), "leaves none of the 4,000"),
     (lambda t: AncestorLabels(written(t, "a,b\nb,c\nc,a\n")), "cycle: a -> b -> c -> a; remove one"),
@@ -278,21 +379,40 @@ def test_fingerprints_follow_the_content_of_files(source, tmp_path):
      "class 'class 0' is never given as another"),
     (lambda t: LabelNoise(0.5, kind="confusion", confusion=written(t, "true,given,weight\nclass 1,class 2,-1\n")),
      "line 2: weight is '-1'"),
+    (lambda t: LabelNoise(0.5, kind="confusion",
+                          confusion=written(t, "true,given,weight\n" + "c" * 200_000 + ",d,1\n")),
+     "cannot read .*: field larger than field limit"),
+    (lambda t: LabelNoise(0.5, kind="confusion", confusion=written(t, b"true,given,weight\n\xff,d,1\n")),
+     "cannot read .*: 'utf-8' codec can't decode"),
+    (lambda t: LabelNoise(0.5, kind="confusion", confusion=fifo(t)), "cannot read .*pipe: it is not a regular file"),
 ])
 def test_errors_are_one_line(source, tmp_path, make, message):
     with pytest.raises(UserError, match=message) as raised:
         curated(source, [make(tmp_path)])
-    assert "\n" not in str(raised.value)
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 600
 
 
-def written(folder, text):
+def written(folder, content):
     file = folder / "file.txt"
-    file.write_text(text)
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
     return str(file)
 
 
+def unchecked(step, **fields):
+    """The step with other fields, as built outside tests, where types are not checked at each call."""
+    for name, value in fields.items():
+        object.__setattr__(step, name, value)
+    return step
+
+
+def fifo(folder):
+    os.mkfifo(folder / "pipe")
+    return str(folder / "pipe")
+
+
 @pytest.mark.parametrize(("spoil", "message"), [
-    (lambda e, i: {**e, "labels": np.array([40], np.int32)} if i == 9 else e, "'bad/9' has label 40; expected 0 to 39"),
+    (lambda e, i: {**e, "labels": np.array([i + 31], np.int32)} if i > 8 else e,
+     "'bad/9' has label 40; expected 0 to 39, because there are 40 classes; 41 labels are out"),
     (lambda e, i: {**e, "id": "bad/7"} if i == 9 else e, "examples 7 and 9 have the same id 'bad/7'"),
 ])
 def test_invalid_labels_and_ids_are_refused(spoil, message, tmp_path):
@@ -319,6 +439,41 @@ def test_the_index_is_memory_mapped_and_keeps_ids_that_are_no_utf8():
     for ours, theirs in zip(read.labels, made.labels, strict=True):
         np.testing.assert_array_equal(ours, theirs)
         assert ours.dtype == theirs.dtype
+
+
+def test_a_damaged_index_or_one_of_other_data_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("BVL_CACHE", str(tmp_path))
+    dataset, rng = Simulated(300), np.random.default_rng(0)
+    sound = label_index(dataset)
+    labels, (path,) = [sound.labels.row(i).tolist() for i in range(300)], (tmp_path / "label_index").iterdir()
+    content = path.read_bytes()
+    positions = rng.integers(0, len(content), 40)
+    damages = [content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :] for at in positions]
+    damages += [content[:at] for at in (0, 3, *positions[:5])]
+    for damaged in damages:
+        path.write_bytes(damaged)
+        index = label_index(dataset)
+        assert [index.labels.row(i).tolist() for i in range(300)] == labels and path.read_bytes() == content
+    shorter = Simulated(200)
+    label_index(shorter)
+    (of_shorter,) = set((tmp_path / "label_index").iterdir()) - {path}
+    shutil.copy(path, of_shorter)
+    assert len(label_index(shorter).ids) == 200
+
+
+def test_only_prepared_data_has_an_index_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("BVL_CACHE", str(tmp_path / "cache"))
+    dataset = Simulated(50)
+    label_index(dataset)
+    (path,) = (tmp_path / "cache" / "label_index").iterdir()
+    place = tmp_path / "folder" / "label_index" / path.name
+    place.parent.mkdir(parents=True)
+    label_index(Simulated(50, name="other"), beside=True)  # it has no folder: into the cache
+    (other,) = set(path.parent.iterdir()) - {path}
+    other.rename(place)
+    path.unlink()
+    dataset.folder = str(tmp_path / "folder")  # whatever a dataset of the user's calls so
+    assert label_index(dataset).id(0) == "simulated/0"
 
 
 def test_evaluations_use_the_classes_of_training(tmp_path):

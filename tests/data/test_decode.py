@@ -249,25 +249,45 @@ def test_float_pixels_and_a_missing_heic_reader_are_named(monkeypatch):
 
 PEAK = """
 import re, sys, numpy as np
-from big_vision_lite.data.decode import decode_crop_resize
+from big_vision_lite.data.decode import DecodeError, decode_crop_resize
 data = open(sys.argv[1], "rb").read()
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1000
 out = np.ones((224, 224, 3), np.uint8)
 before = peak()
-decode_crop_resize(data, (1000, 2000, 3000, 4000), out, True)
+try:
+    decode_crop_resize(data, (1000, 2000, 3000, 4000), out, True)
+except DecodeError as error:
+    print(error, file=sys.stderr)
 print(peak() - before)
 """
+
+
+def peak_memory(path, data):
+    """(megabytes that decoding takes, the error message)."""
+    path.write_bytes(data)
+    run = subprocess.run([sys.executable, "-c", PEAK, path], capture_output=True, text=True, check=True)
+    return float(run.stdout), run.stderr
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_of_48_megapixels(tmp_path):
     """Decoded at full resolution it would take 144 MB."""
-    path = tmp_path / "photo.jpg"
-    path.write_bytes(
-        simplejpeg.encode_jpeg(cv2.resize(photo(60, 80), (8000, 6000)), 85, colorsubsampling="420")
-    )
-    run = subprocess.run([sys.executable, "-c", PEAK, path], capture_output=True, text=True, check=True)
-    assert float(run.stdout) < 30, run.stdout
+    photo_48 = cv2.resize(photo(60, 80), (8000, 6000))
+    memory, _ = peak_memory(tmp_path / "photo.jpg", simplejpeg.encode_jpeg(photo_48, 85, colorsubsampling="420"))
+    assert memory < 30
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(("image", "chunk", "message"), [
+    (COLOUR, b"zTXta\0\0", ""), (RGBA, b"iCCPa\0\0", "too large"), (COLOUR, b"IDAT", "bytes of data for 53 x 37"),
+])
+def test_memory_of_compressed_chunks(tmp_path, image, chunk, message):
+    """Each would take 128 MB; Pillow decodes images with alpha, OpenCV those without."""
+    content = chunk + zlib.compress(bytes(128_000_000))
+    chunk = (len(content) - 4).to_bytes(4) + content + zlib.crc32(content).to_bytes(4)
+    png = encode(image, "PNG")
+    memory, error = peak_memory(tmp_path / "bomb.png", png[:33] + chunk + png[33:])
+    assert memory < 30 and message in error
 
 
 def example(image, **more):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from made_files import digest
 
+from big_vision_lite import config
 from big_vision_lite.data.sources import emoji_art, emoji_scenes
 from big_vision_lite.data.sources.emoji_scenes import MIN_VISIBLE, SPLITS, EmojiScenes, compose, vocabulary
 from big_vision_lite.data.tools import prepare
@@ -233,8 +234,9 @@ def assert_same(composed, prepared):
 
 
 def test_prepared_scenes_are_the_composed_ones(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     monkeypatch.setattr(prepare, "SHARD_IMAGES", 7)  # three shards from two processes
-    source = PreparedEmojiScenes("validation", images=20, classes=30, data_dir=str(tmp_path))
+    source = PreparedEmojiScenes("validation", images=20, classes=30)
     prepared, composed = source.open(), EmojiScenes("validation", images=20, classes=30).open()
     assert len(prepared) == 20 and len(list(tmp_path.rglob("*.array_record-*"))) == 3
     assert prepared.image_sizes().tolist() == composed.image_sizes().tolist() == [[48, 48]] * 20
@@ -248,42 +250,46 @@ def test_prepared_scenes_are_the_composed_ones(tmp_path, monkeypatch):
     assert time.monotonic() - started < 1 and again[19]["image"] == prepared[19]["image"]
 
     monkeypatch.setattr(prepare, "SHARD_IMAGES", 4096)
-    single = PreparedEmojiScenes("validation", images=25, objects=(1, 1), data_dir=str(tmp_path)).open()
+    single = PreparedEmojiScenes("validation", images=25, objects=(1, 1)).open()
     assert len(single) == 25 and not single.multi_label
 
 
-def test_the_folder_of_prepared_scenes_is_pinned(tmp_path):
-    """Otherwise scenes that a user prepared earlier would be composed again."""
-    source = PreparedEmojiScenes("test", images=2, size=16, objects=(1, 1), classes=7, zipf=0.0, data_dir=str(tmp_path))
+def test_the_folder_of_prepared_scenes_is_pinned(tmp_path, monkeypatch):
+    """Otherwise scenes that a user prepared earlier would be composed again. A config cannot name another place: one
+    that came with a run would choose where its evaluation writes."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    source = PreparedEmojiScenes("test", images=2, size=16, objects=(1, 1), classes=7, zipf=0.0)
     source.open()
     folder = next(tmp_path.rglob("dataset_info.json")).parent
     content = hashlib.blake2b(source.fingerprint.encode(), digest_size=4).hexdigest()
     assert folder.relative_to(tmp_path).as_posix() == f"emoji_scenes/twemoji_16px_test-2_{content}/1.0.0"
     assert (folder / "emoji_scenes-test.array_record-00000-of-00001").is_file()
     assert "CC BY 4.0" in (folder / "dataset_info.json").read_text()
+    with pytest.raises(UserError, match="PreparedEmojiScenes has no field 'data_dir'"):
+        config.from_json({**config.to_json(source), "data_dir": str(tmp_path / "elsewhere")})
 
 
 KILLED = """
 import os, time
 from big_vision_lite.data.tools import prepare
-stored = prepare._stored
+encode = prepare.encode
 def slow(example, *args):
     if example["id"].endswith("/4"):
         os.write(1, b"writing")
         time.sleep(60)
-    return stored(example, *args)
-prepare._stored = slow
-prepare.PreparedEmojiScenes(images=9, data_dir={folder!r}).open()
+    return encode(example, *args)
+prepare.encode = slow
+prepare.PreparedEmojiScenes(images=9).open()
 """
 
 
-def test_a_killed_preparation_leaves_nothing_finished_and_restarts(tmp_path):
-    code = KILLED.format(folder=str(tmp_path))
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+def test_a_killed_preparation_leaves_nothing_finished_and_restarts(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE) as process:
         output = process.stdout.read(7)
         process.send_signal(signal.SIGKILL)
     assert output == b"writing"
     assert list(tmp_path.rglob("incomplete.*")) and not list(tmp_path.rglob("dataset_info.json"))
-    dataset = PreparedEmojiScenes(images=9, data_dir=str(tmp_path)).open()
+    dataset = PreparedEmojiScenes(images=9).open()
     assert len(dataset) == 9 and not list(tmp_path.rglob("incomplete.*"))
     assert_same(EmojiScenes(images=9).open()[8], dataset[8])

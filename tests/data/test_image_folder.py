@@ -2,13 +2,20 @@
 
 import os
 import pickle
+import re
 import time
+import unicodedata
 
 import numpy as np
 import pytest
+from flax import nnx
+from toy_backbone import Toy
 
+from big_vision_lite.data.curation.steps import ClassSubset, curated
 from big_vision_lite.data.sources.image_folder import ImageFolder
+from big_vision_lite.data.tools.inspect import inspect
 from big_vision_lite.errors import BadImageError, UserError
+from big_vision_lite.heads.classification import Classification
 
 
 def fill(root, *paths):
@@ -153,6 +160,70 @@ def test_common_mistakes(split_root, tmp_path_factory):
     assert ImageFolder(str(root), "val").open()[0]["labels"] == [1]
     with pytest.raises(UserError, match="held_out"):
         ImageFolder("x", held_out=0.5)
+
+
+@pytest.mark.parametrize(("train", "validation"), [("Train", "VAL"), ("Training", "Validation"), ("TRAIN", "Valid")])
+def test_split_folders_in_any_case(tmp_path, train, validation):
+    """Otherwise these two would be the classes."""
+    fill(tmp_path, f"{train}/cat/a.jpg", f"{train}/dog/b.jpg", f"{validation}/dog/c.jpg")
+    assert ImageFolder(str(tmp_path)).open().classes == ("cat", "dog")
+    assert ids(ImageFolder(str(tmp_path), "val").open()) == [f"{validation}/dog/c.jpg"]
+
+
+@pytest.mark.parametrize("layout", [("archive/train/cat/a.jpg", "archive/val/cat/b.jpg"),
+                                    ("2023/cat/a.jpg", "2024/cat/b.jpg"),
+                                    ("train/images/cat/a.jpg", "val/images/cat/b.jpg")])
+def test_a_folder_too_many(tmp_path, layout):
+    fill(tmp_path, *layout)
+    message = error(tmp_path)
+    assert re.search(r"no images themselves but only folders, as '.*(archive|2023|images)' has (cat|train)", message)
+    nested = ImageFolder(str(tmp_path), held_out=0, nested=True).open()  # as if these were videos
+    assert nested.classes in (("archive",), ("2023", "2024"), ("images",))
+
+
+def test_splits_without_classes(tmp_path):
+    fill(tmp_path, "Train/a.jpg", "Test/b.jpg")
+    assert "Test, Train, are named like splits but have images instead of folders" in error(tmp_path)
+
+
+def test_one_class_is_nothing_to_learn(tmp_path):
+    fill(tmp_path, "cat/a.jpg", "cat/b.jpg")
+    dataset, rngs = ImageFolder(str(tmp_path), held_out=0).open(), nnx.Rngs(0)
+    with pytest.raises(UserError, match=r"one class, 'cat', .*nothing to learn"):
+        Classification(loss_kind="softmax").build(Toy().build(rngs), dataset, rngs)
+
+
+def test_files_passed_over_are_counted(tmp_path, capsys):
+    files = "cat/a.jfif", "cat/b.JPE", "cat/c.heif", "dog/d.jpg", "dog/e.xcf", "dog/f.xcf", "dog/.g.tga", "dog/h"
+    fill(tmp_path, *files)
+    dataset = ImageFolder(str(tmp_path), held_out=0).open()
+    assert ids(dataset) == list(files[:4])
+    assert len(dataset.notes) == 1 and dataset.notes[0].endswith("2 '.xcf', 1 ''") and "3 files" in dataset.notes[0]
+    assert curated(dataset, [ClassSubset(1)]).notes == dataset.notes
+    inspect(dataset, "photos")
+    assert "2 '.xcf'" in capsys.readouterr().out
+
+
+def test_what_never_ends_is_no_image(tmp_path):
+    fill(tmp_path, "cat/a.jpg")
+    os.mkfifo(tmp_path / "cat/b.jpg")
+    os.symlink("/dev/zero", tmp_path / "cat/c.jpg")
+    os.symlink(tmp_path / "cat/d.jpg", tmp_path / "cat/d.jpg")
+    with open(tmp_path / "cat/e.jpg", "wb") as file:
+        file.truncate(1 << 40)
+    _, *bad = ImageFolder(str(tmp_path), held_out=0).open().read(range(5))
+    assert [str(example) for example in bad] == [
+        "image 'cat/b.jpg' cannot be read: it is not a regular file",
+        "image 'cat/c.jpg' cannot be read: it is not a regular file",
+        "image 'cat/d.jpg' cannot be read: Too many levels of symbolic links",
+        "image 'cat/e.jpg' cannot be read: it has 1,099,511,627,776 bytes, more than the 1,073,741,824 such a file can "
+        "have"]
+
+
+def test_a_class_in_another_unicode_normalization(tmp_path):
+    for split, form in (("train", "NFC"), ("val", "NFD")):
+        fill(tmp_path, f"{split}/{unicodedata.normalize(form, 'café')}/a.jpg")
+    assert r"there is 'caf\xe9', which looks the same but is not 'cafe\u0301'" in error(tmp_path, "val")
 
 
 def test_scanning_is_fast(tmp_path):

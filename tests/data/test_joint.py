@@ -45,6 +45,8 @@ def test_boxes_and_masks_are_where_the_pixels_are(transform):
         assert (out[:rows, :columns, 1] == 255).all()
         assert not (mask[:rows, :columns] == VOID).any()
         assert "instance_mask" not in found and found["key"].dtype == np.uint32 and found["key"].shape == (2,)
+        assert isinstance(transform, ScaleJitter) or (found["scale"] == (found["size"] / [60, 90]).astype(
+            np.float32)).all()
         assert found["original_size"].tolist() == [60, 90] and (found["area"] == 7).all()
         np.testing.assert_array_equal(found["crowd"], found["box_labels"] == 1)
         if len(found["boxes"]) == 2:
@@ -122,6 +124,8 @@ def test_scale_jitter_drops_boxes_that_are_hardly_visible():
         strict, _ = apply(ScaleJitter(50, (2.0, 2.0), min_visibility=0.0), example, seed)
         assert 0 in strict["box_labels"] and (strict["boxes"][0] == [0, 0, 50, 50]).all()
     assert counts <= {(), (1,)} and () in counts
+    assert {ScaleJitter(50, (2.0, 2.0)).view(100, 100, (50, 50), np.random.default_rng(s)).top for s in range(800)} == {
+        *range(76)}  # a window of 25 pixels, up to the last
     whole, _ = apply(ScaleJitter(200, random=False, scale=(0.5, 1.5)), example, 0)
     assert whole["size"].tolist() == [100, 100] and whole["scale"].tolist() == [1, 1]
 

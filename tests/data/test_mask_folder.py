@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 
 import numpy as np
 import pytest
@@ -132,8 +131,86 @@ def test_errors(tmp_path):
             MaskFolder(**paired, **fields).open()
     for text in (json.dumps([{"id": 2}]), json.dumps([1, {"id": 2}])[:-1], "[]", "3"):
         (tmp_path / "bad.json").write_text(text)
-        with pytest.raises(UserError, match=re.escape("bad.json is not a list of classes (")):
+        with pytest.raises(UserError, match=r"bad.json|has no classes"):
             MaskFolder(class_file="bad.json", **paired).open()
+
+
+OTHER = np.where(MASK == 2, 255, 0).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("mask", "names", "fields", "message"), [
+    (OTHER, None, {}, r"have values 0, 255, which are all background or void"),
+    (OTHER, "cell", {}, r"have values 0, 255, none of which is a class; classes are 1 'cell'"),
+    (OTHER, "255 cell", {}, r"the value 255 is class 'cell' and also void; change 'void'"),
+    (OTHER, "1 red\n255 cell", {}, r"the value 255 is class 'cell' and also void"),
+    (MASK, "cell", {}, r"some masks of split 'all' have values of no class: 2; known are 0, 1, 255"),
+    (MASK, "cell", {"background": None}, r"values of no class: 1, 2; known are 0, 255"),
+])
+def test_masks_that_do_not_fit_the_classes(tmp_path, mask, names, fields, message):
+    """All pixels would count as background, and mIoU be 1."""
+    root = folder(tmp_path, {"a": mask, "b": mask})
+    if names:
+        (tmp_path / "classes.txt").write_text(names)
+    with pytest.raises(UserError, match=message):
+        MaskFolder(root, "all", **fields).open()
+
+
+def test_0_and_255_as_classes(tmp_path):
+    root = folder(tmp_path, {"a": OTHER})
+    for fields in ({}, {"classes": ("255",), "values": (255,)}):
+        example = MaskFolder(root, "all", void=(), **fields).open()[0]
+        np.testing.assert_array_equal(example["class_mask"], OTHER // 255)
+        assert example["labels"].tolist() == [0]
+
+
+def test_classes_in_no_mask_are_noted(tmp_path):
+    root = folder(tmp_path, {"a": MASK, "b": MASK[::-1].copy(), "damaged": png(MASK)[:40]})
+    dataset = MaskFolder(root, "all", classes=("x", "y", "z")).open()
+    assert dataset.notes == ("classes in none of 3 masks that were looked at: 3 'z'",)
+    assert MaskFolder(root, "all", classes=("x", "y")).open().notes == ()
+
+
+def test_names_in_either_case_and_two_of_one_name(tmp_path):
+    root = folder(tmp_path, {"Train/a": MASK, "Train/b": MASK})
+    for suffix, upper in ((".jpg", ".JPG"), (".png", ".PNG")):
+        for path in tmp_path.rglob(f"a{suffix}"):
+            path.rename(path.with_suffix(upper))
+    dataset = MaskFolder(root, classes=("x", "y")).open()
+    assert [example["id"] for example in dataset.read(range(2))] == ["a.JPG", "b.jpg"]
+    (tmp_path / "images" / "Train" / "a.bmp").touch()
+    with pytest.raises(UserError, match=r"images/Train' has both 'a.JPG' and 'a.bmp'; expected one"):
+        MaskFolder(root, classes=("x", "y")).open()
+    (tmp_path / "images" / "Train" / "a.bmp").unlink()
+    with pytest.raises(UserError, match=r"'c.jpg' and 'c.png'"):  # masks in the folder of the images
+        for name in ("c.jpg", "c.png"):
+            (tmp_path / "images" / "Train" / name).touch()
+        MaskFolder(root, masks="images", classes=("x", "y")).open()
+
+
+def test_names_that_only_look_the_same(tmp_path):
+    root = folder(tmp_path, {"caf\u00e9": MASK})
+    (tmp_path / "masks" / "caf\u00e9.png").rename(tmp_path / "masks" / "cafe\u0301.png")
+    with pytest.raises(UserError, match=r"there is 'cafe\\u0301', which looks the same but is not 'caf\\xe9'"):
+        MaskFolder(root, "all", classes=("x", "y")).open()
+
+
+@pytest.mark.parametrize(("file", "text", "message"), [
+    ("classes.txt", "70000 cat", "70000 is no value of a mask; expected 0 to 65,535"),
+    ("classes.json", '[{"id": -1, "name": "cat"}]', "-1 is no value of a mask"),
+    ("classes.json", '{"1e400": "cat"}', "cannot read .*classes.json: invalid literal"),
+    ("classes.json", '[{"id": 1e400, "name": "cat"}]', "cannot read .*classes.json: "),
+    ("classes.json", '[{"id": ' + "9" * 5000 + ', "name": "cat"}]', "cannot read .*classes.json: "),
+    ("classes.json", '[{"x": ' + "[" * 100_000, "cannot read .*classes.json: it is nested too deeply"),
+    ("classes.json", '{"categories": ' + "[" * 100_000, "cannot read .*classes.json: it is nested too deeply"),
+    ("classes.json", '{"1": {"name": "cat"}}', "cannot read .*classes.json: Expected `str`, got `object`"),
+    ("classes.json", "\udcff", "cannot read .*expected lines of names"),
+    ("classes.txt", "", "MaskFolder has no classes"),
+])
+def test_malformed_names_of_classes(tmp_path, file, text, message):
+    root = folder(tmp_path, {"a": MASK})
+    (tmp_path / file).write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=message):
+        MaskFolder(root, "all").open()
 
 
 def test_the_classes_of_coco():

@@ -80,6 +80,14 @@ def test_a_few_of_more_classes_than_a_byte_holds():
             assert [x.min(), y.min(), x.max() + 1, y.max() + 1] == pytest.approx(box)
 
 
+@pytest.mark.parametrize("kept", [253, 254, 255, 256, 257])
+def test_masks_have_a_type_that_holds_every_class(kept):
+    table = np.where(np.arange(300) < kept, np.arange(300), -1).astype(np.int32)
+    found = renumber_objects({"id": "x", "class_mask": np.arange(301, dtype=np.uint16)[None]}, table)["class_mask"]
+    assert found.tolist() == [[*range(kept + 1), *[0] * (300 - kept)]]
+    assert (found.dtype == np.uint8) == (kept < VOID)
+
+
 def test_a_subset_of_a_subset_and_noise(masks):
     dataset = masks.open()
     two = curated(dataset, [ClassSubset(("dog", "cow")), ClassSubset(("dog",))])

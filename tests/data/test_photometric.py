@@ -45,6 +45,54 @@ def test_photometric_changes_are_what_they_say():
         Photometric(contrast=(2, 1))
 
 
+LUMA = np.array([0.299, 0.587, 0.114])
+YIQ = np.array([LUMA, [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
+
+
+def one_after_the_other(change, image, rng):
+    """The four changes of floats, without matrices that combine them."""
+    applied, drawn = rng.random(4) < change.probability, rng.random(4)
+    pixels = image.astype(float)
+    if applied[0]:
+        pixels = pixels + np.interp(drawn[0], [0, 1], [-change.brightness, change.brightness])
+    if applied[1]:
+        mean = (pixels @ LUMA).mean()
+        pixels = mean + np.interp(drawn[1], [0, 1], change.contrast) * (pixels - mean)
+    if applied[2]:
+        grey = (pixels @ LUMA)[..., None]
+        pixels = grey + np.interp(drawn[2], [0, 1], change.saturation) * (pixels - grey)
+    if applied[3]:
+        angle = np.deg2rad(np.interp(drawn[3], [0, 1], [-change.hue, change.hue]))
+        y, i, q = np.moveaxis(pixels @ YIQ.T, -1, 0)
+        turned = (i + 1j * q) * np.exp(1j * angle)
+        pixels = np.stack([y, turned.real, turned.imag], -1) @ np.linalg.inv(YIQ).T
+    return np.clip(pixels, 0, 255)
+
+
+@pytest.mark.parametrize("change", [
+    Photometric(), Photometric(1.0), Photometric(1.0, 60, (0.2, 0.4), (1.5, 2.5), 90), Photometric(0.3, 0, (2, 3)),
+], ids=str)
+def test_photometric_equals_its_changes_one_after_the_other(change):
+    image = np.random.default_rng(7).integers(0, 256, (9, 11, 3), np.uint8)
+    for seed in range(40):
+        out = image.copy()
+        change(out, np.random.default_rng(seed))
+        np.testing.assert_allclose(out, one_after_the_other(change, image, np.random.default_rng(seed)), atol=1)
+    first, second = np.random.default_rng(1), np.random.default_rng(1)
+    change(image.copy(), first)
+    assert first.random() == second.random(9)[8]  # always eight draws
+
+
+@pytest.mark.parametrize("fields", [
+    {"probability": 1.01}, {"probability": -0.1}, {"brightness": 256}, {"brightness": -1}, {"hue": 181}, {"hue": -1},
+    {"contrast": (-0.1, 1)}, {"saturation": (1.0, 0.9)}, {"contrast": (1, float("inf"))},
+], ids=str)
+def test_fields_out_of_range_are_refused(fields):
+    with pytest.raises(UserError, match="expected a probability up to 1"):
+        Photometric(**fields)
+    Photometric(1.0, 255, (0, 0), (0, 0), 180), Photometric(0.0, 0, hue=0)
+
+
 def batch(transform, seed=0, step=1):
     inputs = Input(SCENES, transform, 8)
     return BatchMaker(inputs.open(), inputs, lambda example: {"labels": example["labels"][:1]}, seed)(step)

@@ -11,6 +11,7 @@ from made_datasets import InMemory, NoiseDataset, label_targets
 from big_vision_lite.data.pipeline import BatchMaker, Input, batches
 from big_vision_lite.data.transforms.image import RandomCropPadded, Resize
 from big_vision_lite.errors import BadImageError, UserError
+from big_vision_lite.system.cores import usable_cores
 
 CROP, WHOLE = RandomCropPadded(12, pad=3), Resize(12)
 
@@ -53,6 +54,32 @@ def test_every_epoch_is_a_new_permutation():
         for index, image in zip(batch["index"], batch["image"], strict=True):
             crops_of.setdefault(int(index), set()).add(image.tobytes())
     assert all(len(crops) > 1 for crops in crops_of.values())
+
+
+def test_order_and_augmentation_follow_the_seed():
+    """Of one image all orders are the same, so that only its crops can differ."""
+    orders = [np.concatenate([maker(seed=seed, images=40)(step)["index"] for step in range(10)]) for seed in range(5)]
+    assert len(np.unique(orders, axis=0)) == 5
+    crops = [maker(images=1, seed=seed)(0)["image"].tobytes() for seed in range(5)]
+    assert len(set(crops)) == 5
+    assert maker(images=1, seed=3)(0)["image"].tobytes() == crops[3]
+
+
+def test_a_batch_of_given_examples_has_the_largest_shape():
+    make = maker(seed=None, transform=WHOLE)
+    batch = make.gather([7, -1, 2], [0, 1, 2])
+    assert batch["image"].shape == (3, 12, 12, 3) and batch["index"].tolist() == [7, -1, 2]
+    assert batch["mask"].tolist() == [True, False, True] and batch["label"][:, 0].tolist() == [1, -1, 0]
+    np.testing.assert_array_equal(batch["image"][2], make.dataset[2]["image"])
+
+
+def test_fields_out_of_range_are_named():
+    fields = {"batch_size": 1, "threads": 1, "workers": 0, "prefetch": 1}
+    assert Input(InMemory(), WHOLE, **fields).thread_count == 1
+    for name, value in (("batch_size", 0), ("workers", -1), ("prefetch", 0), ("threads", -1)):
+        with pytest.raises(UserError, match=rf"Input: .*{name}={value}"):
+            Input(InMemory(), WHOLE, **fields | {name: value})
+    assert Input(InMemory(), WHOLE).thread_count == min(16, usable_cores())
 
 
 @pytest.mark.parametrize("options", [{"threads": 1, "prefetch": 1}, {"threads": 8}, {"workers": 2}], ids=str)

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_files import CountsPickling, coco, csv_table, jpeg, tars, voc
+from PIL import Image
 
 from big_vision_lite.cli import main
+from big_vision_lite.commands.sources import source_of
 from big_vision_lite.data.curation.label_index import label_index
 from big_vision_lite.data.curation.steps import NestedSubset, curated
 from big_vision_lite.data.decode import decode
@@ -57,6 +60,13 @@ def test_prepared_examples_equal_the_source(make, tmp_path):
         prepare({"train": dataset}, tmp_path, "mine")
 
 
+def masks(folder):
+    for name, save in (("images", Image.new("RGB", (8, 6), "red")), ("masks", Image.new("L", (8, 6), 1))):
+        (folder / name).mkdir()
+        for i in range(3):
+            save.save(folder / name / f"{i}.png")
+
+
 def photos(folder, count=40):
     for name in ("ant", "bee"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -66,8 +76,6 @@ def photos(folder, count=40):
 
 
 def test_other_formats_become_png_and_bad_images_are_named_or_skipped(tmp_path):
-    from PIL import Image
-
     source = photos(tmp_path / "photos", 3)
     pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photos" / "ant" / "0.webp", lossless=True)
@@ -142,6 +150,55 @@ class Given(Dataset):
         return {"id": id_, "image": jpeg(seed=index), "labels": np.array(labels, np.int32)} | self.more
 
 
+def finished_shards(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*array_record-0000?-of-0000?")
+            if Path(f"{path}.done.json").exists()}
+
+
+def test_a_preparation_goes_on_after_its_bad_image_was_mended(tmp_path):
+    """Shards whose images are the same are kept; those with a changed image are written again."""
+    source, shown = photos(tmp_path / "photos", 6), {"processes": 1, "shard_images": 2}
+    bad = tmp_path / "photos" / "bee" / "5.jpg"
+    good = bad.read_bytes()
+    bad.write_bytes(b"\xff\xd8 cut")
+    with pytest.raises(BadImageError, match=r"bee/5.jpg"):
+        prepare({"train": source.open()}, tmp_path, "mine", **shown)
+    work = tmp_path / "mine" / "incomplete.1.0.0"
+    before = finished_shards(work)
+    assert len(before) == 5
+    bad.write_bytes(good)
+    changed = tmp_path / "photos" / "ant" / "3.jpg"  # in a finished shard, the second, and as large as before
+    changed.write_bytes(jpeg(seed=3).replace(b"\xff\xd9", b"\xff\xd8"))
+    folder = prepare({"train": source.open()}, tmp_path, "mine", **shown)
+    kept = {name for name, time_ in before.items() if (folder / name).stat().st_mtime_ns == time_}
+    assert kept == before.keys() - {"mine-train.array_record-00001-of-00006"}
+    assert_equal(Tfds("mine", "train", str(tmp_path)).open(), source.open())
+    assert not list(folder.glob("*.done.json"))
+
+
+def test_only_what_was_written_makes_it_another_source(tmp_path):
+    dataset = Given({f"{i}.jpg": [0] for i in range(6)} | {"bad.jpg": None})
+    with pytest.raises(BadImageError):
+        prepare({"train": dataset}, tmp_path, "mine", processes=1, shard_images=3)
+    work = tmp_path / "mine" / "incomplete.1.0.0"
+    before = finished_shards(work)
+    assert len(before) == 2
+    other = Given({f"other/{i}.jpg": [0] for i in range(7)})
+    for splits, shard_images in (({"train": other}, 3), ({"test": dataset}, 3), ({"train": dataset}, 2)):
+        with pytest.raises(UserError, match=r"is an unfinished preparation of another source; remove it, or choose"):
+            prepare(splits, tmp_path, "mine", processes=1, on_bad_image="skip", shard_images=shard_images)
+        assert finished_shards(work) == before  # nothing is lost
+    for damaged in ("mine-train.array_record-00000-of-00003", "mine-train.array_record-00001-of-00003.done.json"):
+        (work / damaged).write_bytes(b"\xff{")  # says nothing about the source
+    (work / "mine-train.array_record-00009-of-00010").write_bytes(b"left over")
+    folder = prepare({"train": other}, tmp_path, "mine", processes=1, shard_images=3)
+    assert_equal(Tfds("mine", "train", str(tmp_path)).open(), other)
+    assert len(list(folder.glob("mine-train*"))) == 3
+    (folder / "source.json").write_bytes(b"\xff{")
+    with pytest.raises(UserError, match=r"cannot read .*source.json: .*; choose a name other than 'mine'"):
+        prepare({"train": other}, tmp_path, "mine", processes=1, shard_images=3)
+
+
 def test_unreadable_first_images_hidden_labels_and_odd_names(tmp_path):
     not_utf8 = os.fsdecode(b"\xff.jpg")
     dataset = Given({"first.jpg": None, "hidden.jpg": [], not_utf8: [1]})
@@ -154,6 +211,20 @@ def test_unreadable_first_images_hidden_labels_and_odd_names(tmp_path):
     other = Given(dataset.given | {not_utf8: [0]})  # as many bytes, but different data
     prepare({"train": other}, tmp_path / "other", "mine", processes=1, on_bad_image="skip", shard_images=1)
     assert Tfds("mine", "train", str(tmp_path / "other")).open().fingerprint != prepared.fingerprint
+
+
+def test_copies_of_a_source_are_prepared_as_the_same_data(tmp_path):
+    """Although their times differ, and with them the fingerprints of the folders."""
+    folders = [tmp_path / "photos", tmp_path / "copy"]
+    photos(folders[0], 2)
+    shutil.copytree(*folders, copy_function=shutil.copy)
+    opened = []
+    for folder in folders:
+        prepare({"train": ImageFolder(str(folder), held_out=0).open()}, folder / "tfds", "mine", processes=1)
+        opened.append(Tfds("mine", "train", str(folder / "tfds")).open())
+    assert opened[0].fingerprint == opened[1].fingerprint
+    os.remove(folders[1] / "tfds" / "mine" / "1.0.0" / "content.json")  # as in older folders
+    assert Tfds("mine", "train", str(folders[1] / "tfds")).open().fingerprint != opened[0].fingerprint
 
 
 def test_images_skipped_before_an_interruption_are_not_lost_silently(tmp_path):
@@ -170,6 +241,7 @@ def test_images_skipped_before_an_interruption_are_not_lost_silently(tmp_path):
     ({}, {"name": "my-photos"}, "dataset name 'my-photos' is invalid"),
     ({}, {"on_bad_image": "skp"}, "on_bad_image is 'skp'; did you mean 'skip'"),
     ({}, {"split": "train[:10%]"}, r"split name 'train\[:10%\]' is invalid"),
+    ({}, {"split": "all"}, "split name 'all' is invalid; .*reserves for all splits"),
     ({"classes": ("ant", "ant")}, {}, "class 'ant' cannot be stored; expected unique names"),
     ({"classes": ("ant ", "bee")}, {}, "class 'ant ' cannot be stored"),
     ({"classes": ("ant\nbee", "cat")}, {}, r"class 'ant\\nbee' cannot be stored"),
@@ -191,7 +263,7 @@ def test_a_full_disk(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # a limit on the size of any file
     try:
-        with pytest.raises(UserError, match=r"cannot prepare mine in .*File too large.*make room there and"):
+        with pytest.raises(UserError, match=r"cannot write dataset mine in .*File too large.*make room there and"):
             prepare({"train": dataset}, tmp_path, "mine", processes=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -206,6 +278,27 @@ def test_a_dataset_is_pickled_once_and_not_for_each_shard(tmp_path):
     assert len(list(folder.glob("mine-train*"))) == 20 and CountsPickling.pickled == 1
     assert {p.name for p in folder.iterdir() if p.name.startswith(".")} == set()
     assert_equal(Tfds("mine", "train", str(tmp_path)).open(), plain)
+
+
+@pytest.mark.parametrize(("make", "field"), [
+    (tars, ""), (tars, ":split=all"), (masks, ":split=all"),
+    (lambda folder: csv_table(folder, "path,labels,split\nx.jpg,a,all\nw.jpg,b,all\n"), ":split=all"),
+    (lambda folder: csv_table(folder, "path,labels\nx.jpg,a\nw.jpg,b\n"), ""),
+    (lambda folder: (voc(folder), (folder / "ImageSets/Main/all.txt").write_text("a\nb\n")), ":split=all"),
+    (coco, ":images={folder}/images"),
+], ids=["tars", "tars-all", "masks-all", "csv-all", "csv", "voc-all", "coco"])
+def test_all_images_of_every_source_are_stored_as_train(make, field, tmp_path, capsys):
+    """TFDS reserves the split name "all" for all splits together."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    make(folder)
+    path = next((file for file in (*folder.glob("*.csv"), *folder.glob("*.json"))), folder)
+    spec = f"{path}{field.format(folder=folder)}"
+    assert main(["data", "prepare", spec, "--name", "mine", "--data-dir", str(tmp_path), "--processes", "1"]) == 0
+    assert "with train" in capsys.readouterr().out
+    source = source_of(spec).open()
+    for split in ("train", "all"):
+        assert_equal(Tfds("mine", split, str(tmp_path)).open(), source)
 
 
 def test_the_command_stores_a_label_index_with_the_data(tmp_path, monkeypatch, capsys):

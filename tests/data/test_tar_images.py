@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import io
 import os
 import tarfile
@@ -96,10 +97,25 @@ def test_the_index_of_tar_files_is_cached_and_rebuilt(tmp_path, monkeypatch):
         assert source.open().fingerprint == dataset.fingerprint
     index.write_bytes(index.read_bytes()[:500])
     assert source.open()[5]["image"] == dataset[5]["image"]
-    os.utime(tmp_path / "tars" / "n01.tar", (0, 0))  # as on another machine: indexed again, with the same result
-    assert source.open().fingerprint == dataset.fingerprint
+    content = dataclasses.replace(source, fingerprint="content")
+    before = content.open().fingerprint
+    os.utime(tmp_path / "tars" / "n01.tar", (0, 0))  # as a copy on another machine: indexed again
+    assert source.open().fingerprint != dataset.fingerprint and content.open().fingerprint == before
     assert len(list((tmp_path / "cache" / "tar").iterdir())) == 2
     assert tars(tmp_path / "tars", 4).open().fingerprint != dataset.fingerprint
+
+
+def test_a_damaged_index_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("BVL_CACHE", str(tmp_path / "cache"))
+    source = tars(tmp_path / "tars")
+    expected = [(e["id"], e["image"], e["labels"].tolist()) for e in source.open().read(range(6))]
+    (path,) = (tmp_path / "cache" / "tar").iterdir()
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for at in rng.choice(len(whole), 60, replace=False):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        assert [(e["id"], e["image"], e["labels"].tolist()) for e in source.open().read(range(6))] == expected, at
 
 
 def test_parts_of_a_class_are_merged_and_threads_share_a_dataset(tmp_path):
@@ -118,9 +134,63 @@ def test_parts_of_a_class_are_merged_and_threads_share_a_dataset(tmp_path):
                 info = tarfile.TarInfo(f"{name}.tar")
                 info.size = len(packed.getvalue())
                 outer.addfile(info, io.BytesIO(packed.getvalue()))
-    merged = TarImages(str(tmp_path / "parts")).open()
-    assert merged.fingerprint == dataset.fingerprint and merged.classes == dataset.classes
+    merged = TarImages(str(tmp_path / "parts"), fingerprint="content").open()
+    assert merged.fingerprint == TarImages(str(tmp_path / "tars"), fingerprint="content").open().fingerprint
+    assert merged.classes == dataset.classes
     indices = np.random.default_rng(0).integers(0, 40, 1000).tolist()
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         for example in pool.map(merged.__getitem__, indices):
             assert example["image"] == image_of[example["id"]]
+
+
+def shard(path, files):
+    with tarfile.open(path, "w") as file:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+
+
+def test_shards_of_a_web_dataset(tmp_path):
+    """The class is in KEY.cls, and not the name of the shard."""
+    labels = {0: ["3", "10"], 1: ["10\n", "0"]}
+    for number, texts in labels.items():
+        shard(tmp_path / f"train-{number}.tar", {f"s/{i}.{suffix}": content for i, text in enumerate(texts) for
+              suffix, content in (("jpg", jpeg(seed=10 * number + i)), ("cls", text.encode()), ("json", b"{}"))})
+    dataset = TarImages(str(tmp_path)).open()
+    assert dataset.classes == tuple(map(str, range(11)))
+    assert [(e["id"], e["labels"].tolist(), e["image"]) for e in dataset.read(range(4))] == [
+        ("0/train-1/s/1.jpg", [0], jpeg(seed=11)), ("3/train-0/s/0.jpg", [3], jpeg(seed=0)),
+        ("10/train-0/s/1.jpg", [10], jpeg(seed=1)), ("10/train-1/s/0.jpg", [10], jpeg(seed=10))]
+    shard(tmp_path / "train-1.tar", {"a.jpg": jpeg(), "a.cls": b"cow", "b.jpg": jpeg(), "b.cls": b"ant"})
+    assert TarImages(str(tmp_path)).open().classes == ("10", "3", "ant", "cow")
+    for files, message in (({"a.jpg": jpeg(), "a.cls": b"-1"}, r"'a.cls' has the class '-1'; expected a number"),
+                           ({"a.jpg": jpeg(), "a.cls": b"1", "b.jpg": jpeg()}, r"'b.jpg' has no b.cls"),
+                           ({"a.jpg": jpeg(), "a.json": b"{}"}, r"'a.jpg' has no a.cls"),
+                           ({"a.jpg": jpeg()}, r"train-1.tar has images without classes, but others have .cls")):
+        shard(tmp_path / "train-1.tar", files)
+        with pytest.raises(UserError, match=message):
+            TarImages(str(tmp_path)).open()
+
+
+def test_what_tarfile_would_choke_on(tmp_path):
+    source = tars(tmp_path / "tars")
+    file = tmp_path / "tars" / "n01.tar"
+    data = file.read_bytes()
+    for _ in range(360):
+        shard(file, {"x.tar": data})
+        data = file.read_bytes()
+    with pytest.raises(UserError, match=r"'x.tar' is a tar file within 8 others"):
+        source.open()
+    info = tarfile.TarInfo("endless")
+    info.type = b"Z"  # of unknown type, and a size of -512: tarfile reads the same header for ever
+    header = bytearray(info.tobuf())
+    header[124:136] = (-512).to_bytes(12, signed=True)
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + 8 * 32 + sum(header[156:512]))
+    file.write_bytes(bytes(header) + data)
+    with pytest.raises(UserError, match=r"n01.tar is damaged: wrong size at byte 0"):
+        source.open()
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(UserError, match=r"cannot read .*n01.tar: it is not a regular file"):
+        source.open()

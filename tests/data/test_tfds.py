@@ -160,11 +160,65 @@ def test_damaged_data_sets_are_named(data_dir, tmp_path):
     with pytest.raises(UserError, match=r"of-00001 has 29 records, but the dataset's metadata says 30"):
         source.open()
     shard.unlink()
-    with pytest.raises(UserError, match="lacks 1 files of 'train', such as toy-train"):
+    with pytest.raises(UserError, match="lacks 1 files of 'train', such as 'toy-train"):
         source.open()
     (folder / "features.json").unlink()
-    with pytest.raises(UserError, match="not a prepared TFDS dataset"):
+    with pytest.raises(UserError, match="not a prepared TFDS dataset, or damaged"):
         source.open()
+
+
+@pytest.mark.parametrize(("name", "file"), [("toy", "label"), ("toy_voc/one", "objects-label")])
+@pytest.mark.parametrize(("content", "message"), [
+    (b"ant\n", "holds 1 class names, 1 of them different; expected 3"),
+    (b"ant\nbee\nca", "3 of them different, and its last line is cut"),
+    (b"", "holds 0 class names"), (b"\n\n\n", "holds 0 class names"),
+    (b"ant\nbee\nbee\n", "holds 3 class names, 2 of them different"),
+    (b"ant\nbee\ncat\n" * 2, "holds 6 class names, 3 of them different"),
+    (b"ant\n\xff\n", "cannot read .*: 'utf-8' codec"),
+], ids=["cut", "cut-name", "empty", "blank", "doubled", "twice", "bytes"])
+def test_damaged_names_of_classes_are_refused(data_dir, tmp_path, name, file, content, message):
+    folder = tmp_path / name / "1.2.0"
+    shutil.copytree(data_dir / name / "1.2.0", folder)
+    (folder / f"{file}.labels.txt").write_bytes(content)
+    with pytest.raises(UserError, match=message) as raised:
+        Tfds(name, data_dir=str(tmp_path)).open()
+    assert f"{file}.labels.txt" in str(raised.value) and "\n" not in str(raised.value)
+
+
+def replaced(old, new):
+    return lambda text: text.replace(old, new)
+
+
+@pytest.mark.parametrize(("file", "change", "message"), [
+    ("dataset_info", replaced('"30"', '"-30"'), "a shard of a negative length"),
+    ("dataset_info", replaced('"30"', '"31", "-1"'), "a shard of a negative length"),
+    ("dataset_info", replaced('"30"', f'"{2**62}"'), "has 30 records, but the dataset's metadata says 4,611,"),
+    ("dataset_info", replaced('"30"', '"many"'), "cannot read .*Failed to parse .*it is not a prepared TFDS dataset"),
+    ("dataset_info", replaced("{SHARD_X_OF_Y}", "{NOPE}"), "cannot read split 'train' .*Could not format template"),
+    ("dataset_info", replaced("{SHARD_X_OF_Y}", "{"), r"cannot read split 'train' .*Single '\{' encountered"),
+    ("dataset_info", replaced('"train"', '"all"'), "has a split named 'all', which TFDS reserves"),
+    ("dataset_info", lambda text: '{"a":' * 100_000 + "1" + "}" * 100_000, "cannot read .*(nest|recursion|too deep)"),
+    ("dataset_info", lambda text: "[]", "cannot read .*not a prepared TFDS dataset"),
+    ("dataset_info", lambda text: text[: len(text) // 2], "cannot read .*not a prepared TFDS dataset"),
+    ("features", lambda text: '{"a":' * 100_000 + "1" + "}" * 100_000, "cannot read .*(nest|recursion|too deep)"),
+    ("features", lambda text: "null", "cannot read .*not a prepared TFDS dataset"),
+    ("features", replaced('"numClasses": "3"', '"numClasses": "4"'), "label.labels.txt holds 3 .*expected 4"),
+])
+def test_damaged_metadata_is_refused_in_one_line(data_dir, tmp_path, file, change, message):
+    shutil.copytree(data_dir / "toy", tmp_path / "toy")
+    path = tmp_path / "toy" / "1.2.0" / f"{file}.json"
+    text = path.read_text()
+    path.write_text(change(text))
+    assert path.read_text() != text
+    with pytest.raises(UserError, match=message) as raised:
+        Tfds("toy", data_dir=str(tmp_path)).open()
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["\0", "x" * 5000])
+def test_names_that_no_folder_can_have(data_dir, name):
+    with pytest.raises(UserError, match=r"cannot read|is not prepared"):
+        Tfds(name, data_dir=str(data_dir)).open()
 
 
 def write_array_record(path, records):
@@ -293,6 +347,48 @@ def test_a_damaged_record_of_an_array_record_file(sharded, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("record", [b"", b"record", b"\xff" * 50, b"\n\0"], ids=["empty", "text", "bytes", "bare"])
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+def test_records_that_are_no_examples_are_named(sharded, tmp_path, record, file_format):
+    folder = tmp_path / "toy" / "1.2.0"
+    shutil.copytree(sharded["array_record"] / "toy" / "1.2.0", folder)
+    write_array_record(folder / "toy-train.array_record-00007-of-00030", [record])
+    if file_format == "tfrecord":
+        as_tfrecord(folder)
+    dataset = Tfds("toy", "train", str(tmp_path)).open()
+    assert dataset[6]["image"] == png(6)
+    for read in (dataset.__getitem__, dataset.labels):
+        with pytest.raises(UserError, match=rf"{file_format}-00007-of-00030: record 0 cannot be read \(") as raised:
+            read(7)
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+def test_a_damaged_file_is_noticed_or_reads_as_before(sharded, tmp_path, file_format):
+    shutil.copytree(sharded[file_format], tmp_path, dirs_exist_ok=True)
+    shard = next((tmp_path / "toy" / "1.2.0").glob("*-00004-of-00030"))
+    sound, rng, noticed = shard.read_bytes(), np.random.default_rng(0), 0
+    used = len(sound.rstrip(b"\0"))  # ArrayRecord pads
+    for trial in range(36):
+        damaged, at = bytearray(sound), int(rng.integers(used))
+        if trial % 3 == 0:
+            del damaged[at:]
+        elif trial % 3 == 1:
+            damaged[at] ^= 1 << int(rng.integers(8))
+        else:
+            damaged[at : at + 64] = bytes(64)
+        shard.write_bytes(damaged)
+        try:
+            assert Tfds("toy", "train", str(tmp_path)).open()[4]["image"] == png(4)
+        except UserError as error:
+            noticed += shard.name in str(error)
+    assert noticed == 36 if file_format == "tfrecord" else noticed >= 10
+    shard.unlink()
+    os.mkfifo(shard)
+    with pytest.raises(UserError, match=r"00004-of-00030 is not a regular file; copy or prepare it again"):
+        Tfds("toy", "train", str(tmp_path)).open()
+
+
 def test_a_bucket_that_cannot_be_read_from_here(monkeypatch):
     part = Part("gs://bucket/toy-train.array_record-00000-of-00001", 0, 1, 1)
 
@@ -303,7 +399,7 @@ def test_a_bucket_that_cannot_be_read_from_here(monkeypatch):
     monkeypatch.setattr("array_record.python.array_record_module.ArrayRecordReader", Reader)
     with pytest.raises(UserError, match=r"cannot be read from here; mount the bucket .*storage cp -r gs://bucket DIR"):
         check_parts([part], "array_record")
-    with pytest.raises(UserError, match=r"cannot list 's3://bucket.*mount the bucket"):
+    with pytest.raises(UserError, match=r"cannot read 's3://bucket.*mount the bucket"):
         Tfds("toy", data_dir="s3://bucket").open()  # no extra installs its reader
 
 

@@ -293,6 +293,10 @@ def messages() -> list[str]:
             if kind in kinds and node.args:
                 texts += [f"image … cannot be read: {text}" if kind == "BadImageError" else text
                           for text in possible_texts(node.args[1 if kind == "BadImageError" else 0], functions)]
+            elif kind in ("reading", "writing"):
+                verb, (what, *advice) = kind.removesuffix("ing").replace("writ", "write"), node.args
+                texts += [f"cannot {verb} {text}: …; {hint}" for text in possible_texts(what, functions)
+                          for hint in (possible_texts(advice[0], functions) if advice else ["…"])]
     return texts
 
 

@@ -69,7 +69,7 @@ def test_known_outlines():
 
 def test_means_over_images_then_classes():
     scores = BoundaryMetrics(("background", "a", "b"))
-    assert scores.result() == {"boundary_F": 0.0}
+    assert scores.result() == {"boundary_F": None}
     scores.add({0: 1.0, 1: 0.5})
     scores.add({0: 0.5})
     assert scores.result() == {"boundary_F": 0.625, "boundary_F/background": 0.75, "boundary_F/a": 0.5}

@@ -234,8 +234,6 @@ def test_bad_batches_are_refused(kind):
         kind(4, 2).add(ROWS, labels, ALL)
     with pytest.raises(UserError, match="at least 1"):
         kind(0, 2)
-    with pytest.raises(UserError, match="nothing to score"):
-        kind(3, 2).result()
 
 
 def test_wrong_dtypes_are_refused():
@@ -244,15 +242,19 @@ def test_wrong_dtypes_are_refused():
         MultiLabelMetrics(3, 2).add(ROWS.astype(np.float64), pad([[0], [2]]), ALL)
 
 
-@pytest.mark.parametrize("labels", [[[0, 1], [2]], [[0], []]])
-def test_single_label_needs_exactly_one(labels):
-    with pytest.raises(UserError, match="exactly one"):
+@pytest.mark.parametrize(("labels", "found"), [
+    ([[1, 2], [0, 1, 2]], r"2 labels \[1, 2, -1\]"), ([[0], []], r"0 labels \[-1\]")])
+def test_single_label_needs_exactly_one(labels, found):
+    with pytest.raises(UserError, match=f"an image has {found}, expected exactly one"):
         SingleLabelMetrics(3, 2).add(ROWS, pad(labels), ALL)
 
 
-def test_without_labels_there_is_nothing_to_score():
-    with pytest.raises(UserError, match="no image with a label"):
-        fill(MultiLabelMetrics(3, 2), ROWS, pad([[], []])).chance()
+def test_without_labels_no_score_exists():
+    for metrics in (fill(MultiLabelMetrics(3, 2), ROWS, pad([[], []])), MultiLabelMetrics(3, 2)):
+        assert metrics.chance() is None and metrics.result() == {
+            "mAP": None, "mAP_instance": None, "mAP@100": None, "precision@1": None, "classes_with_positives": 0,
+            "images_with_positives": 0}
+    assert SingleLabelMetrics(5, 2).result() == {"top1": None, "top5": None}
 
 
 def test_a_missing_temporary_folder_is_named(spilling, tmp_path, monkeypatch):

@@ -8,12 +8,17 @@ import json
 import numpy as np
 import pytest
 from official_coco import coco_file, official_ap, official_metrics
+from PIL import Image
 
+from big_vision_lite.data.curation.steps import ClassSubset, curated
+from big_vision_lite.data.decode import image_size
 from big_vision_lite.data.source import Dataset, Example
-from big_vision_lite.errors import UserError
+from big_vision_lite.data.sources.coco_json import CocoJson
+from big_vision_lite.errors import BadImageError, UserError
 from big_vision_lite.evaluation.boxes import Detections, GroundTruth
 from big_vision_lite.evaluation.coco_ap import NAMES, coco_ap
-from big_vision_lite.evaluation.detection import DetectionMetrics, truth_of
+from big_vision_lite.evaluation.detection import DetectionMetrics, check_objects, truth_of
+from big_vision_lite.evaluation.scorable import check_labels
 from big_vision_lite.evaluation.voc_ap import iou, voc_ap
 
 
@@ -65,11 +70,41 @@ def test_coco_metrics_are_the_official_ones(seed):
     assert 0.05 < official.metrics["AP"] < 0.9
 
 
+def test_an_object_is_as_large_as_annotated(tmp_path):
+    """Of area 900, small, in a box of 3600, medium: pycocotools, given files that it reads itself, says the same."""
+    coco_file(tmp_path)
+    data = json.loads((tmp_path / "instances.json").read_text())
+    data["annotations"] = [{"id": 1, "image_id": 7, "category_id": 13, "bbox": [20, 10, 60, 60], "iscrowd": 0,
+                            "area": 900}]
+    (tmp_path / "instances.json").write_text(json.dumps(data))
+    (tmp_path / "results.json").write_text(json.dumps(
+        [{"image_id": 7, "category_id": 13, "bbox": [20, 10, 60, 50], "score": 0.5}]))
+    scores = DetectionMetrics(CocoJson(str(tmp_path / "instances.json"), str(tmp_path)).open())
+    scores.add(*batched(detections([(0, 0, 20, 10, 80, 60, 0.5)]), 3))
+    official = official_metrics(tmp_path / "instances.json", tmp_path / "results.json")
+    assert {name: scores.result()[name] for name in NAMES} == pytest.approx(official)
+    assert official["AP_small"] == pytest.approx(0.7) and official["AP_medium"] is None  # at IoU 0.5 to 0.8
+
+
+def test_objects_without_areas_crowds_or_difficult_ones():
+    """As of a source that knows boxes only: an image of 30 x 20 pixels."""
+    example = {"id": "x", "image": np.zeros((20, 30, 3), np.uint8), "box_labels": np.array([3, 1], np.int32),
+               "boxes": np.array([[0.1, 0.2, 0.4, 0.7], [0, 0, 1, 1]], np.float32)}
+    true = truth_of(example)
+    np.testing.assert_allclose(true.boxes, [[3, 4, 12, 14], [0, 0, 30, 20]], atol=1e-5)
+    np.testing.assert_allclose(true.area, [90, 600], rtol=1e-5)
+    assert true.label.tolist() == [3, 1] and not true.crowd.any() and not true.difficult.any()
+    table = truth_of({**example, "crowd": np.array([True, False]), "difficult": np.array([False, True]),
+                      "area": np.float32([7, 8])})
+    assert (table.area.tolist(), table.crowd.tolist(), table.difficult.tolist()) == ([7, 8], [True, False],
+                                                                                     [False, True])
+
+
 @pytest.mark.parametrize("score", [coco_ap, official_ap])
 def test_no_detections_and_classes_without_objects(score):
     true = truth([(0, 1, 10, 10, 50, 50)])
     none = score(true, detections([]), 2, 3)
-    assert none.metrics["AP"] == 0 and "AP_small" not in none.metrics and "AP_large" not in none.metrics
+    assert none.metrics["AP"] == 0 and none.metrics["AP_small"] is none.metrics["AP_large"] is None
     all_ = score(true, detections([(0, 1, 10, 10, 50, 50, 0.5), (1, 2, 0, 0, 9, 9, 0.9)]), 2, 3)
     assert all_.metrics["AP"] == pytest.approx(1) and np.isnan(all_.ap[[0, 2]]).all()  # class 2 has no object
 
@@ -148,7 +183,18 @@ class InMemory(Dataset):
         boxes = (self.true.boxes[at] / 512).astype(np.float32)
         return {"id": str(index), "image": np.zeros((512, 512, 3), np.uint8), "labels": np.unique(self.true.label[at]),
                 "boxes": boxes, "box_labels": self.true.label[at].astype(np.int32), "crowd": self.true.crowd[at],
-                "area": self.true.area[at].astype(np.float32)}
+                "area": self.true.area[at].astype(np.float32), "difficult": self.true.difficult[at]}
+
+
+class WithoutBoxes(Dataset):
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Example:
+        return {"id": "7.jpg", "image": b"", "labels": np.zeros(1, np.int32)}
 
 
 def batched(detected: Detections, images, most=160):
@@ -194,21 +240,53 @@ def test_scores_of_batches():
     assert abs(part.result()["AP"] - coco_ap(*without, 40, 5).metrics["AP"]) < 2e-3
 
 
-def test_what_cannot_be_scored_is_refused():
+def test_scores_that_do_not_exist():
+    """Without images, objects, or any but crowds; and with difficult objects only, which COCO's metrics count."""
+    nothing = {**dict.fromkeys(NAMES), "VOC_AP50": None, "VOC07_AP50": None}
+    assert DetectionMetrics(InMemory(truth([]), 3)).result() == {**nothing, "images": 0}
+    objects = [(0, 1, 10, 10, 50, 50), (2, 0, 10, 10, 50, 50)]
+    for dataset in (InMemory(truth([]), 3), InMemory(truth(objects, crowd=[0, 1]), 3)):
+        for found in ([], [(0, 1, 10, 10, 50, 50, 0.5)]):
+            scores = DetectionMetrics(dataset)
+            scores.add(*batched(detections(found), 3))
+            assert scores.result() == {**nothing, "images": 3} and scores.per_class() == {}
+        with pytest.raises(UserError, match="none of its 3 images has an object that is not a crowd, so that nothing"):
+            check_objects(dataset)
+    difficult = InMemory(truth(objects, difficult=[0, 1]), 3)
+    scores = DetectionMetrics(difficult)
+    scores.add(*batched(detections([(0, 1, 10, 10, 50, 50, 0.5)]), 3))
+    check_objects(difficult)
+    assert scores.result()["AP"] == pytest.approx(0.5) and scores.result()["VOC_AP50"] is None
+    assert scores.per_class() == {"a": {"AP": 0, "AP50": 0, "objects": 0},
+                                  "b": {"AP": pytest.approx(1), "AP50": pytest.approx(1), "objects": 0}}
+
+
+def test_one_object_is_enough_to_score(tmp_path):
+    """Of three images one cannot be read, one has an object, and one has none; then that one cannot be read either."""
+    dataset = coco_file(tmp_path).open()
+    (tmp_path / "7.jpg").write_bytes(b"none")
+    check_objects(dataset)
+    check_labels(dataset)
+    (tmp_path / "9.jpg").write_bytes(b"none")
+    with pytest.raises(BadImageError, match=r"'7\.jpg'"):
+        check_objects(dataset)
+    with pytest.raises(UserError, match="none of its 3 images has a label"):
+        check_labels(InMemory(truth([]), 3))
+    with pytest.raises(UserError, match=r"image '7\.jpg' has no boxes"):
+        check_objects(WithoutBoxes(dataset))
+
+
+def test_what_cannot_be_added_is_refused():
     dataset = InMemory(truth([]), 3)
-    scores = DetectionMetrics(dataset)
-    with pytest.raises(UserError, match="no image was evaluated"):
-        scores.result()
-    empty = batched(detections([]), 3)
-    scores.add(*empty)
-    with pytest.raises(UserError, match="none of the 3 images has an annotated object"):
-        scores.result()
-    wrong = [array.copy() for array in batched(detections([(0, 9, 0, 0, 1, 1, 0.5)]), 3)]
-    with pytest.raises(ValueError, match="label 9; expected 0 to 4"):
-        DetectionMetrics(dataset).add(*wrong)
-    wrong[1][:] = np.nan
-    with pytest.raises(UserError, match="not finite; training has diverged"):
-        DetectionMetrics(dataset).add(*wrong)
+    for label in (5, -1):
+        wrong = batched(detections([(0, label, 0, 0, 1, 1, 0.5)]), 3)
+        with pytest.raises(ValueError, match=f"label {label}; expected 0 to 4"):
+            DetectionMetrics(dataset).add(*wrong)
+    for column in (0, 1):  # boxes, scores
+        wrong = batched(detections([(2, 1, 0, 0, 1, 1, 0.5)]), 3)
+        wrong[column][2] = np.nan
+        with pytest.raises(UserError, match="in image number 2 is not finite; training has diverged"):
+            DetectionMetrics(dataset).add(*wrong)
     with pytest.raises(UserError, match=r"image 'x' has no boxes; .* such as CocoJson or VocTree"):
         truth_of({"id": "x", "image": b"", "labels": np.zeros(0, np.int32)})
 
@@ -216,6 +294,8 @@ def test_what_cannot_be_scored_is_refused():
 def test_results_are_written_with_the_ids_of_the_annotations(tmp_path):
     dataset = coco_file(tmp_path).open()
     assert DetectionMetrics(dataset).category_ids() == [13, 70, 90]
+    part = curated(curated(dataset, (ClassSubset(("brush", "sign"), "keep"),)), (ClassSubset(("brush",)),))
+    assert DetectionMetrics(part).category_ids() == [90]
     with pytest.raises(UserError, match="InMemory does not know COCO's ids"):
         DetectionMetrics(InMemory(truth([]), 3)).category_ids()
     detected = detections([(0, 2, 21, 11, 80, 50, 0.9), (0, 0, 100, 50, 130, 70, 0.8), (1, 2, 100, 40, 150, 90, 0.7),
@@ -236,3 +316,24 @@ def test_results_are_written_with_the_ids_of_the_annotations(tmp_path):
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         scores.result()
     assert not printed.getvalue()
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_results_are_of_the_image_as_annotated(tmp_path, orientation):
+    """Annotations of the stored pixels of a photo that EXIF turns: results go back to where these are."""
+    source, exif = coco_file(tmp_path), Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (200, 100)).save(tmp_path / "7.jpg", exif=exif)
+    dataset = source.open()
+    example = dataset[0]
+    assert image_size(example["image"]) == (200, 100)
+    scores, boxes = DetectionMetrics(dataset), example["boxes"] * np.float32([100, 200, 100, 200])
+    ones = np.ones((1, 2), np.float32)
+    scores.add(boxes[None], ones, example["box_labels"][None], ones > 0, np.array([0]), np.array([True]))
+    scores.write_coco_results(tmp_path / "results.json")
+    rows = json.loads((tmp_path / "results.json").read_text())
+    np.testing.assert_allclose([row["bbox"] for row in rows], [[20, 10, 60, 40], [100.5, 50.25, 30, 20]], atol=1e-3)
+    alone = {"images": 1, "AP": pytest.approx(1)}
+    assert {name: scores.result()[name] for name in alone} == alone
+    with pytest.raises(UserError, match=r"cannot write .*none/results.json: No such file"):
+        scores.write_coco_results(tmp_path / "none/results.json")

@@ -8,8 +8,15 @@ import pytest
 from PIL import Image
 
 from big_vision_lite.data.masks import VOID
-from big_vision_lite.errors import UserError
-from big_vision_lite.evaluation.segmentation import ConfusionMatrix, confusion, mask_at_original_size, true_mask
+from big_vision_lite.data.source import Dataset, Example
+from big_vision_lite.errors import BadImageError, UserError
+from big_vision_lite.evaluation.segmentation import (
+    ConfusionMatrix,
+    check_masks,
+    confusion,
+    mask_at_original_size,
+    true_mask,
+)
 from big_vision_lite.heads.segmentation.decoders import upsample
 from big_vision_lite.heads.segmentation.drawing import palette
 
@@ -42,7 +49,7 @@ def test_miou_is_that_of_sets_of_pixels(seed):
 
     counts = np.asarray(confusion(jnp.asarray(truth), jnp.asarray(predicted, jnp.int32), len(names)))
     np.testing.assert_array_equal(counts.sum(0), matrix.counts)  # the device counts the same
-    assert ConfusionMatrix(names[1:]).result() == {"mIoU": 0.0, "mIoU_true": 0.0, "pixel_accuracy": 0.0}
+    assert ConfusionMatrix(names[1:]).result() == {"mIoU": None, "mIoU_true": None, "pixel_accuracy": None}
 
 
 def test_scores_are_interpolated_directly_to_the_original_size():
@@ -65,6 +72,34 @@ def png(mask):
     buffer = io.BytesIO()
     Image.fromarray(mask).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+class InMemory(Dataset):
+    classes, multi_label, fingerprint = ("a", "b"), True, "masks in memory"
+
+    def __init__(self, masks):
+        self.masks = masks
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def __getitem__(self, index: int) -> Example:
+        return {"id": f"{index}", "image": np.zeros((2, 3, 3), np.uint8), "labels": np.zeros(0, np.int32),
+                "class_mask": self.masks[index]}
+
+
+def test_one_pixel_is_enough_to_score():
+    void = np.full((2, 3), VOID, np.uint8)
+    one = np.where(np.arange(6).reshape(2, 3) == 4, 0, void).astype(np.uint8)
+    check_masks(InMemory([void, b"damaged", one, np.full((2, 3), 9, np.uint8)]))  # the last is not looked at any more
+    with pytest.raises(UserError, match="none of its 2 images has a pixel in its mask that is not void"):
+        check_masks(InMemory([void, void]))
+    with pytest.raises(BadImageError, match="'1' cannot be read: its mask"):
+        check_masks(InMemory([void, b"damaged"]))
+    with pytest.raises(UserError, match="'0' has no class mask"):
+        check_masks(InMemory([None]))
+    with pytest.raises(BadImageError, match="'0' cannot be read: its mask has 2 x 2 pixels and the image 3 x 2"):
+        check_masks(InMemory([one[:, :2], void]))
 
 
 def test_bad_masks_are_named():

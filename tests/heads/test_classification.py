@@ -1,10 +1,13 @@
-"""Mixup and ten crops, against numpy."""
+"""Classification: targets, losses with mixup, ten crops and metrics, against numpy."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from toy_backbone import Toy
 
 from big_vision_lite.data.pipeline import BatchMaker, Input
+from big_vision_lite.data.source import Dataset, SavedDatasetInfo
 from big_vision_lite.data.sources.emoji_scenes import EmojiScenes
 from big_vision_lite.data.transforms.image import Resize
 from big_vision_lite.errors import UserError
@@ -83,6 +86,79 @@ def test_ten_crops_are_scored_by_their_mean_probability(kind):
         head.predict(Linear(), on_device({**batch, "image": images[:, :5, :9]}))
 
 
-def test_bad_fields():
-    with pytest.raises(UserError, match="mixup=-1"):
-        Classification("softmax", mixup=-1)
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"mixup": -1}, "mixup=-1; expected at least 0"),
+    ({"loss_kind": "softmax", "label_smoothing": 1.0}, r"label_smoothing=1\.0; expected 0 to below 1"),
+    ({"loss_kind": "softmax", "label_smoothing": -0.1}, r"label_smoothing=-0\.1; expected 0 to below 1"),
+    ({"label_smoothing": 0.1}, "label_smoothing is for loss_kind='softmax'"),
+    ({"prior": 0.0}, r"prior=0\.0; expected a probability"), ({"prior": 1.0}, r"prior=1\.0; expected a probability")])
+def test_fields_out_of_range(fields, message):
+    with pytest.raises(UserError, match=message):
+        Classification(**fields)
+
+
+def test_fields_at_their_limits():
+    Classification("softmax", label_smoothing=0.99, mixup=0.0)
+    Classification(prior=0.01)
+    Classification(prior=0.99)
+
+
+def test_labels_fill_their_slots_and_more_are_refused():
+    head = Classification(max_labels=3)
+    for labels, expected in (((), [-1, -1, -1]), ((4,), [4, -1, -1]), ((4, 0, 2), [4, 0, 2])):
+        assert head.targets({"id": "a", "labels": np.array(labels, np.int32)})["labels"].tolist() == expected
+    with pytest.raises(UserError, match="'a' has 4 labels; the head has room for max_labels=3"):
+        head.targets({"id": "a", "labels": np.arange(4)})
+
+
+@pytest.mark.parametrize(("head", "classes", "probability"), [
+    (Classification(), 10, 0.1), (Classification(), 1, 0.5), (Classification(prior=0.02), 10, 0.02),
+    (Classification("softmax"), 10, 0.5)])  # of the logistic function; the softmax's logits are all 0
+def test_the_first_predictions_are_the_prior(head, classes, probability):
+    model = head.build(Toy().build(nnx.Rngs(0)), SavedDatasetInfo(tuple(map(str, range(classes))), True, "", 1, ""),
+                       nnx.Rngs(0))
+    logits = model(jnp.zeros((1, 32, 32, 3), jnp.uint8), train=False)
+    np.testing.assert_allclose(1 / (1 + np.exp(-logits)), np.full((1, classes), probability), rtol=1e-5)
+
+
+def test_precision_at_1_is_whether_the_best_guess_is_one_of_the_labels():
+    images = RNG.integers(0, 256, (3, 6, 6, 3)).astype(np.uint8)
+    best = (images.reshape(3, -1) @ PROJECTION).argmax(1)
+    labels = np.stack([[best[0], (best[0] + 1) % 5], [(best[1] + 1) % 5, best[1]], [(best[2] + 1) % 5, -1]])
+    batch = {"image": images, "labels": labels.astype(np.int32), "mask": np.ones(3, bool)}
+    assert Classification().loss(Linear(), on_device(batch))[1]["precision@1"].tolist() == [1, 1, 0]
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "softmax"])
+def test_answers_are_the_five_most_probable(kind):
+    logits = np.array([[0.0, 3.0, -1.0, 1.0, 2.0, -2.0]], np.float32)
+    answer = Classification(kind).to_json({}, {"logits": logits}, tuple("abcdef"))[0]["labels"]
+    assert [each["label"] for each in answer] == ["b", "e", "d", "a", "c"]
+    expected = softmax(logits[0].astype(float)) if kind == "softmax" else 1 / (1 + np.exp(-logits[0].astype(float)))
+    np.testing.assert_allclose([each["probability"] for each in answer], np.sort(expected)[:0:-1], atol=1e-6)
+
+
+@pytest.mark.parametrize("multi_label", [True, False])
+def test_metrics_leave_empty_slots_out(multi_label):
+    metrics = Classification().metrics(Labels(multi_label))
+    assert metrics.result()["loss"] == 0 and metrics.result()["images"] == 0
+    logits = np.array([[2.0, 1.0], [0.0, 1.0], [9.0, 9.0]], np.float32)
+    for _ in range(2):
+        metrics.add({"logits": logits, "loss": np.array([1.0, 2.0, 50.0], np.float32)},
+                    {"labels": np.array([[0], [1], [-1]], np.int32), "mask": np.array([True, True, False])})
+    result = metrics.result()
+    assert (result["loss"], result["images"]) == (1.5, 4) and ("mAP_chance" in result) == multi_label
+    assert result["mAP" if multi_label else "top1"] == 1.0
+
+
+class Labels(Dataset):
+    classes, fingerprint = ("a", "b"), "made"
+
+    def __init__(self, multi_label):
+        self.multi_label = multi_label
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        raise NotImplementedError

@@ -108,6 +108,9 @@ def test_targets_of_an_image():
     none = head.targets({**one, "boxes": np.zeros((0, 4), np.float32), "box_labels": np.zeros(0, np.int32),
                          "crowd": np.zeros(0, bool), "difficult": np.zeros(0, bool)})
     assert not none["kind"].any() and none["size"].any()
+    full = {**one, "boxes": np.ones((4, 4), np.float32), "box_labels": np.arange(4), "crowd": np.zeros(4)}
+    full = head.targets({**full, "difficult": np.zeros(4)})
+    assert (full["kind"] == 1).all() and full["box_labels"].tolist() == [0, 1, 2, 3]
     many = {**one, "boxes": np.ones((5, 4), np.float32), "box_labels": np.zeros(5, np.int32), "crowd": np.zeros(5)}
     with pytest.raises(UserError, match=r"'3' has 5 boxes.*max_boxes=4"):
         head.targets(many)
@@ -131,13 +134,14 @@ def losses_of(steps):
 
 @pytest.mark.parametrize("name", ["C4", pytest.param("FPN", marks=pytest.mark.slow)])
 def test_it_learns_and_an_image_does_not_depend_on_the_others(name):
-    head = VARIANTS[name]
+    head = dataclasses.replace(VARIANTS[name], box_weight=2.0)
     steps, state = steps_of(head)
     batch = batch_of(head, example(0), example(1), example(2, boxes=np.zeros((0, 4)), box_labels=()), EMPTY)
     losses = losses_of(steps)
     loss, parts, _ = losses(state, batch)
     assert set(parts) == {"objectness_loss", "rpn_box_loss", "class_loss", "box_loss"}
-    np.testing.assert_allclose(sum(parts.values()), loss, rtol=1e-5)
+    expected = parts["objectness_loss"] + parts["class_loss"] + 2 * (parts["rpn_box_loss"] + parts["box_loss"])
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
     assert (loss[:3] > 0.5).all() and loss[3] == 0
     assert parts["box_loss"][2] == parts["rpn_box_loss"][2] == 0 and (parts["box_loss"][:2] > 0).all()
     order = np.array([3, 1, 0, 2])
@@ -220,5 +224,21 @@ def test_anchors_follow_the_backbone(backbone):
 def test_parts_that_do_not_fit(head, backbone, message):
     with pytest.raises(UserError, match=message):
         nnx.eval_shape(lambda: head.build(backbone.build(nnx.Rngs(0)), DATA, nnx.Rngs(0)))
-    with pytest.raises(UserError, match=r"nms_iou=1\.5"):
-        FasterRCNN(nms_iou=1.5)
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"nms_iou": 1.5}, r"nms_iou=1\.5; expected shares"), ({"rpn_nms": -0.1}, r"rpn_nms=-0\.1; expected shares"),
+    ({"rpn_iou": (0.7, 0.3)}, r"rpn_iou=\(0\.7, 0\.3\); expected shares"),
+    ({"rpn_iou": (0.3, 1.1)}, r"rpn_iou\[1\]=1\.1; expected shares"),
+    ({"max_boxes": 0}, "max_boxes=0; expected at least 1"), ({"rpn_samples": 0}, "rpn_samples=0; expected at least 1"),
+    ({"aspect_ratios": ()}, "no aspect_ratios; expected at least 1")])
+def test_fields_out_of_range(fields, message):
+    with pytest.raises(UserError, match=f"FasterRCNN: {message}"):
+        FasterRCNN(**fields)
+
+
+def test_fields_at_their_limits():
+    FasterRCNN(nms_iou=1.0, rpn_nms=0.0, rpn_iou=(0.5, 0.5), max_boxes=1, rpn_samples=1, max_detections=1)
+    head = FasterRCNN(FPN(anchor_sizes=(8.0, 16.0, 24.0, 32.0, 40.0)))
+    model = nnx.eval_shape(lambda: head.build(BACKBONE.build(nnx.Rngs(0)), DATA, nnx.Rngs(0)))
+    assert model.sizes == ((8.0,), (16.0,), (24.0,), (32.0,), (40.0,))

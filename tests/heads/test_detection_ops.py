@@ -53,10 +53,10 @@ def ours(count):
     for aligned in (False, True):
         values[f"roi_align{aligned}"] = align([MAKE["maps"]()[1]], rois, (8,), aligned)
     given, rois, objects = MAKE["loss_inputs"](7, count, 3), boxes(8, count), boxes(9, count)
-    chosen = np.ones(count, bool)
-    values["box_loss"] = jnp.stack(box_loss(given["logits"], given["deltas"], rois, chosen, given["labels"], objects,
+    sampled = given["sampled"]
+    values["box_loss"] = jnp.stack(box_loss(given["logits"], given["deltas"], rois, sampled, given["labels"], objects,
                                             beta=1 / 9))
-    values["rpn_loss"] = jnp.stack(rpn_loss(given["logits"][:, 0], given["deltas"][:, 0], rois, objects, chosen,
+    values["rpn_loss"] = jnp.stack(rpn_loss(given["logits"][:, 0], given["deltas"][:, 0], rois, objects, sampled,
                                             given["labels"] > 1, beta=1 / 9))
     return {name: np.asarray(value) for name, value in values.items()}
 
@@ -86,6 +86,12 @@ def test_nms_equals_its_sequential_definition(threshold):
     keep = jitted_nms(boxes, valid, threshold=threshold, groups=groups, tile=64)
     np.testing.assert_array_equal(keep, sequential_nms(boxes, valid, threshold, groups))
     assert 12 < keep.sum() < 240
+
+
+def test_nms_keeps_an_overlap_at_the_threshold():
+    boxes = np.array([[0, 0, 30, 10], [10, 0, 40, 10], [100, 0, 130, 10]], np.float32)  # IoU 200 / 400
+    for threshold, keep in ((0.5, [True, True, True]), (0.4999, [True, False, True])):
+        assert jitted_nms(boxes, np.ones(3, bool), threshold=threshold).tolist() == keep
 
 
 @pytest.mark.parametrize("aligned", [False, True])
@@ -173,6 +179,17 @@ def test_padding_of_an_image_proposes_nothing_and_learns_nothing():
     nothing = jnp.zeros(2, jnp.int32)
     assert not propose([logits], [jnp.zeros((64, 4))], [anchors], nothing, pre_nms_topk=40, post_nms_topk=30,
                        threshold=0.7)[1].any()
+
+
+def test_boxes_without_area_are_neither_proposed_nor_detected():
+    boxes = jnp.asarray([[0, 0, 8, 8], [20, 20, 30, 30], [4, 4, 4, 12], [70, 5, 80, 12], [5, 4, 5.5, 5]], jnp.float32)
+    size, nothing = jnp.array([64, 64], jnp.int32), jnp.zeros((5, 4))  # the fourth is outside, and clipped to a line
+    proposed = propose([jnp.arange(5.0)], [nothing], [boxes], size, pre_nms_topk=5, post_nms_topk=5, threshold=0.7)
+    assert proposed[0][proposed[1]].tolist() == boxes[jnp.array([4, 1, 0])].tolist()
+    logits = jnp.zeros((5, 2)).at[:, 1].set(jnp.arange(5.0))
+    found = detect(logits, nothing[:, None], boxes, np.ones(5, bool), size, threshold=0.0, nms_iou=0.5, pre_nms_topk=5,
+                   max_detections=5)
+    assert found["boxes"][found["valid"]].tolist() == boxes[jnp.array([4, 1, 0])].tolist()
 
 
 def test_losses_without_boxes_are_zero_and_so_are_their_gradients():

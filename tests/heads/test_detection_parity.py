@@ -38,14 +38,20 @@ def filled(head, depth, values):
 
 
 def detections(depth, channels, width, values):
+    """The detections of `image`, and the maps of the pyramid."""
     head = FasterRCNN(FPN(channels, width, aligned=False, rois_per_image=8), beta=1 / 9, max_boxes=2)
     graphdef, arrays = filled(head, depth, values)
     image = MAKE["image"]()
     batch = {**head.targets({"id": "", "labels": []}), "image": image, "mask": np.array(True),
              "size": np.array(image.shape[:2], np.int32)}
-    out = jax.jit(lambda arrays, batch: head.predict(merge(graphdef, *arrays), batch))(
-        arrays, {name: value[None] for name, value in batch.items()})
-    return {name: np.asarray(out[name][0])[np.asarray(out["valid"][0])] for name in ("boxes", "scores", "labels")}
+
+    @jax.jit
+    def run(arrays, batch):
+        return head.predict(merge(graphdef, *arrays), batch), merge(graphdef, *arrays).maps(batch["image"], train=False)
+
+    out, maps = run(arrays, {name: value[None] for name, value in batch.items()})
+    valid = np.asarray(out["valid"][0])
+    return {name: np.asarray(out[name][0])[valid] for name in ("boxes", "scores", "labels")}, [x[0] for x in maps]
 
 
 def compare(ours, expected):
@@ -76,8 +82,11 @@ def res5_features(depth, values, features, rois):
 def test_the_small_detector_is_torchvisions():
     with np.load(MAKE["EXPECTED"]) as expected:
         values = MAKE["tensors"]({name: tuple(shape) for name, shape in json.loads(str(expected["shapes"])).items()})
-        compare(detections(18, MAKE["CHANNELS"], MAKE["WIDTH"], values),
-                {name: expected[f"detections/{name}"] for name in ("boxes", "scores", "labels")})
+        ours, maps = detections(18, MAKE["CHANNELS"], MAKE["WIDTH"], values)
+        compare(ours, {name: expected[f"detections/{name}"] for name in ("boxes", "scores", "labels")})
+        for i, value in enumerate(maps):
+            ours = value if i > 2 else value.mean((0, 1))
+            np.testing.assert_allclose(ours, expected[f"map{i}"], atol=1e-4, rtol=1e-4, err_msg=f"P{i + 2}")
         features = res5_features(18, values, *MAKE["c4_inputs"](256))
         np.testing.assert_allclose(features[:, ::8], expected["c4"], atol=1e-4)
 
@@ -87,7 +96,7 @@ def test_whole_forward_of_resnet50_is_torchvisions():
     model = MAKE["detector"](50, 256, 1024)
     values = {name: value.numpy() for name, value in model.state_dict().items()}
     expected = MAKE["reference_detections"](model)
-    ours = detections(50, 256, 1024, values)
+    ours, _ = detections(50, 256, 1024, values)
     assert len(ours["scores"]) == len(expected["scores"])
     compare(ours, expected)
     features, rois = MAKE["c4_inputs"](1024)

@@ -126,6 +126,7 @@ def test_every_decoder_learns_and_is_scored(decoder, tmp_path):
     metrics = head.metrics(Stored())
     metrics.add(outputs, batch)
     result = metrics.result()
+    np.testing.assert_allclose(result["loss"], outputs["loss"][:4].mean(), rtol=1e-6)
     assert result["images"] == 4 and 0.4 < result["mIoU"] <= 1 and result["pixel_accuracy"] > 0.75
     assert metrics.matrix.counts.sum() == 4 * 48 * 56  # the padded slot counts for nothing
 
@@ -205,13 +206,33 @@ def test_bad_input_is_named():
         head.targets({"id": "a", "labels": []})
     with pytest.raises(UserError, match="32 x 32 pixels; the head has room for size=24"):
         dataclasses.replace(head, size=24).targets(good)
-    with pytest.raises(UserError, match="300 classes"):
-        head.build(backbone(), SavedDatasetInfo(tuple(map(str, range(300))), True, "", 1, ""), nnx.Rngs(0))
-    for fields, words in (({"scales": ()}, "scales"), ({"auxiliary": -1.0}, "auxiliary"), ({"size": 0}, "size")):
-        with pytest.raises(UserError, match=words):
-            Segmentation(**fields)
-    with pytest.raises(UserError, match="rates"):
-        ASPPL(())
+    for shape in ((40, 24), (24, 40)):
+        with pytest.raises(UserError, match="32 x 32 pixels; the head has room for size="):
+            dataclasses.replace(head, size=shape).targets(good)
+    for count in (255, 300):
+        data = SavedDatasetInfo(tuple(map(str, range(count))), True, "", 1, "")
+        with pytest.raises(UserError, match=f"{count} classes; 8-bit masks hold 254"):
+            head.build(backbone(), data, nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: Segmentation(scales=()), "scales"), (lambda: Segmentation(scales=(1.0, 0.0)), "scales"),
+    (lambda: Segmentation(auxiliary=-1.0), "auxiliary"), (lambda: Segmentation(size=0), "size"),
+    (lambda: Segmentation(size=(8, 0)), "size"), (lambda: Segmentation(ohem_fraction=0.0), "ohem_fraction"),
+    (lambda: Segmentation(ohem_fraction=1.1), "ohem_fraction"), (lambda: ASPPL(()), "rates"),
+    (lambda: ASPPL((1, 0)), "rates"), (lambda: DeepLabV3(dropout=1.0), "dropout"),
+    (lambda: DeepLabV3(dropout=-0.1), "dropout")])
+def test_fields_out_of_range(make, message):
+    with pytest.raises(UserError, match=f"{message}=.*expected"):
+        make()
+
+
+def test_fields_at_their_limits():
+    ASPPL((1,)), DeepLabV3(dropout=0.0)
+    head = Segmentation(SMALL, size=1, ohem_fraction=1.0, scales=(0.1,), boundary=0.0)
+    data = SavedDatasetInfo(tuple(map(str, range(254))), True, "", 1, "")
+    model = head.build(backbone(), data, nnx.Rngs(0))
+    assert not hasattr(model, "auxiliary") and model.decoder.scores.conv.out_features == 255
 
 
 def test_a_diverged_network_is_no_score():

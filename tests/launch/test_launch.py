@@ -58,9 +58,15 @@ def test_shell_is_well_formed(tmp_path):
 
 def test_words_that_yaml_would_misread():
     hard = {"A": "no", "B": "1:30", "C": "~", "D": "a \nb: c\n\n d\n", "E": "é: # x", "F": HARD, "G": "x" * 200 + " y"}
-    cluster = SkyPilot("/runs", hard, accelerators="H100:8", data=(Data("gs://a/it's", "/b: c #", "copy"),))
+    cluster = SkyPilot("/runs", hard, accelerators="H100: 8 #", data=(Data("gs://a/it's", "/b: c #", "copy"),))
     task = yaml.safe_load(render(cluster, "a-run", "x.py", [HARD]).files["task.yaml"])
     assert task["envs"] == hard and list(task["file_mounts"]) == ["/b: c #"] and "infra" not in task["resources"]
+    cluster = dataclasses.replace(cluster, infra="no", runtime_version="1e3", disk_gb=7, nodes=2, spot=False,
+                                  restarts=5)
+    task = yaml.safe_load(render(cluster, "a-run", "x.py", [HARD]).files["task.yaml"])
+    assert task["num_nodes"] == 2 and task["resources"] == {
+        "infra": "no", "accelerators": "H100: 8 #", "accelerator_args": {"runtime_version": "1e3"}, "disk_size": 7,
+        "use_spot": False, "job_recovery": {"strategy": "EAGER_NEXT_REGION", "max_restarts_on_errors": 5}}
 
 
 @pytest.fixture
@@ -89,9 +95,12 @@ esac""")
     assert [verb for verb in verbs if verb != "describe"] == ["create", "delete", "create", "delete"]
     create = next(call for call in fakes.calls("gcloud") if "create" in call)
     assert create[3:] == [
-        "create", "hard-run", "--node-id=hard-run", "--accelerator-type=v4-32", "--runtime-version=tpu-ubuntu2204-base",
-        f"--metadata-from-file=startup-script={GOLDENS / 'startup.sh'}", "--service-account=me@example.org",
-        "--network=default", "--project=a project; rm -rf /", "--zone=us-central2-b"]
+        "create", "hard-run", "--node-id=hard-run", "--accelerator-type=v4-32 `touch stolen`",
+        "--runtime-version=tpu-ubuntu2204-base $(touch stolen)",
+        f"--metadata-from-file=startup-script={GOLDENS / 'startup.sh'}",
+        "--service-account=me@example.org; it's $(touch stolen)", "--network=default `touch stolen` & *",
+        "--project=a project; rm -rf /", "--zone=a zone; touch stolen"]
+    assert not list(fakes.root.rglob("stolen"))
 
 
 def test_startup_fetches_code_and_data_and_resumes_after_a_crash(fakes):
@@ -166,13 +175,16 @@ def test_run_submits_the_script(kind, program, command, fakes, monkeypatch):
 
 def test_local_processes_end_together(fakes):
     # The second fails once the first has its handler: a signal before that would end it unsaved.
-    fakes.add("python", 'if [[ "${*: -1}" == 1 ]]; then\n  until [[ -e $FAKES/ready ]]; do /bin/sleep 0.05; done\n'
-              '  exit 3\nfi\ntrap "echo saved >$FAKES/saved; exit 143" TERM\necho >$FAKES/ready\n'
+    fakes.add("python", 'printf %s "$X" >$FAKES/x\nif [[ "${*: -1}" == 1 ]]; then\n'
+              '  until [[ -e $FAKES/ready ]]; do /bin/sleep 0.05; done\n  exit 3\nfi\n'
+              'trap "echo saved >$FAKES/saved; exit 143" TERM\necho >$FAKES/ready\n'
               'for i in {1..300}; do /bin/sleep 0.1; done')
-    cluster = Local("runs", processes=2, python=str(fakes.bin / "python"))
+    (fakes.root / "a b; 'c'").symlink_to(fakes.bin)
+    cluster = Local("runs", {"X": HARD}, processes=2, python=str(fakes.root / "a b; 'c'" / "python"))
     (fakes.root / "run.sh").write_text(render(cluster, "two", "configs/quickstart.py", [HARD]).files["run.sh"])
     assert fakes.run("bash", "run.sh").returncode == 3
     assert (fakes.root / "saved").exists()
+    assert (fakes.root / "x").read_text() == HARD and not list(fakes.root.rglob("stolen"))
     flags = ["--coordinator", "127.0.0.1:8476", "--processes", "2", "--process"]
     assert sorted(fakes.calls("python")) == [
         ["-m", "big_vision_lite", "train", "configs/quickstart.py", "--workdir", "runs/two", HARD, *flags, process]
@@ -210,15 +222,26 @@ def test_printed_by_default(monkeypatch, capsys):
 
 @pytest.mark.parametrize(("text", "message"), [
     ('kind = "slrum"', "did you mean 'slurm'"),
-    ('kind = "local"\nruns = "x"\nproceses = 2', "no key 'proceses'; did you mean 'processes'"),
-    ('kind = "local"', "'runs' is missing"),
-    ('kind = "local"\nruns = "x"\nprocesses = "2"', "processes='2'; expected int"),
+    ('kind = "local"\nruns = "x"\nproceses = 2', "Local has no field 'proceses'; did you mean 'processes'"),
+    ('kind = "local"', "Local needs 'runs', which is missing"),
+    ('kind = "local"\nruns = "x"\nprocesses = "2"', "Local.processes='2': Expected int, got str"),
+    ('kind = "local"\nruns = "x"\nprocesses = true', "Local.processes=True: Expected int, got bool"),
+    ('kind = "local"\nruns = "x"\nprocesses = 99999999999999999999', "Expected a number of 64 bits"),
+    ('kind = "local"\nruns = "x"\nport = inf', "Local.port=inf: Expected int, got float"),
+    ('kind = "local"\nruns = 1979-05-27', "Local.runs=datetime.date(1979, 5, 27): Expected str, got date"),
+    ('kind = "local"\nruns = "x"\nenvironment = ["A"]', "Local.environment=['A']: Expected object, got array"),
+    ('kind = "local"\nruns = "x"\n[environment]\nA = 1', "Expected str, got int"),
+    ('kind = ["local"]', "kind=['local']"),
+    ('kind = "skypilot"\nruns = "x"\naccelerators = "H100:8"\ndata = "gs://a"', "Expected array, got str"),
+    ('kind = "skypilot"\nruns = "x"\naccelerators = "H100:8"\ndata = ["gs://a"]', "Expected a table, got str - at $"),
     ('kind = "local"\nruns = "x"\n[environment]\n"A-B" = "c"', "'A-B' is not a variable name"),
     ('kind = "local"\nruns = "a\\nb"', "unprintable character"),
     ('kind = "slurm"\nruns = "x"\ndirectory = "/x"\ntime = "1 --wrap=x"', "time='1 --wrap=x'"),
     ('kind = "slurm"\nruns = "x"\ndirectory = "/x"\ntime = "1"\n[[data]]\nsource = "a"\ntarget = "/b"\nmod = "copy"',
-     "no key 'data[0].mod'; did you mean 'mode'"),
-    ('kind = [', "not valid TOML")])
+     "Data has no field 'mod'; did you mean 'mode'"),
+    ('kind = "slurm"\nruns = "x"\ndirectory = "/x"\ntime = "1"\n[[data]]\nsource = "a"\ntarget = "/b"\nmode = "cpy"',
+     "Data.mode='cpy': Invalid enum value 'cpy'; did you mean 'copy'"),
+    ('kind = [', "expected TOML"), ("a = " + "[" * 10**5, "expected TOML"), ("\0", "expected TOML")])
 def test_faults_in_a_cluster_are_named(text, message, tmp_path):
     path = tmp_path / "x.toml"
     path.write_text(text)

@@ -315,7 +315,7 @@ def test_wrong_arguments_are_refused(photos, tmp_path, monkeypatch):
     assert "source 'none' has no images" in refused(train, {**test, "none": Arrays([])}, tmp_path)
     assert "did you mean 'FlinkRunner'" in refused(train, test, tmp_path, runner="FlinkRuner")
     (tmp_path / "file").write_text("")
-    assert "cannot write to" in refused(train, test, tmp_path / "file")
+    assert f"cannot write {tmp_path / 'file'}: File exists; name another" in refused(train, test, tmp_path / "file")
     hashed = Arrays([jpeg(scenes(0, 1)[0])], "# comment")
     same = {"test": Arrays([hashed.images[0]], "x")}
     assert "cannot be written to exclude.txt" in refused(hashed, same, tmp_path / "id")

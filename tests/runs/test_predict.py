@@ -20,6 +20,7 @@ from big_vision_lite.experiment import Experiment
 from big_vision_lite.heads.classification import Classification
 from big_vision_lite.heads.segmentation import ASPPL, Segmentation
 from big_vision_lite.runs.evaluate import evaluate, open_run
+from big_vision_lite.runs.predict import ImageFiles
 from big_vision_lite.training.checkpoints import Checkpoints
 from big_vision_lite.training.loop import train
 from big_vision_lite.training.metrics import read_metrics
@@ -131,10 +132,31 @@ def test_what_cannot_be_predicted(classifier, images, tmp_path):
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match=r"is a folder; name image files, as in .*/\*\.jpg"):
         predict([str(classifier), str(tmp_path)])
-    (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(UserError, match=r"image '.*notes\.txt' cannot be read"):
-        predict([str(classifier), str(tmp_path / "notes.txt"), "--out", str(tmp_path / "out")])
+    for out in (images[0], images[0] / "below"):
+        with pytest.raises(UserError, match=r"cannot write to '.*wide.jpg.*': .*; choose another --out"):
+            predict([str(classifier), str(images[0]), "--out", str(out)])
     with pytest.raises(UserError, match=r"config\.json"):
         predict([str(tmp_path), str(images[0])])
     with pytest.raises(UserError, match="no checkpoint of step 7"):
         predict([str(classifier), str(images[0]), "--step", "7"])
+
+
+def test_bad_images_do_not_hold_up_the_others(classifier, images, tmp_path, capsys):
+    good = predictions(capsys, classifier, *images, "--out", tmp_path / "out")
+    notes, cut = tmp_path / "notes.txt", tmp_path / "cut.jpg"
+    notes.write_text("no image")
+    cut.write_bytes(images[0].read_bytes()[:-200])
+    with pytest.raises(UserError, match=r"image '.*notes\.txt' cannot be read: .*; nor can '.*cut\.jpg'$"):
+        predict(list(map(str, (classifier, images[0], notes, images[1], cut, images[2], "--out", tmp_path / "out"))))
+    assert list(map(json.loads, capsys.readouterr().out.splitlines())) == list(good.values())
+    with pytest.raises(UserError, match=r"image '.*cut\.jpg' cannot be read: [^;]*$"):
+        predict([str(classifier), str(cut), "--out", str(tmp_path / "out")])
+    assert capsys.readouterr().out == ""
+
+
+def test_each_image_is_seen_in_the_bucket_of_its_own_size(segmenter, images):
+    """Whatever images a command before had."""
+    trainer, _, _ = open_run(segmenter)
+    for path, shape in zip(images[:2], ((32, 48), (48, 32)), strict=True):
+        batch, = trainer.batches(trainer.experiment.evals["validation"], ImageFiles([path], trainer.data), seed=None)
+        assert batch["image"].shape[1:3] == shape

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -19,6 +20,16 @@ from big_vision_lite.runs.features import Embedder
 from big_vision_lite.training.loop import train
 from big_vision_lite.training.optimizers import SGD
 from big_vision_lite.training.probe import Probe, features
+
+
+@pytest.mark.parametrize("wrong", [{"shots": ()}, {"shots": (5, 0)}, {"seeds": (-1,)}, {"seeds": ()}, {"kinds": ()},
+                                   {"neighbours": 0}])
+def test_probes_of_nothing_are_refused(wrong):
+    inputs = Input(EmojiScenes("train", 8, size=32), Resize(32), 8)
+    Probe(inputs, inputs)
+    (name, value), = wrong.items()
+    with pytest.raises(UserError, match=re.escape(f"Probe: {name}={value}; expected")):
+        Probe(inputs, inputs, **wrong)
 
 
 def test_a_run_is_probed_in_training_and_afterwards(tmp_path, capsys):

@@ -137,7 +137,7 @@ def test_a_run_without_evaluations_has_nothing_to_submit(run, tmp_path):
     folder = Path(shutil.copytree(run, tmp_path / "run"))
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(values | {"evals": {}}))
-    with pytest.raises(UserError, match="has no evaluations, and --split, --source and --submission need one"):
+    with pytest.raises(UserError, match=r"has no evaluations, .*--split, --source and --submission need one"):
         evaluate([str(folder), "--submission", str(tmp_path / "results.json")])
 
 

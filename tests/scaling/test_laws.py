@@ -169,6 +169,12 @@ def test_command_prints_all_laws_and_answers(tmp_path, capsys):
     (["100,0.5,train"], "x,eror,split", "no column 'error'; did you mean 'eror'?"),
     (["100,0.5"], None, "line 2 does not have 3 fields"),
     (["100,0.5,train"], "x,x,error", "column 'x' appears twice"),
+    (["100,0.5,train", "200,1e-300,train"], None, "line 3: error is 1e-300, expected a number above 0, from 1e-30"),
+    (["100,0.5,train", "200,1.7e308,train"], None, "line 3: error is 1.7e308, expected a number above 0, from 1e-30"),
+    (["100,0.5,train", "1e300,0.4,train"], None, "line 3: x is 1e300, expected a number above 0, from 1e-30 to 1e+30"),
+    (["100,0.5,train", "inf,0.4,train"], None, "line 3: x is inf, expected a number above 0, from 1e-30 to 1e+30"),
+    ([f"100,0.5,{'a' * 200_000}"], None, "field larger than field limit (131072); expected a csv file"),
+    (['100,0.5,"train'], None, "expected a csv file"),
     ([], None, "no rows"),
 ])
 def test_bad_files(tmp_path, rows, header, message):
@@ -183,13 +189,14 @@ def test_bad_arguments(tmp_path):
     for flags, message in ((["--law", "powr"], "did you mean 'power'"), (["--law", "sigmoid"], "needs 5 sizes"),
                            (["--target-error", "-1"], "errors above 0"), (["--bootstrap", "1"], "at least 20"),
                            (["--figure", "x.doc"], ".png or .svg"), (["--chance", "0"], "above 0"),
+                           (["--chance", "inf"], "up to 1e.30"), (["--target-error", "0.3", "nan"], "nan: expected"),
                            (["--upstream", "z"], "no column 'z'")):
         with pytest.raises(UserError, match=message):
             command([good, *flags])
     with pytest.raises(UserError, match="cannot read"):
         command([str(tmp_path / "none.csv")])
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(UserError, match="not a csv file"):
+    with pytest.raises(UserError, match=r"cannot read .*binary\.csv: .*; expected a csv file"):
         command([str(tmp_path / "binary.csv")])
 
 

@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 from small_studies import small_experiment
 from toy_head import ToyHead
 
 from big_vision_lite.commands.laws import report as command
 from big_vision_lite.errors import UserError
 from big_vision_lite.heads.head import MainMetric
+from big_vision_lite.scaling.laws import curves, extrapolation, fitting
+from big_vision_lite.scaling.laws.families import Power
 from big_vision_lite.scaling.paper.tables import TABLES
 from big_vision_lite.scaling.report import figures, report, series
 from big_vision_lite.scaling.report.series import Metric
@@ -140,6 +143,9 @@ def test_renders_with_what_is_there(tmp_path, capsys):
         "no main": ([{"run": "a", "images": 5, "top1": 0.5}], "no run names its main metric; top1 is drawn"),
         "perfect": ([row(str(n), n, 0, 1.0) for n in (1, 2, 3)], "error 0 in point 1"),
         "not a number": ([{**row("a", 5), "test/mAP": "nan"}], "test/mAP is 'nan', not a number"),
+        "factors": ([row(str(n), n, classes=c) for n in (5, 50) for c in ("None", 8, "x" * 3000)], "figures as PNG"),
+        "noise": ([row(str(n), n, noise=c) for n in (5, 50) for c in ("nan", 0.1)], "figures as PNG"),
+        "huge": ([row(str(n), n) for n in (5, 50, 500, 1e300)], "run '1e+300': images is '1e+300', expected"),
     }
     for name, (rows, note) in cases.items():
         folder = write_results(tmp_path / name, rows)
@@ -251,3 +257,57 @@ def test_opens_in_a_browser(reported, tmp_path):
         capture_output=True, text=True, timeout=120, check=True)
     assert re.search(r"<title>\[0,\d+,true\]</title>", done.stdout), re.search("<title>.*</title>", done.stdout)
     assert "CONSOLE" not in done.stderr
+
+
+def error_bars(axis) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Positions, means and half widths of each set of error bars, as drawn."""
+    read = []
+    for line, _, bars in (container.lines for container in axis.containers):
+        low, high = np.array([segment[:, 1] for segment in bars[0].get_segments()]).T if bars else (np.zeros(0),) * 2
+        read.append((np.asarray(line.get_xdata()), np.asarray(line.get_ydata()), (high - low) / 2))
+    return read
+
+
+def test_what_figures_show_is_what_they_say(tmp_path):
+    """Axes, legends, means and 95 % intervals, read back from the drawing."""
+    values = {100: (0.2, 0.26, 0.23), 1000: (0.5, 0.52), 10_000: (0.7,)}
+    rows = [row(f"n{n}-s{seed}-d{depth}", n, seed, value + depth / 1000, depth=depth)
+            for depth in (18, 34) for n, at in values.items() for seed, value in enumerate(at)]
+    rows += [row(f"w{w}-{n}", n, 0, 0.5 - w + n / 1e5, noise=w) for w in (0.1, 0.2) for n in (100, 1000)]
+    runs = series.read_results([write_results(tmp_path, rows)]).runs
+    depths = series.series_along(runs, Metric("test/mAP"), "depth")
+    axis = figures.draw_sizes(depths, [None, None], "Title", legend="depth").axes[0]
+    assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_title(loc="left")) == ("images", "test/mAP", "Title")
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["18", "34"]
+    assert axis.get_legend().get_title().get_text() == "depth" and axis.get_xscale() == "log"
+    residuals = np.concatenate([np.subtract(at, np.mean(at)) for at in values.values()])
+    deviation = np.sqrt((residuals**2).sum() / 3)  # six values less three means
+    for (x, mean, half), depth in zip(error_bars(axis), (18, 34), strict=True):
+        assert x.tolist() == list(values)
+        np.testing.assert_allclose(mean, [np.mean(at) + depth / 1000 for at in values.values()])
+        expected = [stats.t.interval(0.95, 3, scale=deviation / len(at)**0.5)[1] for at in values.values()]
+        np.testing.assert_allclose(half, expected)
+
+    noise = series.series_along(runs, Metric("test/mAP"), "noise")
+    axis = figures.draw_levels(noise, "", "share of labels that are wrong").axes[0]
+    assert axis.get_xlabel() == "share of labels that are wrong" and axis.get_xscale() == "linear"
+    assert [text.get_text() for text in axis.get_legend().get_texts()][:2] == ["100", "1,000"]
+    (x, mean, _), *_ = error_bars(axis)
+    assert x.tolist() == [0.0, 0.1, 0.2] and mean[1:] == pytest.approx([0.5 - w + 100 / 1e5 for w in (0.1, 0.2)])
+
+    curve = curves.from_points([100, 200, 400, 800], [0.5, 0.4, 0.3, 0.24], held_out=[False, False, False, True])
+    comparison = extrapolation.compare(curve, [Power()])
+    law = extrapolation.ChosenLaw(comparison, fitting.bootstrap(comparison.fit, curve, 40))
+    axis = figures.draw_laws([law]).axes[0]
+    assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_xscale(), axis.get_yscale()) == ("x", "error", "log", "log")
+    fitted, held_out = (line for line in axis.lines if line.get_linestyle() == "None")
+    assert fitted.get_xdata().tolist() == [100, 200, 400] and held_out.get_xdata().tolist() == [800]
+    assert fitted.get_markerfacecolor() != held_out.get_markerfacecolor() == "none"
+    solid, dashed = (line for line in axis.lines if line.get_linestyle() != "None")
+    assert solid.get_xdata().min() == pytest.approx(100) and 380 < solid.get_xdata().max() <= 400
+    assert dashed.get_xdata().max() == pytest.approx(4000) and dashed.is_dashed()
+    np.testing.assert_allclose(dashed.get_ydata(), comparison.fit.predict(dashed.get_xdata())[0])
+    band = axis.collections[0].get_paths()[0].vertices
+    low, high = fitting.interval(comparison.fit.predict(np.array([100.0]), law.samples)[:, 0], 3, 2)
+    at_100 = band[np.isclose(band[:, 0], 100)][:, 1]
+    assert at_100.min() == pytest.approx(low) and at_100.max() == pytest.approx(high)

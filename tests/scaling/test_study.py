@@ -22,6 +22,7 @@ from big_vision_lite.data.curation.steps import LabelNoise, NestedSubset
 from big_vision_lite.errors import UserError
 from big_vision_lite.scaling.studies import cost, results, runner
 from big_vision_lite.scaling.studies.study import Run, Study, load_study
+from big_vision_lite.system.ownership import own
 from big_vision_lite.training.transfer import Transfer
 
 
@@ -84,6 +85,19 @@ def test_continues_after_a_failed_run_and_retries_it(tmp_path, trainer, monkeypa
     assert runner.execute(study, folder, study.ordered(), command=trainer) == 1
     assert "has no metrics, though its config names validation" in capfd.readouterr().err
     assert read(folder)["20"]["status"] == "done" and read(folder)["frozen,20"]["status"] == "failed"
+
+
+def test_a_folder_has_one_study(tmp_path, trainer, capsys):
+    """Not even its results are gathered meanwhile: study.json would say that nothing runs."""
+    path, folder = tmp_path / "small.py", tmp_path / "study"
+    path.write_text(STUDY_FILE.format(tests=str(Path(__file__).parents[1])))
+    study = small_study()
+    with own(folder):
+        with pytest.raises(UserError, match=rf"is in use by process {os.getpid()} on"):
+            runner.execute(study, folder, study.ordered(), command=trainer)
+        with pytest.raises(UserError, match="is in use by"):
+            command.study([str(path), "--workdir", str(folder), "--gather"])
+    assert not list(folder.iterdir())
 
 
 DRIVER = '''

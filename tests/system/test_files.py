@@ -2,10 +2,11 @@
 
 import signal
 
+import numpy as np
 import pytest
 
 from big_vision_lite.system.atomic import replacing, write_text
-from big_vision_lite.system.cache import cached_file
+from big_vision_lite.system.cache import cached_array, cached_bytes, cached_file
 from big_vision_lite.system.signals import collect_signals
 
 
@@ -33,6 +34,29 @@ def test_a_cache_keeps_the_first_folder_and_is_no_reason_to_fail(tmp_path):
     (tmp_path / "file").write_text("")
     with cached_file(tmp_path / "file" / "index") as temporary:  # there cannot be such a folder
         temporary.write_text("dropped")
+
+
+def test_a_damaged_file_of_the_cache_is_made_again(tmp_path):
+    path, made = tmp_path / "new" / "entry", []
+
+    def make() -> bytes:
+        made.append(b"content")
+        return b"content"
+
+    assert cached_bytes(path, make) == cached_bytes(path, make) == b"content" and len(made) == 1
+    sound = path.read_bytes()
+    flipped = [sound[:i] + bytes([sound[i] ^ 1]) + sound[i + 1 :] for i in range(len(sound))]
+    cut = [sound[:i] for i in range(len(sound))]
+    for count, damaged in enumerate((*flipped, *cut, sound + b"\0"), start=2):
+        path.write_bytes(damaged)
+        assert cached_bytes(path, make) == b"content" and path.read_bytes() == sound and len(made) == count
+    (tmp_path / "file").write_text("")
+    assert cached_bytes(tmp_path / "file" / "entry", make) == b"content"  # which cannot be written
+    array = np.arange(6, dtype=np.int16).reshape(2, 3)
+    for _ in range(2):
+        read = cached_array(tmp_path / "array.npy", lambda: array)
+        np.testing.assert_array_equal(read, array)
+        assert read.dtype == array.dtype
 
 
 def test_signals_are_collected():

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from object_store import ObjectStore
+from object_store import serving
 from processes import CONFIG, metrics_of
 
 from big_vision_lite.cli import main
@@ -15,7 +15,7 @@ from big_vision_lite.errors import UserError
 from big_vision_lite.system import paths
 from big_vision_lite.system.atomic import replacing
 from big_vision_lite.system.paths import RemotePath, as_path, upload
-from big_vision_lite.training.checkpoints import Checkpoints
+from big_vision_lite.training.checkpoints import Checkpoints, Damaged
 from big_vision_lite.training.metrics import read_run
 
 needs_gcsfs = pytest.mark.skipif(importlib.util.find_spec("gcsfs") is None, reason="the extra [gcs] is not installed")
@@ -29,26 +29,8 @@ STEPS = 8
 
 @pytest.fixture(scope="module")
 def store():
-    """One for the whole module: the clients look up its address once."""
-    import fsspec
-    import gcsfs
-
-    def forget():  # clients of other tests, and finally those of this store
-        gcsfs.GCSFileSystem.clear_instance_cache()
-        paths._store.cache_clear()
-
-    forget()
-    server = ObjectStore()
-    address = {"STORAGE_EMULATOR_HOST": server.url, "TENSORSTORE_GCS_HTTP_URL": server.url,
-               "GOOGLE_AUTH_TOKEN_FOR_TESTING": "nobody"}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in address.items():
-            patch.setenv(name, value)
-        patch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})
-        yield server
-    forget()
-    server.shutdown()
-    server.server_close()
+    with serving() as store:
+        yield store
 
 
 @pytest.fixture(scope="module")
@@ -108,13 +90,48 @@ def test_it_goes_on_from_its_newest_complete_checkpoint(store, in_bucket, config
 def test_a_damaged_checkpoint_is_set_aside(store, in_bucket, config, capsys):
     for name in store.under("runs/whole/"):
         store.objects[name.replace("whole", "damaged")] = store.objects[name]
-    for name in store.under("runs/damaged/checkpoints/8/state/"):
-        if name.endswith("manifest.ocdbt"):
-            store.objects[name] = (store.objects[name][0][:9], store.objects[name][1] + 10**6)
+    arrays = store.under("runs/damaged/checkpoints/8/state/ocdbt.process_0/d/")
+    path = max(arrays, key=lambda name: len(store.objects[name][0]))
+    store.objects[path] = flipped(store.objects[path][0]), store.objects[path][1] + 10**6
     assert main(command(config, "gs://bucket/runs/damaged")) == 0
-    assert "moved to gs://bucket/runs/damaged/damaged/8, going on from step 4" in capsys.readouterr().out
+    out, name = capsys.readouterr().out, path.removeprefix("runs/damaged/checkpoints/8/")
+    assert f"checkpoint gs://bucket/runs/damaged/checkpoints/8 is damaged: {name} has other contents" in out
+    assert "moved to gs://bucket/runs/damaged/damaged/8, going on from step 4" in out
     assert store.under("runs/damaged/damaged/8/state/")
     assert metrics_of(as_path("gs://bucket/runs/damaged")) == metrics_of(in_bucket)
+
+
+def flipped(data: bytes) -> bytes:
+    """With one bit in the middle flipped."""
+    return data[:len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1:]
+
+
+@needs_gcsfs
+@pytest.mark.parametrize("change", [flipped, lambda data: data[:-1], lambda data: data + b"x", None])
+def test_any_object_that_is_damaged(store, in_bucket, change):
+    checkpoints = Checkpoints(in_bucket / "checkpoints")
+    for path in store.under("runs/whole/checkpoints/8/"):
+        content, generation = store.objects.pop(path)
+        if change:
+            store.objects[path] = change(content), generation + 10**6
+        with pytest.raises(Damaged, match=f"8 is damaged: {path.removeprefix('runs/whole/checkpoints/8/')}"):
+            checkpoints.verify(8)
+        store.objects[path] = content, generation
+    checkpoints.verify(8)
+
+
+@needs_gcsfs
+def test_a_copy_on_a_disk_keeps_its_checksums(store, in_bucket, on_disk, tmp_path):
+    """And the other way round: both know the same ones."""
+    for name in store.under("runs/whole/checkpoints/"):
+        path = tmp_path / name.removeprefix("runs/whole/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(store.objects[name][0])
+    upload(on_disk / "checkpoints", as_path("gs://bucket/copied/checkpoints"))
+    for copy in (tmp_path, as_path("gs://bucket/copied")):
+        checkpoints = Checkpoints(copy / "checkpoints")
+        checkpoints.verify(8)
+        assert checkpoints.arrays(8).keys() == Checkpoints(on_disk / "checkpoints").arrays(8).keys()
 
 
 @needs_gcsfs

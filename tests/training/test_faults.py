@@ -22,7 +22,6 @@ from slow_crop import SlowCrop
 
 from big_vision_lite import config as configs
 from big_vision_lite.cli import main
-from big_vision_lite.errors import UserError
 from big_vision_lite.training import workdir as workdirs
 from big_vision_lite.training.checkpoints import Checkpoints
 from big_vision_lite.training.distributed import TRY_AGAIN
@@ -77,29 +76,70 @@ def at_step(monkeypatch):
     return arrange
 
 
-@pytest.mark.parametrize("what", ["state/manifest.ocdbt", "state/_METADATA", "state/d/*", "data/metadata"])
-def test_a_newest_checkpoint_that_was_cut(untouched, tmp_path, command, capsys, what):
+def damage(checkpoint, what, how):
+    """Change the largest file of a checkpoint that a pattern matches. Returns its path in it."""
+    path = max(checkpoint.glob(what), key=lambda path: path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    if how == "flip":
+        data[len(data) // 2] ^= 1
+    elif how == "zero":
+        page = len(data) // 2 // 4096 * 4096
+        data[page:page + 4096] = bytes(len(data[page:page + 4096]))
+    else:
+        del data[len(data) // 2:]
+    path.write_bytes(data)
+    if how == "remove":
+        path.unlink()
+    return str(path.relative_to(checkpoint))
+
+
+@pytest.mark.parametrize(("what", "how"), [
+    ("state/ocdbt.process_0/d/*", "flip"), ("state/ocdbt.process_0/d/*", "zero"), ("state/manifest.ocdbt", "cut"),
+    ("data/metadata", "remove"), ("_CHECKPOINT_METADATA", "cut"), ("commit_success.txt", "flip")])
+def test_a_newest_checkpoint_that_is_damaged(untouched, tmp_path, command, capsys, what, how):
     run = tmp_path / "run"
     shutil.copytree(untouched, run)
-    for path in (run / "checkpoints" / "8").glob(what):
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(UserError, match="checkpoints/8 cannot be read, it may have been cut short"):
-        Checkpoints(run / "checkpoints").restore(8, Checkpoints(run / "checkpoints").arrays(4))
+    name = damage(run / "checkpoints" / "8", what, how)
     capsys.readouterr()
     assert main(command()) == 0
     out = capsys.readouterr().out
-    assert "checkpoints/8 cannot be read, it may have been cut short: " in out
+    assert f"checkpoints/8 is damaged: {name}" in out and out.count(name) == 1
     assert "damaged/8, going on from step 4" in out and (run / "damaged" / "8").is_dir()
-    assert metrics_of(run) == metrics_of(untouched) and Checkpoints(run / "checkpoints").steps() == [4, 8]
+    checkpoints = Checkpoints(run / "checkpoints")
+    assert metrics_of(run) == metrics_of(untouched) and checkpoints.steps() == [4, 8]
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.arrays(), Checkpoints(untouched / "checkpoints").arrays())
 
 
-def test_no_readable_checkpoint(untouched, tmp_path, command, capsys):
+def test_commands_that_only_read_a_damaged_checkpoint(untouched, folder, tmp_path, command, capsys):
+    run = tmp_path / "source"
+    shutil.copytree(untouched, run)
+    name = damage(run / "checkpoints" / "8", "state/ocdbt.process_0/d/*", "flip")
+    module = json.loads((run / "config.json").read_text())["backbone"]["class"].partition(":")[0]
+    picture, reads = str(run / "predictions.png"), ("--import", module)
+    before = sorted(run.rglob("*"))
+    for arguments in (["evaluate", str(run), *reads], ["predict", str(run), picture, *reads],
+                      ["weights", "export", str(run), "--to=safetensors", f"--out={tmp_path}/a.safetensors", *reads],
+                      ["probe", str(run), f"--train={folder}/tiny.py", f"--test={folder}/tiny.py", *reads],
+                      command(f"--transfer.init={run}", "--transfer.keep-head")):
+        capsys.readouterr()
+        assert main(arguments) == 2, arguments
+        err = capsys.readouterr().err
+        assert f"checkpoints/8 is damaged: {name} has other contents than were saved; step 4 is sound" in err
+        assert err.count("\n") == 1
+    assert sorted(run.rglob("*")) == before  # they change nothing, and take no other step unasked
+    assert main(["evaluate", str(run), "--step=4", *reads]) == 0
+    damage(run / "checkpoints" / "4", "data/metadata", "cut")
+    assert main(["evaluate", str(run), *reads]) == 2
+    assert "no other one is sound" in capsys.readouterr().err
+
+
+def test_no_sound_checkpoint(untouched, tmp_path, command, capsys):
     run = tmp_path / "run"
     shutil.copytree(untouched, run)
-    for path in run.glob("checkpoints/*/state/manifest.ocdbt"):
-        path.write_bytes(b"")
+    for step in ("4", "8"):
+        damage(run / "checkpoints" / step, "state/manifest.ocdbt", "cut")
     assert main(command()) == 2
-    assert "checkpoints/8 cannot be read" in (err := capsys.readouterr().err) and "nor can any other in" in err
+    assert "checkpoints/8 is damaged: " in (err := capsys.readouterr().err) and "nor is any other in" in err
     assert Checkpoints(run / "checkpoints").steps() == [4, 8]  # nothing is thrown away
 
 

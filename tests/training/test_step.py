@@ -17,9 +17,9 @@ from big_vision_lite.errors import UserError
 from big_vision_lite.heads.classification import Classification
 from big_vision_lite.heads.losses import multi_hot, sigmoid_loss, softmax_loss
 from big_vision_lite.training import mesh as meshes
-from big_vision_lite.training.optimizers import SGD, AdamW, RMSProp
-from big_vision_lite.training.schedules import Constant, Cosine, Staircase, Step
-from big_vision_lite.training.step import TrainStep, split
+from big_vision_lite.training.optimizers import SGD
+from big_vision_lite.training.schedules import Constant
+from big_vision_lite.training.step import TrainStep, merge, split
 
 DATA = SavedDatasetInfo(tuple("abcdefghij"), True, "toy", 64, "")
 
@@ -109,6 +109,30 @@ def test_accumulation_and_masked_slots_change_nothing():
     assert_close(whole, jax.jit(step.gradient)(params, batch_stats, unmasked))
 
 
+@pytest.mark.parametrize("unmasked", [0, 1])
+def test_one_image_or_none_is_a_batch(unmasked):
+    step, params, batch_stats = train_step(GroupNorm(groups=4))
+    inputs = batch(2) | {"mask": np.arange(2) < unmasked}
+    _, metrics = jax.jit(step.train_step)(step.init(params, batch_stats), inputs)
+    losses, _ = step.head.loss(merge(step.graphdef, params, batch_stats), jax.tree.map(jnp.asarray, inputs))
+    np.testing.assert_allclose(metrics["loss"], losses[0] * unmasked, rtol=1e-5)
+    gradient = step.gradient(params, batch_stats, inputs)[0]
+    norm = np.sqrt(sum((np.asarray(leaf, np.float64) ** 2).sum() for leaf in jax.tree.leaves(gradient)))
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
+    assert (norm > 0) == unmasked
+
+
+def test_evaluation_and_features_use_running_statistics_and_the_last_stage():
+    step, params, batch_stats = train_step(BatchNorm())
+    inputs = jax.tree.map(jnp.asarray, batch(4))
+    model = merge(step.graphdef, params, batch_stats)
+    last = model.backbone(inputs["image"], train=False)[-1]
+    features = jax.jit(step.features)(params, batch_stats, inputs["image"])
+    np.testing.assert_allclose(features, last.mean((1, 2)), rtol=1e-5, atol=1e-6)
+    logits = jax.jit(step.eval_step)(params, batch_stats, inputs)["logits"]
+    np.testing.assert_allclose(logits, features @ params["head"]["kernel"] + params["head"]["bias"], rtol=1e-4, atol=1e-5)
+
+
 def test_the_moving_average_follows_the_parameters():
     step, params, batch_stats = train_step(GroupNorm(groups=4), ema=0.75)
     state, _ = jax.jit(step.train_step)(step.init(params, batch_stats), batch())
@@ -138,49 +162,6 @@ def test_the_head_starts_at_the_prior():
     model = Classification(prior=0.02).build(ResNet(10, 0.0625).build(rngs), DATA, rngs)
     logits = model(jnp.zeros((2, 32, 32, 3), jnp.uint8), train=False)
     np.testing.assert_allclose(jax.nn.sigmoid(logits), 0.02, rtol=1e-4)
-
-
-@pytest.mark.parametrize("kind", ["sgd", "nesterov", "rmsprop", "adamw"])
-def test_optimisers_against_their_definitions(kind):
-    rate, decay = 0.1, 0.01
-    optimizer = {"sgd": SGD(rate, Constant(), decay), "nesterov": SGD(rate, Constant(), decay, nesterov=True),
-                 "rmsprop": RMSProp(rate, Constant(), decay), "adamw": AdamW(rate, Constant(), decay)}[kind]
-    rng = np.random.default_rng(0)
-    w, b = rng.normal(size=(3, 2)).astype(np.float32), rng.normal(size=2).astype(np.float32)
-    params, transform = {"w": jnp.asarray(w), "b": jnp.asarray(b)}, optimizer.build(10)
-    state = transform.init(params)
-    m = {k: np.zeros_like(v) for k, v in (("w", w), ("b", b))}
-    v2 = {k: np.full_like(x, 1.0 if kind == "rmsprop" else 0.0) for k, x in m.items()}
-    values = {"w": w.copy(), "b": b.copy()}
-    for t in range(1, 4):
-        grads = {k: rng.normal(size=x.shape).astype(np.float32) for k, x in values.items()}
-        updates, state = transform.update({k: jnp.asarray(g) for k, g in grads.items()}, state, params)
-        params = optax.apply_updates(params, updates)
-        for k, x in values.items():
-            wd = decay if k == "w" else 0.0  # biases do not decay
-            if kind == "adamw":
-                m[k] = 0.9 * m[k] + 0.1 * grads[k]
-                v2[k] = 0.999 * v2[k] + 0.001 * grads[k]**2
-                move = m[k] / (1 - 0.9**t) / (np.sqrt(v2[k] / (1 - 0.999**t)) + 1e-8) + wd * x
-            else:
-                g = grads[k] + wd * x
-                if kind == "rmsprop":
-                    v2[k] = 0.9 * v2[k] + 0.1 * g**2
-                    g = g / np.sqrt(v2[k] + 1e-3)
-                m[k] = 0.9 * m[k] + g
-                move = g + 0.9 * m[k] if kind == "nesterov" else m[k]
-            values[k] = x - rate * move
-    assert_close(jax.device_get(params), values)
-
-
-def test_schedules(strict):
-    at = lambda schedule, step, steps=100: float(schedule.build(steps)(jnp.asarray(step, jnp.int32)))  # noqa: E731
-    assert at(Constant(warmup=9), 0) == pytest.approx(0.1) and at(Constant(warmup=9), 9) == 1.0
-    assert at(Cosine(), 50) == pytest.approx(0.5) and at(Cosine(final=0.1), 100) == pytest.approx(0.1)
-    assert [round(at(Step(), s, 90), 6) for s in (0, 29, 30, 60, 80)] == [1.0, 1.0, 0.1, 0.01, 0.001]
-    assert at(Staircase(every=10), 25) == pytest.approx(0.9**2)
-    with pytest.raises(UserError, match="warmup=100"):
-        Cosine(warmup=100).build(100)
 
 
 def test_batches_must_divide_over_devices():

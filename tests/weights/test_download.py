@@ -144,6 +144,7 @@ def test_hugging_face_is_read_by_its_own_client(server, tmp_path, monkeypatch):
     assert [(path, token) for path, _, token in server.requests] == [
         ("/timm/resnet18.a1_in1k/resolve/main/model.safetensors", "Bearer secret"),
         ("/me/mine/resolve/v1.0/folder/BiT.npz", "Bearer secret")]
+    assert path.with_name("config.json").read_bytes() == server.body  # where timm names the architecture
     with pytest.raises(UserError, match=f"have sha256 {digest}, expected {'0' * 64}"):
         download.fetch(f"hf:timm/resnet18.a1_in1k#sha256={'0' * 64}")
     assert path.exists()  # other programs may use it
@@ -168,6 +169,9 @@ def test_redirects_stay_on_https():
     ("hf:me/mine/weights.pth", r"expected one that ends in \.safetensors or \.npz"),
     ("http://example.org/model.npz", "expected https://"),
     ("https://example.org/model.npz#md5=1", "expected #sha256="),
+    ("https://[::1/model.npz", "cannot read weights .*: Invalid IPv6 URL; expected a path"),
+    ("https://example.org:port/model.npz", "nonnumeric port: 'port'"),
+    ("~no-such-user/model.npz", "cannot read weights '~no-such-user/model.npz': Could not determine home directory"),
 ])
 def test_names_that_are_refused(source, message):
     with pytest.raises(UserError, match=message):
@@ -193,5 +197,5 @@ def test_weights_are_loaded_from_a_url(server, cache, tmp_path):
     path = tmp_path / "w.safetensors"
     files.write_safetensors(path, {name: np.ones(leaf.shape, np.float32) for name, leaf in like.items()})
     server.body = path.read_bytes()
-    assert convert.load(f"{server.url}/w.safetensors", like).keys() == like.keys()
+    assert convert.to_ours(files.read_weights(f"{server.url}/w.safetensors").arrays, like).keys() == like.keys()
     assert len(list(cache.glob("*-w.safetensors"))) == 1

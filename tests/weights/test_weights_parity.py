@@ -29,7 +29,7 @@ def loaded(source, backbone):
     graphdef, *arrays = split(nnx.eval_shape(
         lambda: Classifier(backbone.build(nnx.Rngs(0)), CLASSES, 0.0, nnx.Rngs(0))))
     like = {name.partition(".")[2]: leaf for name, leaf in flatten(arrays).items()}
-    found = convert.load(str(source), like)
+    found = convert.to_ours(files.read_weights(str(source)).arrays, like)
     filled = jax.tree.unflatten(jax.tree.structure(arrays), [found[name] for name in like])
     return found, lambda images: np.asarray(jax.jit(lambda p, s, x: merge(graphdef, p, s)(x, train=False))(
         *filled, images))
@@ -100,12 +100,47 @@ def test_a_pickled_object_in_a_pth_file_is_refused(tmp_path):
 
     torch.save({"conv1.weight": Surprise()}, tmp_path / "bad.pth")
     with pytest.raises(UserError, match="Python objects"):
-        files.read_file(tmp_path / "bad.pth")
+        files.read_weights(str(tmp_path / "bad.pth"))
     assert not (tmp_path / "ran").exists()
     (tmp_path / "torn.pth").write_bytes(b"PK\3\4torn")
     with pytest.raises(UserError, match="is it complete"):
-        files.read_file(tmp_path / "torn.pth")
-    model = {"module.x": torch.ones(2, dtype=torch.bfloat16)}
-    torch.save({"model": model, "epoch": 3}, tmp_path / "nested.pth")
-    found = files.read_file(tmp_path / "nested.pth")
-    assert found["x"].dtype == np.float32 and found.keys() == {"x"}
+        files.read_weights(str(tmp_path / "torn.pth"))
+
+
+def test_files_of_training_scripts(tmp_path):
+    """Parameters, which require gradients; 16 and 64 bits; views; a moving average as torchvision and timm keep it."""
+    layer = torch.nn.Linear(2, 2)
+    average = torch.optim.swa_utils.AveragedModel(layer)
+    average.update_parameters(layer)
+    torch.save({"model": {"module.x": torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16)),
+                          "y": torch.arange(6, dtype=torch.float64).reshape(2, 3).T, "z": torch.tensor([1])},
+                "model_ema": average.state_dict(), "epoch": 3}, tmp_path / "w.pth")
+    weights = files.read_weights(str(tmp_path / "w.pth"))
+    assert {name: (value.dtype.name, value.tolist()) for name, value in weights.arrays.items()} == {
+        "x": ("float32", [1, 1]), "y": ("float32", [[0, 3], [1, 4], [2, 5]]), "z": ("int64", [1])}
+    assert weights.part == "model, without its moving average model_ema, which --weights ema takes"
+    weights = files.read_weights(str(tmp_path / "w.pth"), ema=True)
+    assert weights.arrays.keys() == {"n_averaged", "weight", "bias"} and weights.part == "model_ema"
+    np.testing.assert_array_equal(weights.arrays["weight"], layer.weight.detach())
+
+
+@pytest.mark.filterwarnings("ignore:.*in beta state", "ignore:.*TypedStorage", "ignore:.*quantized")
+@pytest.mark.parametrize("make", [
+    lambda: torch.eye(3).to_sparse(), lambda: torch.eye(3).to_sparse_csr(), lambda: torch.zeros(2, device="meta"),
+    lambda: torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8), lambda: torch.zeros(1).expand(10**12),
+    lambda: torch.ones(2, dtype=torch.complex64)], ids=("sparse", "csr", "meta", "quantised", "expanded", "complex"))
+def test_tensors_without_plain_values_are_named(tmp_path, make):
+    torch.save({"layer1.0.conv1.weight": make()}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"'layer1.0.conv1.weight'.* expected") as caught:
+        files.read_weights(str(tmp_path / "w.pth"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["resnetaa50", "resnetblur50"])
+def test_variants_with_the_names_of_a_resnet_are_refused(tmp_path, name):
+    """As timm's training script saves them."""
+    state_dict = timm.create_model(name, pretrained=False).state_dict()
+    assert naming.TORCHVISION.depth_of(state_dict) == 50
+    torch.save({"arch": name, "state_dict": state_dict}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=f"are of architecture '{name}'"):
+        files.read_weights(str(tmp_path / "w.pth"))

@@ -80,6 +80,10 @@ class Curated(Dataset):
     def unlabelled(self) -> bool:
         return self.source.unlabelled
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.source.notes
+
     @functools.cached_property
     def index(self) -> LabelIndex:
         """Ids and labels of the source; read or made on first use."""

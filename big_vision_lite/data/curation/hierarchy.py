@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import graphlib
 import hashlib
+import os
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from big_vision_lite.errors import UserError
+from big_vision_lite.errors import UserError, reading
+from big_vision_lite.system.parse import read_text
 
 
 class Hierarchy:
@@ -25,11 +28,7 @@ class Hierarchy:
 
     def __init__(self, file: str):
         self.file = file
-        try:
-            text = Path(file).expanduser().read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read the hierarchy {file!r}: {error}; expected a file with lines "
-                            "'child,parent'") from None
+        text = read_text(Path(os.path.expanduser(file)), "a hierarchy is a file with lines 'child,parent'")
         self.digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         self.parents: dict[str, list[str]] = {}
         for number, line in enumerate(text.splitlines(), 1):
@@ -37,11 +36,12 @@ class Hierarchy:
             if not line or line.startswith("#"):
                 continue
             separator = next((s for s in "\t," if s in line), None)
-            row = next(csv.reader([line], delimiter=separator)) if separator else line.split()
+            with reading(f"{file} line {number}", errors=csv.Error):
+                row = next(csv.reader([line], delimiter=separator)) if separator else line.split()
             names = [name.strip() for name in row]
             if len(names) != 2 or not all(names):
-                raise UserError(f"{file} line {number}: {line!r} is not 'child,parent'; names with commas need quotes "
-                                "or tabs between columns")
+                raise UserError(f"{file} line {number}: {reprlib.repr(line)} is not 'child,parent'; names with commas "
+                                "need quotes or tabs between columns")
             if number == 1 and [name.lower() for name in names] == ["child", "parent"]:
                 continue
             child, parent = names
@@ -60,7 +60,7 @@ class Hierarchy:
         ancestors = [self._ancestors(name) for name in classes]
         if not any(ancestors):
             raise UserError(f"{self.file}: no class has a parent there, such as {classes[0]!r}; the file has names "
-                            f"such as {next(iter(self.parents))!r}; they must be those of the classes")
+                            f"such as {reprlib.repr(next(iter(self.parents)))}; they must be those of the classes")
         return ancestors
 
     def _ancestors(self, name: str) -> list[str]:

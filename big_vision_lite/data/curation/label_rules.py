@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import math
+import os
+import reprlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +15,8 @@ import numpy as np
 
 from big_vision_lite.data.curation.hierarchy import Hierarchy
 from big_vision_lite.data.ragged import Ragged, uniform
-from big_vision_lite.errors import UserError, nearest
+from big_vision_lite.errors import UserError, nearest, reading
+from big_vision_lite.system.parse import read_text
 
 LabelRule = Callable[[np.ndarray, Ragged], Ragged]
 """From the keys uint64 ``[n]`` and labels, in ``n`` rows, of examples to their new labels. Those of an example do not
@@ -169,26 +173,24 @@ def draw_by_confusion(file: str, classes: tuple[str, ...]) -> Draw:
     """
     number = {name: i for i, name in enumerate(classes)}
     rows: list[dict[int, float]] = [{} for _ in classes]
-    try:
-        with Path(file).expanduser().open(newline="") as opened:
-            reader = csv.DictReader(opened)
-            if not {"true", "given", "weight"} <= set(reader.fieldnames or ()):
-                raise UserError(f"{file} has the columns {reader.fieldnames}; expected true, given, weight")
-            for row in reader:
-                where = f"{file} line {reader.line_num}"
-                for name in (row["true"], row["given"]):
-                    if name not in number:
-                        raise UserError(f"{where}: there is no class {name!r}{nearest(str(name), classes)}")
-                try:
-                    weight = float(row["weight"])
-                except (TypeError, ValueError):
-                    weight = -1.0
-                if not 0 <= weight < math.inf:
-                    raise UserError(f"{where}: weight is {row['weight']!r}; expected a number of at least 0")
-                if row["true"] != row["given"] and weight:
-                    rows[number[row["true"]]][number[row["given"]]] = weight
-    except OSError as error:
-        raise UserError(f"cannot read LabelNoise.confusion {file!r}: {error.strerror or error}") from None
+    columns = "LabelNoise.confusion is a csv file with the columns true, given, weight"
+    reader = csv.DictReader(io.StringIO(read_text(Path(os.path.expanduser(file)), columns), newline=""))
+    with reading(file, columns, csv.Error):
+        if not {"true", "given", "weight"} <= set(reader.fieldnames or ()):
+            raise UserError(f"{file} has the columns {reprlib.repr(reader.fieldnames)}; expected true, given, weight")
+        for row in reader:
+            where = f"{file} line {reader.line_num}"
+            for name in (row["true"], row["given"]):
+                if name not in number:
+                    raise UserError(f"{where}: there is no class {reprlib.repr(name)}{nearest(str(name), classes)}")
+            try:
+                weight = float(row["weight"])
+            except (TypeError, ValueError):
+                weight = -1.0
+            if not 0 <= weight < math.inf:
+                raise UserError(f"{where}: weight is {reprlib.repr(row['weight'])}; expected a number of at least 0")
+            if row["true"] != row["given"] and weight:
+                rows[number[row["true"]]][number[row["given"]]] = weight
     if empty := [name for name, row in zip(classes, rows, strict=True) if not row]:
         raise UserError(f"{file}: class {empty[0]!r} is never given as another ({len(empty)} such classes); add a row "
                         "with another label for each")

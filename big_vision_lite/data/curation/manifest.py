@@ -10,7 +10,7 @@ import numpy as np
 from big_vision_lite.data.curation.curated import Curated
 from big_vision_lite.data.curation.label_rules import Corrupt
 from big_vision_lite.data.source import Dataset
-from big_vision_lite.system.cache import cache_dir, cached_file
+from big_vision_lite.system.cache import cache_dir, cached_bytes
 
 FORMAT = 1
 
@@ -33,12 +33,7 @@ def manifest(dataset: Dataset) -> dict:
       UserError: as `label_index`.
     """
     path = cache_dir() / "manifests" / f"{dataset.fingerprint.replace('/', '_')}-{FORMAT}.json"
-    if path.is_file():
-        return json.loads(path.read_text())
-    counted = _count(Curated.of(dataset))
-    with cached_file(path) as temporary:
-        temporary.write_text(json.dumps(counted))
-    return counted
+    return json.loads(cached_bytes(path, lambda: json.dumps(_count(Curated.of(dataset))).encode()))
 
 
 def _count(data: Curated) -> dict:

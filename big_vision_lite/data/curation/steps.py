@@ -15,6 +15,7 @@ import abc
 import dataclasses
 import hashlib
 import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -37,6 +38,8 @@ from big_vision_lite.data.ragged import Ragged, id_key, random_bits
 from big_vision_lite.data.source import Dataset
 from big_vision_lite.data.sources.files import read_lines
 from big_vision_lite.errors import UserError, nearest
+from big_vision_lite.system.fields import check
+from big_vision_lite.system.parse import BOM, read_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +65,7 @@ def curated(dataset: Dataset, steps: Sequence[Curation]) -> Dataset:
         return dataset
     data = Curated.of(dataset)
     for step in steps:
+        check(step)
         data = step.apply(data)
         if not len(data):
             raise UserError(f"{type(step).__name__} leaves none of the {len(dataset):,} examples; loosen it")
@@ -155,11 +159,8 @@ class Exclude(Curation):
         return f"Exclude({hashlib.sha256(ids).hexdigest()})"
 
     def _ids(self) -> set[str]:
-        try:
-            lines = Path(self.file).expanduser().read_text(errors="surrogateescape").splitlines()
-        except OSError as error:
-            raise UserError(f"cannot read Exclude.file {self.file!r}: {error.strerror or error}; expected a file with "
-                            "one id per line") from None
+        stored = read_bytes(Path(os.path.expanduser(self.file)), "Exclude.file is a file with one id per line")
+        lines = stored.removeprefix(BOM).decode(errors="surrogateescape").splitlines()
         return {line for line in lines if line.strip() and not line.startswith("#")}
 
     def apply(self, data: Curated) -> Curated:
@@ -292,8 +293,8 @@ class LabelNoise(Curation):
                                 f"{name}, and no other kind does")
 
     def identity(self) -> str:
-        files = [hashlib.sha256(Path(f).expanduser().read_bytes()).hexdigest() for f in (self.hierarchy, self.confusion)
-                 if f and Path(f).expanduser().is_file()]
+        files = [hashlib.sha256(read_bytes(Path(os.path.expanduser(file)))).hexdigest()
+                 for file in (self.hierarchy, self.confusion) if file]
         return f"{dataclasses.replace(self, hierarchy=self.hierarchy and '', confusion=self.confusion and '')!r}{files}"
 
     def apply(self, data: Curated) -> Curated:

@@ -4,23 +4,79 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
+from msgspec import Meta
 
 from big_vision_lite.data.decode import DecodeError
 from big_vision_lite.data.ragged import Ragged
 from big_vision_lite.data.source import Example, Source, without_objects
-from big_vision_lite.data.sources.box_records import BoxCount, BoxDataset, clip_boxes
-from big_vision_lite.data.sources.files import check_classes, check_files, check_inside, compact, read_lines
-from big_vision_lite.errors import BadImageError, UserError
+from big_vision_lite.data.sources.box_records import BoxDataset, PixelPosition, clip_boxes, turn_mask
+from big_vision_lite.data.sources.files import (
+    Fingerprint,
+    check_classes,
+    check_files,
+    check_inside,
+    compact,
+    read_lines,
+)
+from big_vision_lite.errors import BadImageError, UserError, first_line
+from big_vision_lite.system.parse import parse_json, read_bytes
 
 MAX_OBJECTS = 255
 """The largest value in an 8-bit ``instance_mask``."""
+
+Id = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | str  # pycocotools and some public sets have text, too
+Text = Annotated[str, Meta(max_length=1000)]
+Side = Annotated[float, Meta(ge=1, lt=2**31, multiple_of=1)]
+
+
+class CocoCategory(msgspec.Struct, gc=False):
+    id: Id
+    name: Text
+
+
+class CocoImage(msgspec.Struct, gc=False):
+    id: Id
+    file_name: Text
+    height: Side
+    width: Side
+
+
+class CocoAnnotation(msgspec.Struct, gc=False):
+    image_id: Id
+    category_id: Id
+    bbox: tuple[PixelPosition, PixelPosition, PixelPosition, PixelPosition]  # left, top, width, height
+    id: Any = None
+    area: Annotated[float, Meta(ge=0, le=1e12)] | None = None
+    iscrowd: Annotated[float, Meta(ge=0, le=1, multiple_of=1)] | bool | None = None
+    segmentation: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class CocoInstances(msgspec.Struct):
+    """COCO's instances file, as far as it is used."""
+
+    images: list[CocoImage]
+    categories: list[CocoCategory]
+    annotations: list[CocoAnnotation] = []  # COCO's files of test images have none
+
+
+class RunLengths(msgspec.Struct):
+    """A mask in columns: lengths of runs of pixels, outside and inside by turns, or the same compressed to text."""
+
+    size: tuple[int, int]  # height, width
+    counts: list[Annotated[int, Meta(ge=0, lt=2**32)]] | str
+
+
+Segmentation = list[Annotated[list[PixelPosition], Meta(min_length=4)]] | RunLengths | None
+_SEGMENTATION, _PARTS = msgspec.json.Decoder(Segmentation), msgspec.json.Decoder(list[msgspec.Raw])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +84,8 @@ class CocoJson(Source):
     """Images with boxes from a COCO instances file. Classes are its categories by ascending id, without gaps.
 
     Examples also have ``image_id``, ``crowd`` and ``area``. Labels are those of all boxes, including crowds. Boxes are
-    clipped to their image, whose size is taken from the JSON file, and dropped if empty; both are counted. The id of an
-    example is its ``file_name``.
+    clipped to their image and dropped if empty; both are counted. Sizes in the JSON file must be those of the images,
+    see `BoxDataset`. The id of an example is its ``file_name``.
 
     A file without annotations, such as that of COCO's test-dev, gives unlabelled images to predict on.
     """
@@ -39,7 +95,7 @@ class CocoJson(Source):
     images: str = ""
     """Folder that ``file_name`` is relative to."""
     masks: bool = False
-    """Draw ``instance_mask`` from polygons and run lengths, by pycocotools; later objects cover earlier ones."""
+    """Draw ``instance_mask`` from polygons and run lengths, by hotcoco; later objects cover earlier ones."""
     keep_empty: bool = True
     """Keep images without boxes."""
     only: str | None = None
@@ -47,88 +103,77 @@ class CocoJson(Source):
     a minival."""
     without: str | None = None
     """Text file of image ids to leave out; unknown ids are ignored."""
+    fingerprint: Fingerprint = "mtime"
+    """As of `ImageFolder`."""
 
     @classmethod
     def recognise(cls, path: Path) -> dict[str, Any] | None:
-        return {"annotations": str(path)} if path.suffix == ".json" and path.is_file() else None
+        return {"annotations": str(path)} if path.suffix.lower() == ".json" and path.is_file() else None
 
     def open(self) -> CocoDataset:
-        """Reads the JSON file and lists the folder; no image is read.
+        """Reads the JSON file and the sizes and times of the images.
 
         Raises:
           UserError: a file is missing, the JSON is not COCO's, two images have the same id or file name, an annotation
-            is of an unknown image or category, an image in ``only`` is unknown, or (with ``masks``) an image has more
-            than 255 objects.
+            is of an unknown image or category, all boxes are empty, an image in ``only`` is unknown, or (with
+            ``masks``) an image has more than 255 objects.
         """
-        path, root = Path(self.annotations).expanduser(), os.path.expanduser(self.images)
-        try:
-            raw = path.read_bytes()
-            data = json.loads(raw)
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"cannot read CocoJson.annotations {self.annotations!r}: {reason}") from None
-        except ValueError as error:
-            raise UserError(f"{self.annotations} is not valid JSON ({error}); it may be truncated") from None
-        if isinstance(data, dict) and "images" in data and "categories" in data:
-            data.setdefault("annotations", [])  # COCO's files of test images have none
-        for name in ("images", "annotations", "categories"):
-            if not isinstance(data, dict) or not isinstance(data.get(name), list):
-                raise UserError(f"{self.annotations} has no list {name!r}; expected COCO's images, annotations and "
-                                "categories")
+        path, root = self.annotations, os.path.expanduser(self.images)
+        raw = read_bytes(Path(os.path.expanduser(path)), "CocoJson.annotations is COCO's instances file")
+        data = parse_json(raw, CocoInstances, path, "expected COCO's instances format, complete and without NaN")
         if not os.path.isdir(root):
             raise UserError(f"CocoJson.images is {self.images!r}, not a folder; expected the folder of the images")
-        return self._dataset(data, root, hashlib.blake2b(raw, digest_size=8).hexdigest())
-
-    def _dataset(self, data: dict, root: str, digest: str) -> CocoDataset:
-        path = self.annotations
-        _check_entries(path, "categories", data["categories"], id=int, name=str)
-        categories = sorted(data["categories"], key=lambda c: c["id"])
-        classes = tuple(c["name"] for c in categories)
+        _check_ids(path, data)
+        categories = sorted(data.categories, key=lambda category: category.id)
+        classes = tuple(category.name for category in categories)
         check_classes(classes, path)
-        label_of = {c["id"]: i for i, c in enumerate(categories)}
-        if len(label_of) < len(categories):
-            raise UserError(f"{path} has two categories with the same id; ids must be unique")
-        entries = self._images_with_annotations(data, label_of)
-        selected, selection = self._selected({image["id"] for image, _ in entries})
-        count, rows = BoxCount(), []
-        for image, objects in entries:
-            if image["id"] not in selected:
-                continue
-            boxes, valid = clip_boxes(_corners(path, objects), image["height"], image["width"], count)
-            if len(valid) or self.keep_empty:
-                rows.append((image, [objects[i] for i in valid], boxes))
-            if self.masks and len(valid) > MAX_OBJECTS:
-                raise UserError(f"{path}: image {image['file_name']!r} has {len(valid)} objects, but a mask holds at "
-                                f"most {MAX_OBJECTS}; set CocoJson.masks to False")
-        if not rows:
-            raise UserError(f"{path} has no images" + (" with boxes" if entries else "") + "; choose another file")
-        check_files(root, ((image["file_name"], path) for image, _, _ in rows))
-        objects = [a for _, annotations, _ in rows for a in annotations]
+        label_of = {category.id: label for label, category in enumerate(categories)}
+        selected, selection = self._selected({image.id for image in data.images})
+        images = [image for image in data.images if image.id in selected]
+        row_of = {image.id: row for row, image in enumerate(images)}
+        annotations = sorted((annotation for annotation in data.annotations if annotation.image_id in selected),
+                             key=lambda annotation: row_of[annotation.image_id])
+        rows = np.array([row_of[annotation.image_id] for annotation in annotations], np.int64)
+        sizes = np.array([(image.height, image.width) for image in images], np.int32).reshape(-1, 2)
+        corners = np.array([annotation.bbox for annotation in annotations], np.float64).reshape(-1, 4)
+        corners[:, 2:] += corners[:, :2]
+        boxes, valid, count = clip_boxes(corners, sizes[rows], path)
+        rows, annotations = rows[valid], [annotations[i] for i in valid]
+        objects = np.bincount(rows, minlength=len(images))
+        if self.masks and len(objects) and objects.max() > MAX_OBJECTS:
+            raise UserError(f"{path}: image {images[objects.argmax()].file_name!r} has {objects.max()} objects, but a "
+                            f"mask holds at most {MAX_OBJECTS}; set CocoJson.masks to False")
+        kept = np.arange(len(images)) if self.keep_empty else np.flatnonzero(objects)
+        if not len(kept):
+            raise UserError(f"{path} has no images" + (" with boxes" if data.images else "") + "; choose another file")
+        ends = np.cumsum(objects[kept])
+        names = [images[i].file_name for i in kept]
+        identity = check_files(root, ((name, path) for name in names), self.fingerprint)
         return CocoDataset(
             classes=classes,
             multi_label=True,
-            fingerprint=f"coco-{digest}-{int(self.keep_empty)}{int(self.masks)}{selection}",
-            unlabelled=not data["annotations"],
-            category_ids=tuple(c["id"] for c in categories),
+            fingerprint=f"coco-{hashlib.blake2b(raw, digest_size=8).hexdigest()}-{int(self.keep_empty)}"
+                        f"{int(self.masks)}{selection}-{identity}",
+            unlabelled=not data.annotations,
+            category_ids=tuple(category.id for category in categories),
             count=count,
             root=root,
-            names=compact(image["file_name"] for image, _, _ in rows),
-            image_ids=np.array([image["id"] for image, _, _ in rows], np.int64),
-            sizes=np.array([(image["height"], image["width"]) for image, _, _ in rows], np.int32),
-            objects=Ragged.of([label_of[a["category_id"]] for a in annotations] for _, annotations, _ in rows),
-            boxes=np.concatenate([boxes for _, _, boxes in rows]),
-            crowd=np.array([bool(a.get("iscrowd")) for a in objects], np.bool_),
-            area=np.array([_area(a) for a in objects], np.float32),
+            names=compact(names),
+            image_ids=np.array([images[i].id for i in kept]),
+            sizes=sizes[kept],
+            objects=Ragged(ends, np.array([label_of[a.category_id] for a in annotations], np.int32)),
+            boxes=boxes,
+            crowd=np.array([bool(a.iscrowd) for a in annotations], np.bool_),
+            area=np.array([a.bbox[2] * a.bbox[3] if a.area is None else a.area for a in annotations], np.float32),
             # As JSON text: as Python lists, the segmentations of COCO take 2.5 GB.
-            segmentations=compact(json.dumps([a.get("segmentation") for a in annotations])
-                                  for _, annotations, _ in rows) if self.masks else None,
+            segmentations=compact(_json_lists([a.segmentation for a in annotations], ends)) if self.masks else None,
         )
 
-    def _selected(self, ids: set[int]) -> tuple[set[int], str]:
+    def _selected(self, ids: set[Id]) -> tuple[set[Id], str]:
         """The ids to use, and a part of the fingerprint. Raises: UserError."""
         if self.only is None and self.without is None:
             return ids, ""
-        only, without = (None if path is None else _read_ids(field, path) for field, path in
+        only, without = (None if path is None else _read_ids(field, path, ids) for field, path in
                          (("only", self.only), ("without", self.without)))
         if only is not None and (missing := sorted(only - ids)):
             raise UserError(f"CocoJson.only: image {missing[0]} of {self.only} is not in {self.annotations} "
@@ -142,79 +187,56 @@ class CocoJson(Source):
                             "restrictions")
         return selected, "-" + hashlib.blake2b(repr(sorted(selected)).encode(), digest_size=8).hexdigest()
 
-    def _images_with_annotations(self, data: dict, label_of: dict[int, int]) -> list[tuple[dict, list[dict]]]:
-        """The images and their annotations, checked, in the order of the file. Raises: UserError."""
-        path = self.annotations
-        _check_entries(path, "images", data["images"], id=int, file_name=str, height=(int, float), width=(int, float))
-        _check_entries(path, "annotations", data["annotations"], image_id=int, category_id=int, bbox=list)
-        entries: dict[int, tuple[dict, list[dict]]] = {}
-        names = set()
-        for image in data["images"]:
-            if image["id"] in entries:
-                raise UserError(f"{path} has two images with id {image['id']}; ids must be unique")
-            if image["file_name"] in names:
-                raise UserError(f"{path} has two images with file name {image['file_name']!r}; expected one entry per "
-                                "image")
-            if not (image["height"] >= 1 and image["width"] >= 1):
-                raise UserError(f"{path}: image {image['id']} has height {image['height']} and width {image['width']}; "
-                                "expected its size in pixels")
-            check_inside(image["file_name"], path)
-            names.add(image["file_name"])
-            entries[image["id"]] = (image, [])
-        for annotation in data["annotations"]:
-            if annotation["image_id"] not in entries:
-                raise UserError(f"{path}: annotation {annotation.get('id')} is of image {annotation['image_id']}, "
-                                "which is not among the images")
-            if annotation["category_id"] not in label_of:
-                raise UserError(f"{path}: annotation {annotation.get('id')} is of category "
-                                f"{annotation['category_id']}, which is not among the categories")
-            entries[annotation["image_id"]][1].append(annotation)
-        return list(entries.values())
+
+def _check_ids(path: str, data: CocoInstances) -> None:
+    """Raises: UserError when an id or a file name is not unique, or an annotation refers to an unknown one."""
+    image_ids, category_ids = [image.id for image in data.images], [category.id for category in data.categories]
+    for kind, ids in (("images", image_ids), ("categories", category_ids)):
+        if len({type(id_) for id_ in ids}) > 1:
+            raise UserError(f"{path} has {kind} with numbers and with texts as ids; expected one or the other")
+        if (twice := _twice(ids)) is not None:
+            raise UserError(f"{path} has two {kind} with id {twice}; ids must be unique")
+    if (twice := _twice(image.file_name for image in data.images)) is not None:
+        raise UserError(f"{path} has two images with file name {twice!r}; expected one entry per image")
+    for image in data.images:
+        check_inside(image.file_name, path)
+    images, categories = set(image_ids), set(category_ids)
+    for annotation in data.annotations:
+        if annotation.image_id not in images:
+            raise UserError(f"{path}: annotation {annotation.id} is of image {annotation.image_id}, which is not among "
+                            "the images")
+        if annotation.category_id not in categories:
+            raise UserError(f"{path}: annotation {annotation.id} is of category {annotation.category_id}, which is not "
+                            "among the categories")
 
 
-def _check_entries(path: str, kind: str, entries: list, **fields: type | tuple[type, ...]) -> None:
-    """Raises: UserError when a field of an entry is missing or has the wrong type."""
-    for i, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            raise UserError(f"{path}: {kind}[{i}] is not an object; expected one with {', '.join(fields)}")
-        for name, types in fields.items():
-            if not isinstance(entry.get(name), types):
-                id_ = f" (id {entry['id']!r})" if "id" in entry else ""
-                problem = f"has {name}={entry[name]!r}" if name in entry else f"lacks {name!r}"
-                expected = {int: "an integer", str: "a string", list: "[left, top, width, height]"}
-                raise UserError(f"{path}: {kind}[{i}]{id_} {problem}; expected {expected.get(types, 'a number')}, as "
-                                "in COCO's instances format")
+def _twice(values: Iterable[Any]) -> Any:
+    """The first value that is there twice, or None."""
+    counts = Counter(values)
+    return next((value for value, count in counts.items() if count > 1), None)
 
 
-def _corners(path: str, annotations: list[dict]) -> np.ndarray:
-    """float64 ``[n, 4]``: (x1, y1, x2, y2) in pixels. Raises: UserError."""
-    try:
-        left, top, width, height = np.array([a["bbox"] for a in annotations], np.float64).reshape(-1, 4).T
-        if len(left) == len(annotations):
-            return np.stack([left, top, left + width, top + height], 1)
-    except (TypeError, ValueError):
-        pass
-    wrong = next(a for a in annotations if len(a["bbox"]) != 4 or any(type(x) not in (int, float) for x in a["bbox"]))
-    raise UserError(f"{path}: annotation {wrong.get('id')} has bbox={wrong['bbox']!r}; expected four numbers "
-                    "[left, top, width, height]")
-
-
-def _read_ids(field: str, path: str) -> set[int]:
-    """The image ids in a text file. Raises: UserError."""
+def _read_ids(field: str, path: str, of: set[Id]) -> set[Id]:
+    """The image ids in a text file, of the kind of those given. Raises: UserError."""
     entries = [line.partition("#")[0].strip()
                for line in read_lines(path, f"CocoJson.{field}", "a text file of image ids, one per line")]
-    for entry in filter(None, entries):
-        if not entry.isdecimal():
-            raise UserError(f"{path} has the line {entry[:40]!r}; expected an image id, an integer")
-    ids = {int(entry) for entry in entries if entry}
-    if not ids:
+    entries = [entry for entry in entries if entry]
+    if not entries:
         raise UserError(f"{path} has no image ids; expected one per line")
-    return ids
+    if any(isinstance(id_, str) for id_ in of):
+        return set(entries)
+    for entry in entries:
+        if not (entry.isdecimal() and len(entry) < 20):
+            raise UserError(f"{path} has the line {entry[:40]!r}; expected an image id, an integer")
+    return {int(entry) for entry in entries}
 
 
-def _area(annotation: dict) -> float:
-    area = annotation.get("area")
-    return area if isinstance(area, int | float) else annotation["bbox"][2] * annotation["bbox"][3]
+def _json_lists(values: Sequence[msgspec.Raw], ends: np.ndarray) -> Iterator[bytes]:
+    """JSON values up to each of these ends, as JSON lists."""
+    start = 0
+    for end in ends.tolist():
+        yield b"[" + b",".join(values[start:end]) + b"]"
+        start = end
 
 
 @dataclasses.dataclass(eq=False)
@@ -223,11 +245,11 @@ class CocoDataset(BoxDataset):
 
     Attributes:
       category_ids: the category id of each class, for results in COCO's format.
-      image_ids: int64 ``[images]``: the file's id of each image.
+      image_ids: ``[images]``, int64 or text: the file's id of each image.
       unlabelled: the file has no annotations at all.
     """
 
-    category_ids: tuple[int, ...]
+    category_ids: tuple[Id, ...]
     image_ids: np.ndarray
     crowd: np.ndarray
     area: np.ndarray
@@ -237,46 +259,57 @@ class CocoDataset(BoxDataset):
     def __getitem__(self, index: int) -> Example:
         index = range(len(self))[index]
         example, span = self._example(index)
-        example["image_id"] = int(self.image_ids[index])
+        example["image_id"] = self.image_ids[index].item()
         if self.unlabelled:
             return without_objects(example) | {"unlabelled": True}
         example |= {"crowd": self.crowd[span], "area": self.area[span]}
         if self.segmentations is not None:
-            height, width = (int(side) for side in self.sizes[index])
             try:
-                example["instance_mask"] = instance_mask(json.loads(self.segmentations[index].as_py()), height, width)
+                mask = instance_mask(self.segmentations[index].as_py(), *self.sizes[index].tolist())
             except DecodeError as error:
                 raise BadImageError(example["id"], str(error)) from error
+            example["instance_mask"] = turn_mask(mask, example.get("orientation", 1))
         return example
 
 
-def instance_mask(segmentations: list[Any], height: int, width: int) -> np.ndarray:
+def instance_mask(segmentations: bytes, height: int, width: int) -> np.ndarray:
     """uint8 ``[height, width]``: k where the k-th object, counted from 1, is visible; 0 elsewhere.
 
     Args:
-      segmentations: at most 255 of COCO's: polygons, run lengths (compressed or not), or None.
+      segmentations: a JSON list of at most 255 of COCO's: polygons, run lengths (compressed or not), or null.
 
     Raises:
       DecodeError: one of them is none of these, or of another size.
     """
-    from pycocotools import mask as rle
-
-    mask = np.zeros((height, width), np.uint8, order="F")  # pycocotools' order
-    for k, segmentation in enumerate(segmentations, 1):
+    mask = np.zeros((height, width), np.uint8, order="F")  # the order of run lengths
+    for k, segmentation in enumerate(_PARTS.decode(segmentations), 1):
         try:
-            if isinstance(segmentation, list):  # pycocotools would read four numbers, which enclose nothing, as a box
-                segmentation = [polygon for polygon in segmentation if len(polygon) >= 6]
-            if not segmentation:
-                continue
-            if isinstance(segmentation, list):
-                segmentation = rle.merge(rle.frPyObjects(segmentation, height, width))
-            elif isinstance(segmentation["counts"], list):
-                segmentation = rle.frPyObjects(segmentation, height, width)
-            inside = rle.decode(segmentation).view(np.bool_)
-            if inside.shape != mask.shape:
-                raise ValueError(f"its size is {inside.shape[1]} x {inside.shape[0]} pixels")
-            np.copyto(mask, np.uint8(k), where=inside)
-        except Exception as error:  # pycocotools raises bare Exception, among others
-            raise DecodeError(f"the segmentation of object {k} cannot be drawn on {width} x {height} pixels ({error})"
-                              ) from error
+            inside = _inside(_SEGMENTATION.decode(segmentation), height, width)
+        except Exception as error:
+            raise DecodeError(f"the segmentation of object {k} cannot be drawn on {width} x {height} pixels "
+                              f"({first_line(error)})") from error
+        np.copyto(mask, np.uint8(k), where=inside)
     return np.ascontiguousarray(mask)
+
+
+def _inside(segmentation: Segmentation, height: int, width: int) -> np.ndarray | bool:
+    """bool ``[height, width]``, or False where it encloses nothing."""
+    from hotcoco import mask as rle  # pycocotools crashes on damaged input, or leaves pixels undefined
+
+    if isinstance(segmentation, RunLengths):
+        if segmentation.size != (height, width):
+            raise ValueError(f"its size is {segmentation.size[1]} x {segmentation.size[0]} pixels")
+        runs = {"size": [height, width], "counts": segmentation.counts}
+        if isinstance(segmentation.counts, list):
+            runs = rle.frPyObjects(runs, height, width)
+        inside = rle.decode(runs).view(np.bool_)  # raises for more pixels than there are, but not for fewer
+        try:
+            rle.area({**runs, "size": [height * width - 1, 1]})
+        except ValueError:
+            return inside
+        raise ValueError("its runs end before the last pixel")
+    if any(len(polygon) % 2 for polygon in segmentation or ()):
+        raise ValueError("a polygon has an x without a y")
+    # Four numbers are a line, which encloses nothing; pycocotools would read them as a box.
+    polygons = [polygon for polygon in segmentation or () if len(polygon) >= 6]
+    return rle.decode(rle.merge(rle.frPyObjects(polygons, height, width))).view(np.bool_) if polygons else False

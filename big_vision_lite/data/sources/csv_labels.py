@@ -16,6 +16,7 @@ from big_vision_lite.data.ragged import Ragged
 from big_vision_lite.data.source import Source
 from big_vision_lite.data.sources.files import (
     FileDataset,
+    Fingerprint,
     check_classes,
     check_files,
     check_inside,
@@ -23,7 +24,8 @@ from big_vision_lite.data.sources.files import (
     read_lines,
     text_at,
 )
-from big_vision_lite.errors import UserError, nearest
+from big_vision_lite.errors import UserError, nearest, reading
+from big_vision_lite.system.parse import open_regular
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,19 +45,21 @@ class CsvLabels(Source):
     """Names in order, or a text file with one name per line."""
     multi_label: bool | None = None
     """Whether an image may have any number of labels; None: if any row of the file has none or several."""
+    fingerprint: Fingerprint = "mtime"
+    """As of `ImageFolder`."""
 
     @classmethod
     def recognise(cls, path: Path) -> dict[str, Any] | None:
-        return {"file": str(path)} if path.suffix == ".csv" and path.is_file() else None
+        return {"file": str(path)} if path.suffix.lower() == ".csv" and path.is_file() else None
 
     def open(self) -> CsvDataset:
-        """Reads the CSV file and lists the folders; no image is read.
+        """Reads the CSV file and the sizes and times of the images.
 
         Raises:
           UserError: the file or an image is missing, a row is malformed, or a path is outside the root or occurs twice,
             in any splits.
         """
-        path = Path(self.file).expanduser()
+        path = Path(os.path.expanduser(self.file))
         root = os.path.expanduser(self.root) if self.root is not None else str(path.parent)
         rows = self._rows(path)
         classes = self.classes
@@ -89,38 +93,37 @@ class CsvLabels(Source):
             splits = {split for *_, split in rows} - {None}
             raise UserError(f"{self.file} has no rows" + (f" of split {self.split!r}" + nearest(self.split, splits)
                                                           if self.split is not None else "; expected path,labels"))
-        check_files(root, ((name, f"{self.file} line {line}") for line, name, _ in selected))
+        places = ((name, f"{self.file} line {line}") for line, name, _ in selected)
+        identity = check_files(root, places, self.fingerprint)
         digest = hashlib.blake2b(repr((classes, multi_label)).encode(), digest_size=8)
         for _, name, labels in selected:
             digest.update(f"{name}\0{labels}\0".encode(errors="surrogateescape"))
-        return CsvDataset(classes, multi_label, f"csv-{digest.hexdigest()}", root,
+        return CsvDataset(classes, multi_label, f"csv-{digest.hexdigest()}-{identity}", root,
                           compact(name for _, name, _ in selected), Ragged.of(labels for _, _, labels in selected))
 
     def _rows(self, path: Path) -> list[tuple[int, str, list[str], str | None]]:
-        """(line, path, labels, split) of each row."""
+        """(line, path, labels, split) of each row. Raises: UserError."""
         rows = []
-        try:
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file)
-                names = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-                column = next((name for name in ("labels", "label") if name in names), None)
-                if "path" not in names or column is None or (self.split is not None and "split" not in names):
-                    raise UserError(f"{self.file} has the columns {', '.join(names) or 'none'}; expected path,labels"
-                                    + (",split" if self.split is not None else ""))
-                for row in reader:
-                    if None in row:
-                        raise UserError(f"{self.file} line {reader.line_num} has more values than columns; quote paths "
-                                        "and labels that contain a comma")
-                    if row[column] is None or not (row["path"] or "").strip():
-                        raise UserError(f"{self.file} line {reader.line_num} has no path or no {column}; expected "
-                                        f"{','.join(names)}")
-                    labels = [label for label in map(str.strip, row[column].split(";")) if label]
-                    rows.append((reader.line_num, row["path"].strip().replace("\\", "/"), labels, row.get("split")))
-        except OSError as error:
-            raise UserError(f"cannot read CsvLabels.file {self.file!r}: {error.strerror or error}") from None
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"cannot read CsvLabels.file {self.file!r}: {error}; expected rows path,labels in UTF-8"
-                            ) from None
+        with (reading(f"CsvLabels.file {self.file!r}", "expected rows path,labels in UTF-8",
+                      (OSError, ValueError, csv.Error)),
+              open(open_regular(path), newline="", encoding="utf-8-sig") as file):
+            reader = csv.DictReader(file)
+            names = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            column = next((name for name in ("labels", "label") if name in names), None)
+            if "path" not in names or column is None or (self.split is not None and "split" not in names):
+                raise UserError(f"{self.file} has the columns {', '.join(names) or 'none'}; expected path,labels"
+                                + (",split" if self.split is not None else ""))
+            if len(set(names)) < len(names):
+                raise UserError(f"{self.file} has the columns {', '.join(names)}; expected each once")
+            for row in reader:
+                if None in row:
+                    raise UserError(f"{self.file} line {reader.line_num} has more values than columns; quote paths and "
+                                    "labels that contain a comma")
+                if row[column] is None or not (row["path"] or "").strip():
+                    raise UserError(f"{self.file} line {reader.line_num} has no path or no {column}; expected "
+                                    f"{','.join(names)}")
+                labels = [label for label in map(str.strip, row[column].split(";")) if label]
+                rows.append((reader.line_num, row["path"].strip().replace("\\", "/"), labels, row.get("split")))
         return rows
 
 

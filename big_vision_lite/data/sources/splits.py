@@ -9,12 +9,18 @@ from typing import Any
 from big_vision_lite.errors import UserError
 
 SPLITS = {"train": ("train", "training"), "validation": ("validation", "val", "valid"), "test": ("test", "testing")}
-"""Aliases of each split, also for its folder."""
+"""Aliases of each split, also for its folder, in upper or lower case."""
 
 
 def standard_split(split: str) -> str | None:
     """train, validation or test, from any of their aliases; None for another name."""
-    return next((name for name, aliases in SPLITS.items() if split in aliases), None)
+    return next((name for name, aliases in SPLITS.items() if split.lower() in aliases), None)
+
+
+def spellings(split: str) -> list[str]:
+    """The names that the folder or list of a split may have: its own, its aliases, and these in other cases."""
+    names = (split, *SPLITS.get(standard_split(split), ()))
+    return list(dict.fromkeys((*names, *(case(name) for name in names for case in (str.lower, str.title, str.upper)))))
 
 
 def hashed_split(id_: str, held_out: float) -> str:

@@ -1,4 +1,5 @@
-"""Images in tar files, one per class, as ImageNet-21k is distributed: ``n01440764.tar``, ``n01443537.tar``, ..."""
+"""Images in tar files: one file per class, as ImageNet-21k is distributed (``n01440764.tar``, ``n01443537.tar``, ...),
+or the shards of a WebDataset."""
 
 from __future__ import annotations
 
@@ -7,8 +8,9 @@ import dataclasses
 import hashlib
 import itertools
 import os
+import re
 import tarfile
-import zipfile
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,13 +18,28 @@ import numpy as np
 import pyarrow as pa
 
 from big_vision_lite.data.source import Dataset, Example, Source
-from big_vision_lite.data.sources.files import EXTENSIONS, OpenFiles, compact, is_image, text_at
+from big_vision_lite.data.sources.files import (
+    EXTENSIONS,
+    MAX_FILE_BYTES,
+    Fingerprint,
+    OpenFiles,
+    compact,
+    content_identity,
+    is_image,
+    text_at,
+)
 from big_vision_lite.data.sources.splits import SPLITS, check_held_out, hashed_split, standard_split
-from big_vision_lite.errors import BadImageError, UserError, nearest
+from big_vision_lite.errors import BadImageError, UserError, first_line, nearest
 from big_vision_lite.system.cache import cache_dir, cached_file
 from big_vision_lite.system.cores import usable_cores
+from big_vision_lite.system.parse import open_regular
 
-FORMAT = 3
+FORMAT = 4
+MAX_DEPTH = 8
+"""Of tar files within tar files."""
+MAX_CLASSES = 1_000_000
+_TAR_ERRORS = (tarfile.TarError, EOFError, ValueError, ArithmeticError, LookupError, RecursionError)
+"""What tarfile raises for damage."""
 MAX_OPEN_FILES = 512
 """With more tar files than this, they are opened for each read: ImageNet-21k has 21,841, above most limits."""
 
@@ -31,9 +48,14 @@ MAX_OPEN_FILES = 512
 class TarImages(Source):
     """Random access to images in uncompressed tar files, one per class; nothing is unpacked.
 
-    Or in one tar file of such tar files, as all of ImageNet-21k is distributed. The classes are the sorted names of the
-    files without ``.tar``; the id of an example is ``CLASS/MEMBER``. Hidden files are ignored. The list of members is
-    cached until the name, size or time of a file changes.
+    Or in one tar file of such tar files, as all of ImageNet-21k is distributed. The classes are the sorted names of
+    the files without ``.tar``; the id of an example is ``CLASS/MEMBER``.
+
+    Or in the shards of a WebDataset: next to each image ``KEY.jpg``, the file ``KEY.cls`` has its class. If all of
+    these are numbers, the classes are all numbers from 0 on, otherwise they are sorted. The id is
+    ``CLASS/SHARD/MEMBER``.
+
+    Hidden files are ignored. The list of members is cached until the path, size or time of a file changes.
     """
 
     path: str = ""
@@ -42,12 +64,14 @@ class TarImages(Source):
     """all, or train, validation or test, which are split by a hash of the ids."""
     held_out: float = 0.01
     """The fraction of images for validation, and again for test; below 0.5."""
+    fingerprint: Fingerprint = "mtime"
+    """As of `ImageFolder`: sizes and times are those of the tar files."""
 
     precedence: ClassVar[int] = 0  # archives may lie beside the files of other formats
 
     @classmethod
     def recognise(cls, path: Path) -> dict[str, Any] | None:
-        has_tars = any(path.glob("*.tar")) if path.is_dir() else path.suffix == ".tar" and path.is_file()
+        has_tars = any(map(_is_tar, os.listdir(path))) if path.is_dir() else _is_tar(path.name) and path.is_file()
         return {"path": str(path)} if has_tars else None
 
     def __post_init__(self) -> None:
@@ -65,9 +89,11 @@ class TarImages(Source):
             raise UserError(f"TarImages.split is {self.split!r}; expected one of all, {', '.join(SPLITS)}"
                             + nearest(self.split, ["all", *SPLITS]))
         files = self._files()
-        stats = [os.stat(file) for file in files]
-        identity = repr([(os.path.basename(f), s.st_size, s.st_mtime_ns) for f, s in zip(files, stats, strict=True)])
-        index = _index(files, hashlib.blake2b(identity.encode(errors="surrogateescape"), digest_size=8).hexdigest())
+        stats = [(os.path.abspath(file), status.st_size, status.st_mtime_ns) for file in files
+                 for status in [os.stat(file)]]
+        times, key = (hashlib.blake2b(repr(values).encode(errors="surrogateescape"), digest_size=8).hexdigest()
+                      for values in ([stat[1:] for stat in stats], stats))
+        index = _index(files, key)
         selected, part = np.arange(len(index.label_of)), "all"
         if split:
             splits = (hashed_split(text_at(index.ids, i), self.held_out) for i in range(len(selected)))
@@ -76,26 +102,37 @@ class TarImages(Source):
         if not len(selected):
             raise UserError(f"no image of {self.path!r} falls into split {self.split!r} with held_out="
                             f"{self.held_out:g}; raise held_out or choose another split")
-        return TarDataset(index.classes, False, f"tar-{index.digest}-{part}", OpenFiles(files, MAX_OPEN_FILES),
-                          selected, index)
+        dataset = TarDataset(index.classes, False, f"tar-{index.digest}-{times}-{part}",
+                             OpenFiles(files, MAX_OPEN_FILES), selected, index)
+        if self.fingerprint == "content":
+            identity = content_identity(range(len(dataset)), dataset.hash_of_image, f"{key}-{part}")
+            dataset.fingerprint = f"tar-{index.digest}-{identity}-{part}"
+        return dataset
 
     def _files(self) -> list[str]:
-        path = Path(self.path).expanduser()
-        if path.is_file():
-            return [str(path)]
-        files = sorted(str(p) for p in path.glob("[!.]*.tar")) if path.is_dir() else []
+        """Raises: UserError."""
+        path = os.path.expanduser(self.path)
+        if os.path.isfile(path):
+            return [path]
+        names = sorted(name for name in os.listdir(path) if name[0] != ".") if os.path.isdir(path) else []
+        files = [f"{path}/{name}" for name in names if _is_tar(name)]
         if not files:
-            compressed = sorted(p.name for p in path.glob("*.tar.*")) if path.is_dir() else []
+            compressed = [name for name in names if ".tar." in name.lower()]
             hint = f"; {compressed[0]} is compressed: unpack it with `tar -xf`" if compressed else ""
             raise UserError(f"there is no tar file in {self.path!r}; expected a folder of CLASS.tar, or one tar of them"
                             + hint)
         return files
 
 
+def _is_tar(name: str) -> bool:
+    return name.lower().endswith(".tar")
+
+
 class _ClassTar(NamedTuple):
-    """The images in one tar file of a class."""
+    """The images of a class in one tar file."""
 
     name: str  # of the class
+    shard: bool  # of a WebDataset
     file: int  # number of the outermost file
     members: pa.LargeBinaryArray
     places: np.ndarray  # int64 [n, 2]: offset and size of each image in the outermost file
@@ -120,8 +157,8 @@ def _index(files: list[str], key: str) -> _Index:
             buffers = [None, pa.py_buffer(a["id_offsets"]), pa.py_buffer(a["id_bytes"])]
             ids = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(a["id_offsets"]) - 1, buffers)
             return _Index(tuple(a["classes"].tolist()), ids, a["label_of"], a["file_of"], a["places"], str(a["digest"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass  # missing or damaged: built again
+    except Exception:  # missing or, as checksums tell, damaged, for which there are many errors: built again
+        pass
     with concurrent.futures.ThreadPoolExecutor(min(16, 2 * usable_cores())) as pool:
         tars = list(itertools.chain.from_iterable(pool.map(_class_tars, range(len(files)), files)))
     index = _sorted(tars, files)
@@ -134,8 +171,14 @@ def _index(files: list[str], key: str) -> _Index:
 
 def _sorted(tars: list[_ClassTar], files: list[str]) -> _Index:
     """Only one class's images are Python objects at a time. Raises: UserError when an id occurs twice."""
+    if len({tar.shard for tar in tars}) > 1:
+        odd = next(tar for tar in tars if not tar.shard)
+        raise UserError(f"{files[odd.file]} has images without classes, but others have .cls files, as shards of a "
+                        "WebDataset do; expected all or none")
+    numbers = tars[0].shard and all(re.fullmatch("[0-9]+", tar.name) for tar in tars)
+    tars = sorted(tars, key=lambda tar: (int(tar.name) if numbers else 0, tar.name))
     names, ids, files_of, places, counts = [], [], [], [], []
-    for name, group in itertools.groupby(sorted(tars, key=lambda tar: tar.name), key=lambda tar: tar.name):
+    for name, group in itertools.groupby(tars, key=lambda tar: tar.name):
         entries = sorted((text_at(tar.members, i), tar.file, *place) for tar in group
                          for i, place in enumerate(tar.places.tolist()))
         for a, b in itertools.pairwise(entries):
@@ -154,8 +197,9 @@ def _sorted(tars: list[_ClassTar], files: list[str]) -> _Index:
     for content in (offsets[1:], all_places[:, 1]):  # sizes, but not positions, which packing again may change
         digest.update(np.ascontiguousarray(content).tobytes())
     digest.update(joined)
-    return _Index(tuple(names), all_ids, np.repeat(np.arange(len(names), dtype=np.int32), counts),
-                  np.concatenate(files_of), all_places, digest.hexdigest())
+    labels = np.array(names, np.int32) if numbers else np.arange(len(names), dtype=np.int32)
+    classes = tuple(map(str, range(labels[-1] + 1))) if numbers else tuple(names)
+    return _Index(classes, all_ids, np.repeat(labels, counts), np.concatenate(files_of), all_places, digest.hexdigest())
 
 
 def _offsets_and_bytes(ids: pa.LargeBinaryArray) -> tuple[np.ndarray, np.ndarray]:
@@ -169,22 +213,24 @@ def _class_tars(number: int, file: str) -> list[_ClassTar]:
     """The images of a tar file and of the tar files in it. Raises: UserError."""
     tars: list[_ClassTar] = []
     try:
-        with tarfile.open(file, mode="r:") as opened:
+        with open(open_regular(file), "rb") as raw, tarfile.open(fileobj=raw, mode="r:") as opened:
             _walk(opened, file, Path(file).stem, number, 0, os.path.getsize(file), tars)
-    except (tarfile.TarError, EOFError) as error:
+    except _TAR_ERRORS as error:
         raise UserError(_unreadable(file, error)) from None
     except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror or error}") from None
+        raise UserError(f"cannot read {file}: {first_line(error)}") from None
     return tars
 
 
-def _walk(opened: tarfile.TarFile, file: str, name: str, number: int, base: int, size: int,
-          tars: list[_ClassTar]) -> None:
+def _walk(opened: tarfile.TarFile, file: str, name: str, number: int, base: int, size: int, tars: list[_ClassTar],
+          depth: int = 1) -> None:
     """Adds the images of a tar file of ``size`` bytes that starts at byte ``base`` of ``file``."""
-    members, places, inner = [], [], 0
+    members, places, inner, class_of, described = [], [], 0, {}, set()
     while (member := opened.next()) is not None:
         opened.members.clear()  # tarfile would keep a kilobyte per member
         start, hidden = base + member.offset_data, member.name.rpartition("/")[2].startswith(".")
+        if member.size < 0 or opened.offset <= member.offset:  # tarfile would go round in circles
+            raise UserError(f"{file} is damaged: wrong size at byte {base + member.offset:,}; copy it again")
         if member.isreg() and member.offset_data + member.size > size:
             raise UserError(f"{file} is truncated: {member.name!r} ends at byte {start + member.size:,}, but its tar "
                             f"file at {base + size:,}; copy it again")
@@ -194,15 +240,23 @@ def _walk(opened: tarfile.TarFile, file: str, name: str, number: int, base: int,
         if image and (not member.isreg() or member.issparse()):
             raise UserError(f"{file} at byte {base + member.offset:,}: {member.name!r} is a link or sparse; pack the "
                             "file again with --dereference --hard-dereference and without --sparse")
+        key, extension = _key(member.name)
         if image:
             members.append(member.name.removeprefix("./"))
             places.append((start, member.size))
-        elif member.isreg() and member.name.endswith(".tar"):
+        elif member.isreg() and extension == "cls":
+            class_of[key] = _class_name(opened.extractfile(member).read(100), file, member.name)
+        elif member.isreg() and extension in ("json", "txt"):
+            described.add(key)
+        elif member.isreg() and _is_tar(member.name):
             inner += 1
+            if depth == MAX_DEPTH:
+                raise UserError(f"{file}: {member.name!r} is a tar file within {depth} others; expected one tar file "
+                                "per class, or one of such files")
             try:
                 with tarfile.open(fileobj=opened.extractfile(member), mode="r:") as below:
-                    _walk(below, file, Path(member.name).stem, number, start, member.size, tars)
-            except (tarfile.TarError, EOFError) as error:
+                    _walk(below, file, Path(member.name).stem, number, start, member.size, tars, depth + 1)
+            except _TAR_ERRORS as error:
                 raise UserError(_unreadable(file, error, start, member.name)) from None
     # tarfile takes anything that is not a header for the end. The real end is zeros, up to the end of the file unless
     # tar files were concatenated.
@@ -211,11 +265,34 @@ def _walk(opened: tarfile.TarFile, file: str, name: str, number: int, base: int,
     if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):
         raise UserError(f"{file} is damaged or truncated: its list of members ends at byte {base + opened.offset:,} of "
                         f"{os.path.getsize(file):,}; copy or pack it again")
-    if members:
-        tars.append(_ClassTar(name, number, compact(members), np.array(places, np.int64)))
-    elif not inner:
+    if not members and not inner:
         raise UserError(f"{file} has no images{f' in {name}.tar' if base else ''} ({', '.join(sorted(EXTENSIONS))}); "
                         "each tar file is a class: add some or remove it")
+    for label, indices in _by_class(file, name, members, class_of, described).items():
+        ids = compact(f"{name}/{members[at]}" if class_of else members[at] for at in indices)
+        tars.append(_ClassTar(label, bool(class_of), number, ids, np.array([places[at] for at in indices], np.int64)))
+
+
+def _by_class(file: str, name: str, members: list[str], class_of: dict[str, str], described: set[str]
+              ) -> dict[str, list[int]]:
+    """The images of each class of a tar file, as indices: all are of class ``name``, but in shards of a WebDataset.
+
+    Args:
+      class_of, described: the keys of .cls files, with the class, and of .json and .txt files.
+
+    Raises:
+      UserError: it is a shard, and an image has no class.
+    """
+    keys = [_key(member)[0] for member in members]
+    if not class_of and (not keys or not described.issuperset(keys)):
+        return {name: list(range(len(keys)))} if keys else {}
+    indices = defaultdict(list)
+    for at, key in enumerate(keys):
+        if key not in class_of:
+            raise UserError(f"{file}: {members[at]!r} has no {key}.cls with its class; expected one for each image of "
+                            "a WebDataset, as this seems to be")
+        indices[class_of[key]].append(at)
+    return indices
 
 
 def _unreadable(file: str, error: Exception, base: int = 0, member: str = "") -> str:
@@ -227,7 +304,24 @@ def _unreadable(file: str, error: Exception, base: int = 0, member: str = "") ->
     if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
         return (f"{where} is compressed, which prevents random access; unpack it with `tar -xf` and name the resulting "
                 "folder")
-    return f"{where} is not a complete tar file ({error}); copy it again"
+    return f"{where} is not a complete tar file ({first_line(error)}); copy it again"
+
+
+def _key(member: str) -> tuple[str, str]:
+    """What the files of one example of a WebDataset share, up to the first dot of the name, and the rest."""
+    folder, slash, name = member.removeprefix("./").rpartition("/")
+    stem, _, extension = name.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+def _class_name(content: bytes, file: str, member: str) -> str:
+    """The class in a .cls file of a WebDataset. Raises: UserError."""
+    text = content.decode(errors="replace").strip()
+    if re.fullmatch("[0-9]{1,9}", text) and int(text) < MAX_CLASSES:
+        return str(int(text))
+    if not text.isprintable() or re.fullmatch("[-+0-9., ]*", text):
+        raise UserError(f"{file}: {member!r} has the class {text!r}; expected a number from 0 on, or a name")
+    return text
 
 
 @dataclasses.dataclass(eq=False)
@@ -252,10 +346,18 @@ class TarDataset(Dataset):
         id_, labels = self.labels(index)
         at = int(self.selected[range(len(self))[index]])
         file, (offset, size) = int(self.index.file_of[at]), self.index.places[at].tolist()
+        if size > MAX_FILE_BYTES:
+            raise BadImageError(id_, f"it has {size:,} bytes; expected at most {MAX_FILE_BYTES:,}")
         try:
             image = self.files.read(file, offset, size)
         except OSError as error:
-            raise BadImageError(id_, error.strerror or str(error)) from error
+            raise BadImageError(id_, first_line(error)) from error
         if len(image) < size:
             raise BadImageError(id_, f"{self.files.paths[file]} is shorter than when it was indexed")
         return {"id": id_, "image": image, "labels": labels}
+
+    def hash_of_image(self, index: int) -> bytes:
+        try:
+            return hashlib.blake2b(self[index]["image"]).digest()
+        except BadImageError:  # an error when it is read
+            return b"unreadable"

@@ -17,7 +17,7 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +26,16 @@ import numpy as np
 from big_vision_lite.data.source import OBJECT_ARRAYS, Dataset, Example, Source
 from big_vision_lite.data.sources.record_files import Part, Records, check_parts, open_parts
 from big_vision_lite.data.sources.tfds_features import layout_of, swap_xy
-from big_vision_lite.errors import UserError, nearest
+from big_vision_lite.errors import UserError, first_line, nearest, reading
+from big_vision_lite.system.parse import read_text
+
+ALL = "all"
+"""TFDS's name for all splits together."""
+
+SOURCE = "source.json"
+"""In the folder of a prepared dataset: of each split its source's fingerprint and length, and the images per file."""
+CONTENT = "content.json"
+"""Beside it: of each split a hash of its examples."""
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
@@ -38,7 +47,7 @@ class Tfds(Source):
     name: str
     """``dataset`` or ``dataset/config``, optionally with ``:version``; the default is the newest version found."""
     split: str = "train"
-    """A split or a part of one, in TFDS's notation: ``train[:10%]``."""
+    """A split or a part of one, in TFDS's notation: ``train[:10%]``; ``all`` stands for all splits together."""
     data_dir: str | None = None
     """TFDS's data directory; None for ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``."""
     image_key: str | None = None
@@ -96,14 +105,10 @@ def _names(folder: str) -> list[str]:
     """The entries of a folder, without unfinished preparations."""
     from etils import epath
 
-    try:
+    remote = "mount the bucket (gcsfuse) or copy the data, and name that folder as data_dir"
+    with reading(repr(folder), remote if "://" in folder else ""):  # whose package may be missing
         path = epath.Path(folder)
         names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
-    except Exception as error:  # of any type, from the file system or because its package is missing
-        if "://" not in folder:
-            raise
-        raise UserError(f"cannot list {folder!r} ({error}); mount the bucket (gcsfuse) or copy the data, and name that "
-                        "folder as data_dir") from None
     return sorted(name for name in names if not name.startswith("incomplete."))
 
 
@@ -145,25 +150,27 @@ class TfdsDataset(Dataset):
     def read(self, indices: Sequence[int]) -> list[Example]:
         indices = [range(self._length)[index] for index in indices]
         records, parse, _ = self._open()
-        return [self._example(parse(self._record(records, index)), index) for index in indices]
+        return [self._from_record(records, index, parse, self._example) for index in indices]
 
     def labels(self, index: int) -> tuple[str, np.ndarray]:
         index = range(self._length)[index]
         records, _, parse = self._open()
-        features = parse(self._record(records, index))
-        return self._id(features, index), self._labels(features)
+        return self._from_record(records, index, parse, self._id_and_labels)
 
-    def _record(self, records: Records, index: int) -> bytes:
+    def _from_record(self, records: Records, index: int, parse: Callable[[bytes], dict], make: Callable[..., Any]
+                     ) -> Any:
+        """``make(features, index)`` of a record's features. Raises: UserError when the record is damaged."""
         try:
-            return records[index]
-        except RuntimeError as error:  # ArrayRecord's reader does not say which file is damaged
+            return make(parse(records[index]), index)
+        except UserError:
+            raise
+        except Exception as error:  # ArrayRecord, protobuf and TFDS raise several kinds, which do not name the file
             for part in self._parts:
                 if index < part.take:
                     break
                 index -= part.take
-            reason = " ".join(str(error).split())
-            raise UserError(f"{part.filename}: record {part.skip + index} cannot be read ({reason}); if the file is "
-                            "damaged, copy or prepare it again") from error
+            raise UserError(f"{part.filename}: record {part.skip + index} cannot be read ({first_line(error)}); if the "
+                            "file is damaged, copy or prepare it again") from error
 
     def _example(self, features: dict, index: int) -> Example:
         at = self._layout
@@ -178,6 +185,9 @@ class TfdsDataset(Dataset):
         if self._image_id:
             example["image_id"] = int(features[self._image_id])
         return example | {key: features[key] for key in at.masks}
+
+    def _id_and_labels(self, features: dict, index: int) -> tuple[str, np.ndarray]:
+        return self._id(features, index), self._labels(features)
 
     def _id(self, features: dict, index: int) -> str:
         key = self._layout.id
@@ -224,9 +234,10 @@ class TfdsDataset(Dataset):
 
 
 def _prepared_from(folder: str) -> list[str]:
-    """The source that `data.tools.prepare` recorded. Without it, other labels of the same size would go unnoticed."""
-    path = Path(folder, "source.json")
-    return [path.read_text()] if path.is_file() else []
+    """The hash of all examples that `data.tools.prepare` recorded, or in older folders what they were prepared from.
+    Without it, other labels of the same size would go unnoticed."""
+    path = next((path for name in (CONTENT, SOURCE) if (path := Path(folder, name)).exists()), None)
+    return [read_text(path, "prepare the dataset again")] if path else []
 
 
 def _allow_open_files(count: int) -> None:
@@ -243,31 +254,30 @@ def _allow_open_files(count: int) -> None:
 def _builder(folder: str):
     import tensorflow_datasets as tfds
 
-    try:
+    with reading(folder, "it is not a prepared TFDS dataset, or damaged: prepare it again"):
         return tfds.builder_from_directory(folder)
-    except Exception as error:  # of any type, from a damaged folder
-        raise UserError(f"{folder} is not a prepared TFDS dataset ({error}); prepare it again") from error
 
 
 def _split(info, split: str, folder: str):
     """The ``SplitInfo``, all of whose files exist. Raises: UserError."""
-    for part in split.split("+"):
-        base = part.split("[")[0].strip()
-        if base not in info.splits:
-            raise UserError(f"{info.full_name} has no split {part.strip()!r}{nearest(base, info.splits)}")
     name = info.full_name.rpartition("/")[0]
     again = f"prepare it again with `tfds build {name} --file_format=array_record`"
+    if ALL in info.splits:
+        raise UserError(f"{folder} has a split named {ALL!r}, which TFDS reserves for all splits together; {again}")
+    for part in split.split("+"):
+        base = part.split("[")[0].strip()
+        if base not in info.splits and base != ALL:
+            raise UserError(f"{info.full_name} has no split {part.strip()!r}{nearest(base, info.splits)}")
     if info.file_format is None or info.file_format.value not in ("array_record", "tfrecord"):
         file_format = info.file_format.value if info.file_format else "unknown"
         raise UserError(f"{folder} has the file format {file_format}, expected array_record or tfrecord; {again}")
-    try:
+    if any(length < 0 for name in info.splits for length in info.splits[name].shard_lengths):
+        raise UserError(f"{folder} has a shard of a negative length in dataset_info.json; {again}")
+    with reading(f"split {split!r} of {info.full_name}"):  # TFDS parses "train[:10%]" and templates of file names
         split_info = info.splits[split]
-    except Exception as error:  # TFDS's own parser of "train[:10%]"
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"cannot read split {split!r} of {info.full_name}: {reason}") from error
+        files = {os.path.basename(f.filename) for f in split_info.file_instructions}
     if not split_info.num_examples:
         raise UserError(f"split {split!r} of {folder} is empty; choose another split or {again}")
-    missing = {os.path.basename(f.filename) for f in split_info.file_instructions} - set(_names(folder))
-    if missing:
-        raise UserError(f"{folder} lacks {len(missing)} files of {split!r}, such as {min(missing)}; {again}")
+    if missing := files - set(_names(folder)):
+        raise UserError(f"{folder} lacks {len(missing)} files of {split!r}, such as {min(missing)!r}; {again}")
     return split_info

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from big_vision_lite.data.source import OBJECT_ARRAYS
-from big_vision_lite.errors import UserError, nearest
+from big_vision_lite.data.sources.record_files import AGAIN
+from big_vision_lite.errors import UserError, nearest, reading
 
 LABEL_KEYS = ("label", "labels", "objects")
 """Names of features that may hold labels, in order of preference."""
@@ -43,7 +44,7 @@ def layout_of(features, image_key: str | None, label_key: str | None, folder: st
     """The `Layout` of a dataset's features, and their ``ClassLabel``.
 
     Raises:
-      UserError: there is no such feature, or none of the right type.
+      UserError: there is no such feature, or none of the right type; or the names of classes are damaged.
     """
     import tensorflow_datasets as tfds
 
@@ -54,11 +55,13 @@ def layout_of(features, image_key: str | None, label_key: str | None, folder: st
     for key, feature in features.items():
         inner = getattr(feature, "feature", feature)
         if isinstance(inner, tfds.features.ClassLabel):
+            _check_names(inner, folder, key)
             plain[key] = inner
         elif isinstance(feature, tfds.features.Sequence) and isinstance(inner, tfds.features.FeaturesDict):
             of_type = {type(f): k for k, f in reversed(inner.items())}
             name = "label" if "label" in inner else of_type.get(tfds.features.ClassLabel)
             if name and isinstance(inner[name], tfds.features.ClassLabel):
+                _check_names(inner[name], folder, f"{key}-{name}")
                 more = tuple(a.feature for a in OBJECT_ARRAYS.values() if a.feature in inner)
                 confidence = "confidence" if "confidence" in inner else None
                 objects[key] = inner[name], (key, name, of_type.get(tfds.features.BBoxFeature), more, confidence)
@@ -72,6 +75,21 @@ def layout_of(features, image_key: str | None, label_key: str | None, folder: st
     masks = tuple(key for key in _MASKS if key in images)
     id_ = next((key for key in ID_KEYS if key in features and isinstance(features[key], tfds.features.Text)), None)
     return Layout(image, label_key, *object_layout, masks, id_), label
+
+
+def _check_names(label, folder: str, feature: str) -> None:
+    """TFDS overlooks it when the file of a label's class names is damaged. Raises: UserError."""
+    file = label.get_names_filepath(folder, feature)
+    with reading(file, AGAIN):
+        if not file.exists():  # the classes have numbers instead of names
+            return
+        text = file.read_text()
+    names = [line.strip() for line in text.split("\n") if line.strip()]
+    cut = not text.endswith("\n")
+    if cut or not len(names) == len(set(names)) == label.num_classes:
+        raise UserError(f"{file} holds {len(names)} class names, {len(set(names))} of them different"
+                        f"{', and its last line is cut' if cut else ''}; expected {label.num_classes}, each on its own "
+                        f"line: {AGAIN}")
 
 
 def _feature(field: str, key: str | None, default: str | None, valid, folder: str) -> str:

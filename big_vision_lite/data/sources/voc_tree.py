@@ -8,22 +8,60 @@ import os
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from xml.etree import ElementTree
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 
 from big_vision_lite.data.decode import DecodeError, image_size
 from big_vision_lite.data.masks import decode_mask
 from big_vision_lite.data.ragged import Ragged
 from big_vision_lite.data.source import Example, Source
-from big_vision_lite.data.sources.box_records import BoxCount, BoxDataset, clip_boxes
-from big_vision_lite.data.sources.files import check_classes, compact, is_image, read_file, read_lines
-from big_vision_lite.errors import BadImageError, UserError, nearest
+from big_vision_lite.data.sources.box_records import BoxDataset, PixelPosition, clip_boxes, turn_mask
+from big_vision_lite.data.sources.files import (
+    Fingerprint,
+    by_stem,
+    check_classes,
+    check_files,
+    compact,
+    is_image,
+    read_file,
+    read_lines,
+)
+from big_vision_lite.errors import BadImageError, UserError, nearest, reading
+from big_vision_lite.system.parse import convert, read_bytes
 
 VOC_CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
                "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
 MASK_FOLDERS = {"class": "SegmentationClass", "class_aug": "SegmentationClassAug"}
+MAX_XML_BYTES = 100 << 20
+
+
+class VocBox(msgspec.Struct):
+    xmin: PixelPosition
+    ymin: PixelPosition
+    xmax: PixelPosition
+    ymax: PixelPosition
+
+
+class VocObject(msgspec.Struct):
+    name: Annotated[str, Meta(min_length=1, max_length=1000)]
+    bndbox: VocBox
+    difficult: Literal["0", "1"] = "0"
+
+
+class VocSize(msgspec.Struct):
+    height: Annotated[int, Meta(ge=0, lt=2**31)] = 0  # 0: not known
+    width: Annotated[int, Meta(ge=0, lt=2**31)] = 0
+
+
+class VocAnnotation(msgspec.Struct):
+    """An XML file, as far as it is used."""
+
+    size: VocSize
+    objects: list[VocObject] = msgspec.field(name="object")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +70,8 @@ class VocTree(Source):
 
     Examples also have ``difficult``. Labels are those of all objects, including difficult ones. VOC counts pixels from
     1, both ends included, so the edges of a box are (xmin - 1, xmax). Boxes are clipped to their image and dropped if
-    empty; both are counted. The id of an example is the file name of its image.
+    empty; both are counted. Sizes in XML files must be those of the images, see `BoxDataset`. The id of an example is
+    the file name of its image.
     """
 
     root: str = ""
@@ -45,6 +84,8 @@ class VocTree(Source):
     masks: Literal["none", "class", "class_aug"] = "none"
     """Load ``class_mask``, uint16 ``[height, width]``, from SegmentationClass/ or SegmentationClassAug/: 0 background,
     c + 1 for class c, 255 void (ignored)."""
+    fingerprint: Fingerprint = "mtime"
+    """As of `ImageFolder`."""
 
     precedence: ClassVar[int] = 2
 
@@ -58,54 +99,59 @@ class VocTree(Source):
         Raises:
           UserError: a missing folder, split, image or mask, a damaged XML file, or a class that is not in ``classes``.
         """
-        root = Path(self.root).expanduser()
+        root = Path(os.path.expanduser(self.root))
         for folder in ("Annotations", "JPEGImages"):
             if not (root / folder).is_dir():
                 raise UserError(f"{self.root!r} has no folder {folder!r}; expected a VOC tree: Annotations, "
                                 "JPEGImages, ImageSets/Main")
-        files = {file.rpartition(".")[0]: file for file in sorted(os.listdir(root / "JPEGImages")) if is_image(file)}
+        files = by_stem(filter(is_image, os.listdir(root / "JPEGImages")), str(root / "JPEGImages"))
         names = self._names(root, files)
         if missing := [name for name in names if name not in files]:
             raise UserError(f"{self.root}/JPEGImages lacks {len(missing):,} images of split {self.split!r}, such as "
                             f"{missing[0]!r}; copy them there")
         mask_folder = self._mask_folder(root, names)
-        digest, count, parsed = hashlib.blake2b(digest_size=8), BoxCount(), []
+        digest, annotations = hashlib.blake2b(digest_size=8), []
         for name in names:
-            annotation = _parse(root / "Annotations" / f"{name}.xml", root / "JPEGImages" / files[name])
+            annotation = _annotation(root / "Annotations" / f"{name}.xml", root / "JPEGImages" / files[name])
             digest.update(repr((files[name], annotation)).encode(errors="surrogateescape"))
-            parsed.append(annotation)
-        if self.classes is not None:
-            check_classes(self.classes, "VocTree.classes")
-        class_names = {name for _, objects in parsed for name, _, _ in objects}
-        classes = self.classes or _classes(root, class_names, set(names))
+            annotations.append(annotation)
+        class_names = {object_.name for annotation in annotations for object_ in annotation.objects}
+        classes = _classes(root, class_names, set(names)) if self.classes is None else self.classes
+        check_classes(classes, f"{self.root}/Annotations" if self.classes is None else "VocTree.classes")
         if self.masks != "none" and self.classes is None and classes != VOC_CLASSES:
             other = min(set(classes) - set(VOC_CLASSES))
             raise UserError(f"{self.root!r} has classes other than VOC's, such as {other!r}; set VocTree.classes in "
                             "the order of the values in its masks")
         label_of = {name: i for i, name in enumerate(classes)}
+        for name, annotation in zip(names, annotations, strict=True):
+            for object_ in annotation.objects:
+                if object_.name not in label_of:
+                    raise UserError(f"{self.root}/Annotations/{name}.xml has an object of class {object_.name!r}"
+                                    + nearest(object_.name, classes))
         digest.update(repr((classes, self.masks)).encode())
-        boxes, valid_objects = [], []
-        for name, (size, objects) in zip(names, parsed, strict=True):
-            for label, _, _ in objects:
-                if label not in label_of:
-                    raise UserError(f"{self.root}/Annotations/{name}.xml has an object of class {label!r}"
-                                    + nearest(label, classes))
-            corners = np.array([box for _, box, _ in objects], np.float64).reshape(-1, 4)
-            clipped, valid = clip_boxes(corners, *size, count)
-            boxes.append(clipped)
-            valid_objects.append([objects[i] for i in valid])
+        identity = check_files(str(root / "JPEGImages"), ((files[name], self.root) for name in names), self.fingerprint)
+        if mask_folder is not None:
+            identity += "-" + check_files(mask_folder, ((f"{name}.png", self.root) for name in names), self.fingerprint)
+        sizes = np.array([(annotation.size.height, annotation.size.width) for annotation in annotations], np.int32)
+        objects = [object_ for annotation in annotations for object_ in annotation.objects]
+        rows = np.repeat(np.arange(len(names)), [len(annotation.objects) for annotation in annotations])
+        corners = np.array([(box.xmin - 1, box.ymin - 1, box.xmax, box.ymax) for box in (o.bndbox for o in objects)],
+                           np.float64).reshape(-1, 4)
+        boxes, valid, count = clip_boxes(corners, sizes[rows], f"split {self.split!r} of {self.root}")
+        objects = [objects[i] for i in valid]
         return VocDataset(
             classes=tuple(classes),
             multi_label=True,
-            fingerprint=f"voc-{digest.hexdigest()}",
+            fingerprint=f"voc-{digest.hexdigest()}-{identity}",
             count=count,
             root=str(root / "JPEGImages"),
             mask_folder=mask_folder,
             names=compact(files[name] for name in names),
-            sizes=np.array([size for size, _ in parsed], np.int32),
-            objects=Ragged.of([label_of[label] for label, _, _ in row] for row in valid_objects),
-            boxes=np.concatenate(boxes),
-            difficult=np.array([difficult for row in valid_objects for _, _, difficult in row], np.bool_),
+            sizes=sizes,
+            objects=Ragged(np.cumsum(np.bincount(rows[valid], minlength=len(names))),
+                           np.array([label_of[object_.name] for object_ in objects], np.int32)),
+            boxes=boxes,
+            difficult=np.array([object_.difficult == "1" for object_ in objects], np.bool_),
         )
 
     def _names(self, root: Path, files: dict[str, str]) -> list[str]:
@@ -143,44 +189,42 @@ class VocTree(Source):
         return str(folder)
 
 
-def _parse(path: Path, image: Path) -> tuple[tuple[int, int], list[tuple[str, tuple, bool]]]:
-    """((height, width), [(class, (x1, y1, x2, y2) in pixels, difficult)]). Raises: UserError."""
-    tree = _tree(path)
-    try:
-        height, width = (int(float(tree.findtext(f"size/{side}") or 0)) for side in ("height", "width"))
-    except (ValueError, OverflowError):
-        height = width = 0
-    if not (height > 0 and width > 0):
+def _annotation(path: Path, image: Path) -> VocAnnotation:
+    """An XML file, with the size of its image. Raises: UserError."""
+    root = _root(path)
+    objects = [_texts(element, VocObject) | {"bndbox": _texts(element.find("bndbox"), VocBox)}
+               for element in root.iter("object")]
+    annotation = convert({"size": _texts(root.find("size"), VocSize), "object": objects}, VocAnnotation, path,
+                         "expected VOC's annotations", strict=False)
+    if annotation.objects:
+        check_classes(sorted({object_.name for object_ in annotation.objects}), str(path))
+    if not (annotation.size.height and annotation.size.width):
         try:
-            height, width = image_size(read_file(str(image), image.name))
+            annotation.size = VocSize(*image_size(read_file(str(image), image.name)))
         except (DecodeError, BadImageError) as error:
             raise UserError(f"{path} has no <size>, and the image has no readable header: {error}") from None
-    objects = []
-    for element in tree.iter("object"):
-        try:
-            sides = [float(element.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")]
-            label = (element.findtext("name") or "").strip()
-            if not label:
-                raise ValueError
-        except (TypeError, ValueError):
-            raise UserError(f"{path} has an object without a name or without four numbers in bndbox") from None
-        box = (sides[0] - 1, sides[1] - 1, sides[2], sides[3])
-        objects.append((label, box, (element.findtext("difficult") or "0").strip() == "1"))
-    return (height, width), objects
+    return annotation
+
+
+def _texts(element: ElementTree.Element | None, kind: type[msgspec.Struct]) -> dict[str, str]:
+    """The texts of the fields of ``kind`` within an element, without empty ones."""
+    if element is None:
+        return {}
+    return {tag: text for tag in kind.__struct_fields__ if (text := (element.findtext(tag) or "").strip())}
 
 
 def _xml_files(root: Path) -> list[Path]:
     return sorted(path for path in (root / "Annotations").glob("*.xml") if not path.name.startswith("."))
 
 
-def _tree(path: Path) -> ElementTree.ElementTree:
+def _root(path: Path) -> ElementTree.Element:
     """Raises: UserError."""
-    try:
-        return ElementTree.parse(path)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}; each image of a split needs its XML") from None
-    except ElementTree.ParseError as error:
-        raise UserError(f"{path} is not valid XML ({error}); it may be truncated") from None
+    data = read_bytes(path, "each image of a split needs its XML", MAX_XML_BYTES)
+    with reading(path, "expected VOC's XML; it may be cut off, or in an encoding other than UTF-8"):
+        root = ElementTree.fromstring(data)
+    if root.tag != "annotation":
+        raise UserError(f"cannot read {path}: it holds <{root.tag}>; expected VOC's <annotation>")
+    return root
 
 
 def _classes(root: Path, known: set[str], read: set[str]) -> tuple[str, ...]:
@@ -192,7 +236,7 @@ def _classes(root: Path, known: set[str], read: set[str]) -> tuple[str, ...]:
     names = set(known)
     for path in _xml_files(root):
         if path.stem not in read:
-            names |= {(element.findtext("name") or "").strip() for element in _tree(path).iter("object")}
+            names |= {(element.findtext("name") or "").strip() for element in _root(path).iter("object")}
     names -= {""}
     if not names:
         raise UserError(f"{root}/Annotations has no objects; set VocTree.classes")
@@ -212,5 +256,6 @@ class VocDataset(BoxDataset):
         if self.mask_folder is not None:
             id_ = example["id"]
             data = read_file(f"{self.mask_folder}/{id_.rpartition('.')[0]}.png", id_)
-            example["class_mask"] = decode_mask(data, id_).astype(np.uint16)
+            mask = decode_mask(data, id_).astype(np.uint16)
+            example["class_mask"] = turn_mask(mask, example.get("orientation", 1))
         return example

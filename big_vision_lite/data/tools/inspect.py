@@ -16,7 +16,7 @@ from big_vision_lite.data.decode import DecodeError, image_size
 from big_vision_lite.data.masks import mask_values
 from big_vision_lite.data.source import Dataset, Example
 from big_vision_lite.data.tools.contact_sheet import contact_sheet, shorten
-from big_vision_lite.errors import BadImageError, UserError
+from big_vision_lite.errors import BadImageError, writing
 
 SAMPLE = 512
 """Images whose headers are read, evenly spaced over the source."""
@@ -43,17 +43,16 @@ def inspect(dataset: Dataset, name: str, out: Path | None = None) -> dict[str, A
     console = Console(highlight=False)
     console.print(_summary(statistics))
     console.print(_class_table(np.array(statistics["class_images"]), dataset.classes))
+    for note in dataset.notes:
+        console.print(note, markup=False, style="yellow")
     for id_, reason in statistics["unreadable"][:5]:
         console.print(f"cannot be read: {id_}: {reason}", markup=False, style="red")
     if out is not None:
         title = f"{name}: {len(dataset):,} images, {len(dataset.classes):,} classes"
-        try:
+        sheet = contact_sheet(dataset.read(evenly_spaced(len(dataset), SHEET_EXAMPLES)), dataset.classes, title)
+        with writing(f"the contact sheet {out}", "name another file"):
             out.parent.mkdir(parents=True, exist_ok=True)
-            examples = dataset.read(evenly_spaced(len(dataset), SHEET_EXAMPLES))
-            contact_sheet(examples, dataset.classes, title).save(out, format="PNG")
-        except OSError as error:
-            raise UserError(f"cannot write the contact sheet {str(out)!r}: {error.strerror or error}; name another "
-                            "file") from None
+            sheet.save(out, format="PNG")
         console.print(f"contact sheet: {out}", markup=False, soft_wrap=True)
     return statistics
 

@@ -4,11 +4,13 @@
     Tfds("photos", "train")
 
 Shards are written in ``DATA_DIR/NAME/incomplete.1.0.0``, which is renamed to the version when all are complete. After
-an interruption of any kind, the same call resumes. A second process that asks for the same dataset waits.
+an interruption of any kind, the same call resumes; if the source has changed meanwhile, it keeps the shards whose
+images have not. A second process that asks for the same dataset waits.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -16,29 +18,31 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import cv2
+import google_crc32c
+import msgspec
 import numpy as np
 
-from big_vision_lite.data.decode import DecodeError, decode, image_size
-from big_vision_lite.data.source import OBJECT_ARRAYS, Dataset, Example
+from big_vision_lite.data.source import Dataset, Example
 from big_vision_lite.data.sources.emoji_art import ATTRIBUTION
 from big_vision_lite.data.sources.emoji_scenes import VERSION as SCENES_VERSION
 from big_vision_lite.data.sources.emoji_scenes import EmojiScenes
 from big_vision_lite.data.sources.record_files import Part, check_parts
-from big_vision_lite.data.sources.tfds import TfdsDataset, default_data_dir
-from big_vision_lite.data.sources.tfds_features import swap_xy
+from big_vision_lite.data.sources.tfds import ALL, CONTENT, SOURCE, TfdsDataset, default_data_dir
 from big_vision_lite.data.tools.shard_writer import locked, on_all_cores, quiet, write_records
-from big_vision_lite.errors import BadImageError, UserError, nearest
-from big_vision_lite.system.atomic import write_text
+from big_vision_lite.data.tools.tfds_records import encode, features_of
+from big_vision_lite.errors import BadImageError, UserError, first_line, nearest, writing
+from big_vision_lite.system.atomic import write_bytes, write_text
+from big_vision_lite.system.parse import read_json
 from big_vision_lite.system.paths import scheme
 
 VERSION = "1.0.0"
 SHARD_IMAGES = 4096
-SOURCE = "source.json"
-"""In the folder of a prepared dataset: the fingerprints of what it was prepared from."""
+DONE = ".done.json"
+"""Beside a finished shard of an unfinished dataset: a `_Done`."""
 
 
 def prepare(splits: dict[str, Dataset], data_dir: Path, name: str, *, processes: int | None = None,
@@ -57,8 +61,8 @@ def prepare(splits: dict[str, Dataset], data_dir: Path, name: str, *, processes:
       shard_images: images per file.
 
     Raises:
-      UserError: another source was prepared under this name, a bad image, a name or class that TFDS cannot store, or a
-        full disk.
+      UserError: another source was prepared under this name, a bad image, a name, split or class that TFDS cannot
+        store, or a full disk.
     """
     _check_names(splits, data_dir, name, on_bad_image)
     folder = data_dir.expanduser() / name / VERSION
@@ -72,15 +76,14 @@ class PreparedEmojiScenes(EmojiScenes):
     """Emoji scenes that the first ``open`` composes into ArrayRecord files, in a folder named after their content:
 
         ~/tensorflow_datasets/emoji_scenes/twemoji_48px_train-1000000_3f8a6c1e/1.0.0
-    """
 
-    data_dir: str | None = None
-    """TFDS's data directory; None for ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``."""
+    Only ``$TFDS_DATA_DIR`` chooses another place, because the config of a run that came from elsewhere must not.
+    """
 
     def open(self) -> Dataset:
         scenes = super().open()
         content = hashlib.blake2b(self.fingerprint.encode(), digest_size=4).hexdigest()
-        folder = Path(default_data_dir(self.data_dir), "emoji_scenes",
+        folder = Path(default_data_dir(), "emoji_scenes",
                       f"{self.style}_{self.size}px_{self.split}-{self.length}_{content}", f"{SCENES_VERSION}.0.0")
         if not folder.is_dir():
             scenes.multi_label = True  # labels are stored as a list even if each scene has one
@@ -107,22 +110,22 @@ def _prepare(splits: dict[str, Dataset], folder: Path, name: str, description: s
              on_bad_image: str = "raise", shard_images: int = SHARD_IMAGES,
              options: str = "group_size:1,uncompressed") -> None:
     """Write the splits to ``folder``, whose name is the version, unless they are there. Raises: UserError."""
-    source = {split: [dataset.fingerprint, len(dataset), shard_images] for split, dataset in splits.items()}
+    source = {split: (dataset.fingerprint, len(dataset), shard_images) for split, dataset in splits.items()}
     work = folder.with_name(f"incomplete.{folder.name}")
-    try:
+    with writing(f"dataset {name} in {folder.parent}",
+                 "make room there and start again to resume, or name another data_dir"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.parent / "lock"):
-            if _same_source(folder, source, f"choose a name other than {name!r}"):
+            if folder.is_dir():
+                other_name = f"choose a name other than {name!r}"
+                if read_json(folder / SOURCE, dict[str, tuple[str, int, int]], other_name) != source:
+                    raise UserError(f"{folder} exists and was prepared from another source or one that has changed "
+                                    f"since, other splits or another shard size; {other_name}")
                 return
-            begun = (work / SOURCE).is_file()  # the first file written
-            if not begun or not _same_source(work, source, f"remove {work}, an unfinished preparation"):
-                work.mkdir(exist_ok=True)
-                write_text(work / SOURCE, json.dumps(source))
+            work.mkdir(exist_ok=True)
             _write_splits(splits, work, name, description, processes, on_bad_image, shard_images, options)
+            write_text(work / SOURCE, json.dumps(source))
             work.rename(folder)
-    except OSError as error:
-        raise UserError(f"cannot prepare {name} in {folder.parent}: {error}; make room there and start again to "
-                        "resume, or name another data_dir") from error
 
 
 def _check_names(splits: dict[str, Dataset], data_dir: Path, name: str, on_bad_image: str) -> None:
@@ -137,8 +140,9 @@ def _check_names(splits: dict[str, Dataset], data_dir: Path, name: str, on_bad_i
                         "my_photos")
     first, classes = next(iter(splits)), next(iter(splits.values())).classes
     for split, dataset in splits.items():
-        if not re.fullmatch(r"[A-Za-z0-9_]+", split):
-            raise UserError(f"split name {split!r} is invalid; expected letters, digits and _, as in train")
+        if not re.fullmatch(r"[A-Za-z0-9_]+", split) or split == ALL:
+            raise UserError(f"split name {split!r} is invalid; expected letters, digits and _, as in train, and not "
+                            f"{ALL!r}, which TFDS reserves for all splits together")
         if dataset.classes != classes:
             raise UserError(f"split {split!r} has other classes than {first!r}; expected the same classes in all")
     seen: set[str] = set()
@@ -149,31 +153,20 @@ def _check_names(splits: dict[str, Dataset], data_dir: Path, name: str, on_bad_i
         seen.add(class_)
 
 
-def _same_source(folder: Path, source: dict, remedy: str) -> bool:
-    """Whether the folder exists. Raises: UserError when it was prepared from another source."""
-    if not folder.is_dir():
-        return False
-    path = folder / SOURCE
-    if not path.is_file() or json.loads(path.read_text()) != source:
-        raise UserError(f"{folder} exists and was prepared from another source, other splits or another shard size; "
-                        f"{remedy}")
-    return True
-
-
 class _SharedDataset:
     """A dataset that pickles as the name of a file, which each process reads once: pickled into every job, the file
     list of a large source could take gigabytes."""
 
     def __init__(self, dataset: Dataset, path: str):
-        self.dataset, self._path = dataset, path
+        self.dataset, self.path = dataset, path
         self._written = False
 
     def __reduce__(self):
         if not self._written:
-            with open(self._path, "wb") as file:
+            with open(self.path, "wb") as file:
                 pickle.dump(self.dataset, file, protocol=pickle.HIGHEST_PROTOCOL)
             self._written = True
-        return _load_shared, (self._path,)
+        return _load_shared, (self.path,)
 
 
 @functools.lru_cache(maxsize=1)
@@ -182,160 +175,186 @@ def _load_shared(path: str) -> _SharedDataset:
         return _SharedDataset(pickle.load(file), path)
 
 
+class _Shard(NamedTuple):
+    """A file to write: the examples ``start`` to ``stop - 1`` of a dataset."""
+
+    path: str
+    dataset: _SharedDataset
+    start: int
+    stop: int
+    keys: frozenset[str]
+    on_bad_image: str
+    options: str
+
+    @property
+    def source(self) -> str:
+        """Identifies what the file is written from: equal ones mean equal files."""
+        return repr((self.dataset.dataset.fingerprint, self.start, self.stop, sorted(self.keys), self.options))
+
+
+class _Done(msgspec.Struct):
+    """What is known of a finished shard."""
+
+    source: str
+    """`_Shard.source`"""
+    content: str
+    """A hash of the examples, as read."""
+    images: int
+    size: int
+    """Of all records, in bytes."""
+    bad: list[str]
+    """A line per image that was left out."""
+
+
 def _write_splits(splits: dict[str, Dataset], work: Path, name: str, description: str, processes: int | None,
                   on_bad_image: str, shard_images: int, options: str) -> None:
     import tensorflow_datasets as tfds
 
     first = next(iter(splits.values()))
     keys = _example_keys(first, on_bad_image)
-    infos, bad = [], []
+    shards: dict[str, list[_Shard]] = {}
     for split, dataset in splits.items():
         count = -(-len(dataset) // shard_images)
         template = tfds.core.ShardedFileTemplate(data_dir=work, dataset_name=name, split=split,
                                                  filetype_suffix="array_record")
-        paths = [os.fspath(template.sharded_filepath(shard_index=k, num_shards=count)) for k in range(count)]
-        shared = _SharedDataset(dataset, os.fspath(work / ".dataset"))
-        jobs = [(path, shared, k * shard_images, min((k + 1) * shard_images, len(dataset)), keys, on_bad_image, options)
-                for k, path in enumerate(paths)]
-        results = on_all_cores(_write_shard, jobs, f"preparing {name}, {split}", len(dataset), processes)
-        if not sum(images for images, _, _ in results):
+        shared = _SharedDataset(dataset, os.fspath(work / f".{split}"))
+        shards[split] = [
+            _Shard(os.fspath(template.sharded_filepath(shard_index=k, num_shards=count)), shared, k * shard_images,
+                   min((k + 1) * shard_images, len(dataset)), keys, on_bad_image, options) for k in range(count)]
+    _check_unfinished(work, [shard for of_split in shards.values() for shard in of_split], name, processes)
+    infos, bad, content = [], [], {}
+    for split, of_split in shards.items():
+        jobs = [(shard,) for shard in of_split]
+        done = [result for _, result in on_all_cores(_write_shard, jobs, f"preparing {name}, {split}",
+                                                     len(splits[split]), processes)]
+        if not sum(shard.images for shard in done):
             raise UserError(f"split {split!r} has no readable image; nothing was prepared")
-        bad += [line for _, _, lines in results for line in lines]
-        infos.append(tfds.core.SplitInfo(name=split, shard_lengths=[images for images, _, _ in results],
-                                         num_bytes=sum(size for _, size, _ in results), filename_template=template))
+        bad += [line for shard in done for line in shard.bad]
+        content[split] = hashlib.blake2b("".join(shard.content for shard in done).encode(), digest_size=16).hexdigest()
+        infos.append(tfds.core.SplitInfo(
+            name=split, shard_lengths=[shard.images for shard in done], num_bytes=sum(shard.size for shard in done),
+            filename_template=template.replace(split=split)))
     if bad:
         (work / "bad_images.txt").write_text("".join(f"{line}\n" for line in bad))
     with quiet():
-        tfds.folder_dataset.write_metadata(data_dir=work, features=_features(first.classes, first.multi_label, keys),
+        tfds.folder_dataset.write_metadata(data_dir=work, features=features_of(first.classes, first.multi_label, keys),
                                            split_infos=infos, version=work.name.removeprefix("incomplete."),
                                            check_data=False, filename_template=infos[0].filename_template,
                                            description=description)
-    for path in (*work.glob("*.done.json"), work / ".dataset"):
+    write_text(work / CONTENT, json.dumps(content))
+    for path in (*work.glob(f"*{DONE}"), *(work / f".{split}" for split in splits)):
         path.unlink(missing_ok=True)
 
 
+def _check_unfinished(work: Path, shards: Sequence[_Shard], name: str, processes: int | None) -> None:
+    """Look at what an interrupted preparation has left: shards whose images are as they were are marked as done, and
+    other files are removed.
+
+    Raises:
+      UserError: there are finished shards, and none of them is of this source.
+    """
+    finished = {path.name.removesuffix(DONE) for path in work.glob(f"{name}-*{DONE}")}
+    to_check = [shard for shard in shards if os.path.basename(shard.path) in finished]
+    images = sum(shard.stop - shard.start for shard in to_check)
+    checked = on_all_cores(_check_shard, [(shard,) for shard in to_check], f"checking {name}", images, processes)
+    verdicts = [same for _, same in checked] + [False] * (len(finished) - len(to_check))
+    if False in verdicts and True not in verdicts:
+        raise UserError(f"{work} is an unfinished preparation of another source; remove it, or choose a name other "
+                        f"than {name!r}")
+    expected = {os.path.basename(path) for shard in shards
+                for path in (shard.path, f"{shard.path}{DONE}", shard.dataset.path)}
+    for path in work.iterdir():
+        if path.name not in expected:
+            path.unlink()
+
+
 def _example_keys(dataset: Dataset, on_bad_image: str) -> frozenset[str]:
-    """The keys of the first readable example."""
+    """The keys of the first readable example, without an image id that is text: TFDS's are numbers."""
     for index in range(len(dataset)):
         try:
-            return frozenset(dataset[index])
+            example = dataset[index]
+            return frozenset(example) - ({"image_id"} if isinstance(example.get("image_id"), str) else set())
         except BadImageError:
             if on_bad_image == "raise":
                 raise
     return frozenset()
 
 
-@functools.lru_cache(maxsize=4)
-def _features(classes: tuple[str, ...], multi_label: bool, keys: frozenset[str]):
-    """TFDS's features of examples with these keys."""
-    import tensorflow_datasets as tfds
-
-    label = tfds.features.ClassLabel(names=list(classes))
-    features = {"id": tfds.features.Text(), "image": tfds.features.Image(shape=(None, None, 3))}
-    features |= {"labels": tfds.features.Sequence(label)} if multi_label else {"label": label}
-    if "image_id" in keys:
-        features["image/id"] = tfds.features.Scalar(np.int64)
-    if "boxes" in keys:
-        objects = {"bbox": tfds.features.BBoxFeature(), "label": label}
-        for name, (feature, dtype, shape, _) in OBJECT_ARRAYS.items():
-            if name in keys:
-                objects[feature] = (tfds.features.Tensor(shape=shape, dtype=dtype) if shape
-                                    else tfds.features.Scalar(dtype))
-        features["objects"] = tfds.features.Sequence(objects)
-    for mask, dtype in (("instance_mask", np.uint8), ("class_mask", np.uint16)):
-        if mask in keys:
-            features[mask] = tfds.features.Image(shape=(None, None, 1), dtype=dtype, encoding_format="png")
-    return tfds.features.FeaturesDict(features)
+def _done(shard: _Shard) -> _Done | None:
+    """What is known of a shard, if it is finished and complete."""
+    try:
+        done = read_json(Path(f"{shard.path}{DONE}"), _Done)
+        check_parts([Part(shard.path, 0, done.images, done.images)], "array_record")
+    except UserError:
+        return None
+    must_rewrite = done.bad and shard.on_bad_image == "raise"  # written with "skip", and now nothing may be left out
+    return None if must_rewrite else done
 
 
-def _write_shard(path: str, shared: _SharedDataset, start: int, stop: int, keys: frozenset[str], on_bad_image: str,
-                 options: str) -> tuple[int, int, list[str]]:
-    """Write one shard, unless it is complete already. Returns its images, its bytes, and a line per bad image."""
-    done, dataset = Path(f"{path}.done.json"), shared.dataset
-    if done.is_file():
-        count, size, bad = json.loads(done.read_text())
-        must_rewrite = bad and on_bad_image == "raise"  # written with "skip", and now nothing may be left out
-        if not must_rewrite and _is_complete(path, count):
-            return count, size, bad
-    features, bad = _features(dataset.classes, dataset.multi_label, keys), []
+def _check_shard(shard: _Shard) -> tuple[int, bool | None]:
+    """Whether a finished shard holds what the source holds now, which is then said in its `_Done`; None if it is not
+    complete. The number of images comes first."""
+    images, done = shard.stop - shard.start, _done(shard)
+    if done is None:
+        return images, None
+    if done.source == shard.source:
+        return images, True
+    content = _hash(shard)
+    for index in range(shard.start, shard.stop):
+        with contextlib.suppress(BadImageError):
+            _read(shard, index, content)
+    if content.hexdigest() != done.content:
+        return images, False
+    _write_done(shard, msgspec.structs.replace(done, source=shard.source))
+    return images, True
+
+
+def _write_shard(shard: _Shard) -> tuple[int, _Done]:
+    """Write one shard, unless it is complete already. Returns its number of images, and what is known of it."""
+    done, dataset = _done(shard), shard.dataset.dataset
+    if done and done.source == shard.source:
+        return done.images, done
+    features = features_of(dataset.classes, dataset.multi_label, shard.keys)
+    content, bad = _hash(shard), []
 
     def serialized() -> Iterator[bytes]:
-        for index in range(start, stop):
+        for index in range(shard.start, shard.stop):
             try:
-                example = dataset[index]
-                yield _serialized(example, _stored(example, dataset.multi_label, keys), features)
+                yield encode(_read(shard, index, content), features, dataset.multi_label, shard.keys)
             except BadImageError as error:
-                if on_bad_image == "raise":
+                if shard.on_bad_image == "raise":
                     raise
                 bad.append(str(error))
 
     try:
-        count, size = write_records(path, serialized(), options)
+        count, size = write_records(shard.path, serialized(), shard.options)
     except RuntimeError as error:  # raised by ArrayRecord's writer, for instance when the disk is full
-        raise OSError(_one_line(error)) from error
-    result = count, size, bad
-    write_text(done, json.dumps(result))
-    return result
+        raise OSError(first_line(error)) from error
+    done = _Done(shard.source, content.hexdigest(), count, size, bad)
+    _write_done(shard, done)
+    return count, done
 
 
-def _is_complete(path: str, count: int) -> bool:
+def _write_done(shard: _Shard, done: _Done) -> None:
+    write_bytes(Path(f"{shard.path}{DONE}"), msgspec.json.encode(done))
+
+
+def _hash(shard: _Shard) -> Any:
+    """Of all that decides a shard's content, before its examples."""
+    dataset = shard.dataset.dataset
+    rest = (dataset.classes, dataset.multi_label, sorted(shard.keys), shard.options)
+    return hashlib.blake2b(repr(rest).encode(), digest_size=16)
+
+
+def _read(shard: _Shard, index: int, content: Any) -> Example:
+    """An example, which goes into the hash ``content``. Raises: BadImageError, which goes into it as well."""
     try:
-        check_parts([Part(path, 0, count, count)], "array_record")
-    except UserError:
-        return False
-    return True
-
-
-def _serialized(example: Example, stored: dict, features) -> bytes:
-    """The example as bytes that are always the same: by default, the order of a protocol buffer's map is random."""
-    try:
-        return _serializer(features).get_tf_example(features.encode_example(stored)).SerializeToString(
-            deterministic=True)
-    except Exception as error:  # TFDS raises several kinds
-        raise UserError(f"example {example['id']!r} cannot be stored: {_one_line(error)}; correct the source"
-                        ) from error
-
-
-@functools.lru_cache(maxsize=4)
-def _serializer(features):
-    from tensorflow_datasets.core.example_serializer import ExampleSerializer
-
-    return ExampleSerializer(features.get_serialized_info())
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _stored(example: Example, multi_label: bool, keys: frozenset[str]) -> dict:
-    """The example as the input of `_features`. Raises: BadImageError."""
-    import tensorflow_datasets as tfds
-
-    image = example["image"]
-    try:
-        image_size(image)
-        if isinstance(image, np.ndarray) or not image.startswith((b"\xff\xd8", b"\x89PNG\r\n\x1a\n")):
-            pixels = decode(image)
-            image = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1].tobytes()
-    except DecodeError as error:
-        raise BadImageError(example["id"], str(error)) from error
-    labels = example["labels"]
-    if not multi_label and len(labels) > 1:
-        raise UserError(f"example {example['id']!r} has {len(labels)} labels, but the source has one label per image; "
-                        "remove the others, or make the source multi_label")
-    # A file name need not be UTF-8. A single label of -1 stands for an unknown one.
-    stored = {"id": example["id"].encode(errors="surrogateescape"), "image": image}
-    stored |= {"labels": labels} if multi_label else {"label": labels[0] if len(labels) else -1}
-    if "image_id" in keys:
-        stored["image/id"] = example["image_id"]
-    if "boxes" in keys:
-        boxes = swap_xy(example["boxes"]).tolist()
-        arrays = {a.feature: example[name].tolist() for name, a in OBJECT_ARRAYS.items() if name in keys}
-        stored["objects"] = [
-            {"bbox": tfds.features.BBox(*box), "label": label, **{name: values[i] for name, values in arrays.items()}}
-            for i, (box, label) in enumerate(zip(boxes, example["box_labels"], strict=True))]
-    for mask in ("instance_mask", "class_mask"):
-        if mask in keys:
-            value = example[mask]
-            stored[mask] = value if isinstance(value, bytes) else cv2.imencode(".png", value)[1].tobytes()
-    return stored
+        example = shard.dataset.dataset[index]
+    except BadImageError as error:
+        content.update(repr(error).encode())
+        raise
+    for key, value in sorted(example.items()):
+        data = value if isinstance(value, bytes) else np.asarray(value).tobytes()
+        form = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"{len(data)} bytes"
+        content.update(f"{key}: {form}, {google_crc32c.value(data)}\n".encode())  # ten times as fast as blake2b
+    return example

@@ -238,8 +238,6 @@ class ScaleJitter(JointTransform):
         check_size("ScaleJitter.size", self.size)
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < 100:
             raise UserError(f"ScaleJitter.scale is {self.scale!r}; expected (min, max) with 0 < min <= max < 100")
-        if self.of not in ("image", "fit"):
-            raise UserError(f"ScaleJitter.of is {self.of!r}; expected 'image' or 'fit'")
         if not 0 <= self.min_visibility <= 1:
             raise UserError(f"ScaleJitter.min_visibility is {self.min_visibility!r}; expected a share from 0 to 1")
 

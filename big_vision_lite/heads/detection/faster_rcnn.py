@@ -17,10 +17,12 @@ from jaxtyping import Float
 from big_vision_lite.backbones.backbone import BackboneModule
 from big_vision_lite.data.source import Dataset, DatasetInfo, Example
 from big_vision_lite.errors import UserError
+from big_vision_lite.evaluation.detection import check_objects
 from big_vision_lite.heads.detection.anchors import grid_anchors
 from big_vision_lite.heads.detection.box_head import box_loss, choose_rois, detect
+from big_vision_lite.heads.detection.drawing import draw_boxes
 from big_vision_lite.heads.detection.matching import IGNORED, OBJECT, PADDING
-from big_vision_lite.heads.detection.results import FasterRCNNMetrics, draw_boxes, to_original
+from big_vision_lite.heads.detection.results import FasterRCNNMetrics, to_original
 from big_vision_lite.heads.detection.rpn import propose, sampled_rpn_loss
 from big_vision_lite.heads.detection.variants import C4, FPN, Detector
 from big_vision_lite.heads.head import Batch, Head, MainMetric, Metrics, view_of
@@ -161,6 +163,9 @@ class FasterRCNN(Head):
 
     def metrics(self, dataset: Dataset) -> Metrics:
         return FasterRCNNMetrics(dataset)
+
+    def check_eval(self, dataset: Dataset) -> None:
+        check_objects(dataset)
 
     def main_metric(self, data: DatasetInfo) -> MainMetric:
         return MainMetric(self.metric)

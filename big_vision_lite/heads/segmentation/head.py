@@ -23,6 +23,7 @@ from big_vision_lite.evaluation.boundaries import BoundaryMetrics, boundary_f
 from big_vision_lite.evaluation.segmentation import (
     BACKGROUND,
     ConfusionMatrix,
+    check_masks,
     confusion,
     mask_at_original_size,
     true_mask,
@@ -151,6 +152,9 @@ class Segmentation(Head):
     def metrics(self, dataset: Dataset) -> Metrics:
         return SegmentationMetrics(dataset, self.boundary)
 
+    def check_eval(self, dataset: Dataset) -> None:
+        check_masks(dataset)
+
     def main_metric(self, data: DatasetInfo) -> MainMetric:
         return MainMetric("mIoU")
 
@@ -229,7 +233,7 @@ class SegmentationMetrics(Metrics):
                 self.matrix.add_masks(truth, predicted)
                 self.outlines.add(outlines)
 
-    def result(self) -> dict[str, float]:
+    def result(self) -> dict[str, float | None]:
         """Those of `ConfusionMatrix.result` and, where outlines are scored, `BoundaryMetrics.result`; "loss" (at the
         network's input) and "images"."""
         outlines = {} if self.boundary is None else self.outlines.result()

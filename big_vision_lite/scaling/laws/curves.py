@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import math
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from big_vision_lite.errors import UserError, nearest
+from big_vision_lite.errors import UserError, nearest, reading
+from big_vision_lite.system.parse import read_text
 
 SIZES = ("x", "images", "seen_examples")
 """Columns in which sizes are looked for."""
 TRAIN, EXTRAPOLATE = "train", "extrapolate"
+LEAST, MOST = 1e-30, 1e30
+"""Limits of sizes and errors, within which fits neither overflow nor vanish."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Curve:
     """Errors at sizes, sorted by size; one point per run.
 
     Raises:
-      UserError: sizes or errors that are not positive, finite numbers; held-out points that are not larger than all
+      UserError: sizes or errors that are not between `LEAST` and `MOST`; held-out points that are not larger than all
         others.
     """
 
@@ -36,10 +40,10 @@ class Curve:
     def __post_init__(self):
         where = f"curve {self.name!r}: " if self.name else ""
         for what, values in (("size", self.x), ("error", self.error)):
-            invalid = ~(np.isfinite(values) & (values > 0))
+            invalid = ~((values >= LEAST) & (values <= MOST))
             if invalid.any():
                 raise UserError(f"{where}{what} {values[invalid][0]:g} in point {int(invalid.argmax()) + 1}; expected "
-                                "numbers above 0; leave such points out")
+                                f"numbers above 0, from {LEAST:g} to {MOST:g}; leave such points out")
         order = np.lexsort((self.seed, self.x))
         for field in ("x", "error", "seed", "held_out"):
             object.__setattr__(self, field, getattr(self, field)[order])
@@ -74,15 +78,9 @@ def from_points(x, error, seed=None, name: str = "", held_out=False) -> Curve:
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a csv file with a header. Raises: UserError when it is not one."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file, strict=True)
-            rows = list(table)
-            header = table.fieldnames
-    except OSError as error:
-        raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a csv file: {error}") from None
+    with reading(path, "expected a csv file", csv.Error):
+        table = csv.DictReader(io.StringIO(read_text(path, "expected a csv file"), newline=""), strict=True)
+        rows, header = list(table), table.fieldnames
     if not header or not rows:
         raise UserError(f"{path}: no rows; expected a header line and one row per point")
     repeated = sorted({name for name in header if header.count(name) > 1})
@@ -143,6 +141,7 @@ def read_number(path: Path, line: int, column: str, row: dict[str, str]) -> floa
         value = float(text)
     except ValueError:
         raise UserError(f"{path}: line {line}: {column} is {text!r}, expected a number") from None
-    if not math.isfinite(value) or value <= 0:
-        raise UserError(f"{path}: line {line}: {column} is {text}, expected a number above 0; leave the row out")
+    if not LEAST <= value <= MOST:
+        raise UserError(f"{path}: line {line}: {column} is {text}, expected a number above 0, from {LEAST:g} to "
+                        f"{MOST:g}; leave the row out")
     return value

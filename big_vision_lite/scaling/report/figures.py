@@ -25,6 +25,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 BEYOND = 10.0
 """Laws are drawn up to this many times the largest size."""
+MAX_LABEL = 90
+"""Characters of a label in a legend."""
 _STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
           "grid.color": "#e2e2e2", "grid.linewidth": 0.7, "axes.axisbelow": True, "svg.hashsalt": "big_vision_lite",
           "text.parse_math": False, "legend.frameon": False, "legend.fontsize": 9, "axes.titlesize": 11}
@@ -187,7 +189,8 @@ def _draw_runs(axis: Any, line: Series, x: np.ndarray, i: int, label: str, conne
     mean = np.array([line.values[x == a].mean() for a in at])
     half = _half_width(x, line.values, at)
     axis.errorbar(at, mean, yerr=half if half.any() else None, color=COLOURS[i], marker=MARKERS[i], ms=6, mfc="white",
-                  mew=1.5, lw=1.4, ls=DASHES[i] if connected else "none", elinewidth=1.2, capsize=3, label=label)
+                  mew=1.5, lw=1.4, ls=DASHES[i] if connected else "none", elinewidth=1.2, capsize=3,
+                label=label if len(label) <= MAX_LABEL else f"{label[:MAX_LABEL]}...")
 
 
 def _half_width(x: np.ndarray, values: np.ndarray, at: np.ndarray) -> np.ndarray:

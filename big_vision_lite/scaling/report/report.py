@@ -201,7 +201,7 @@ def _factor(page: _Page, what: str, runs: Sequence[Result], metric: Metric, fact
     page.parts.append(html.heading(f"{title}: {what}", 3))
     caption = f"{metric.label} by {factor}" + (f": {meaning}" if meaning != factor else "")
     name = f"{what} {factor}"
-    if factor in ("noise", "classes"):
+    if factor in ("noise", "classes") and all(series.number(line.label) is not None for line in levels):
         page.draw(name, lambda: figures.draw_levels(levels, what, meaning, log=factor == "classes"),
                   caption + "; one line per number of images")
     else:

@@ -13,7 +13,7 @@ import numpy as np
 
 from big_vision_lite.errors import UserError, nearest
 from big_vision_lite.heads.head import MainMetric
-from big_vision_lite.scaling.laws.curves import Curve, from_points, read_rows
+from big_vision_lite.scaling.laws.curves import MOST, Curve, from_points, read_rows
 from big_vision_lite.scaling.studies.results import AFTER_FACTORS, FIRST, row_of
 
 FACTORS = ("study", "depth", "noise", "classes", "frozen", "init")
@@ -105,7 +105,7 @@ class Series:
         column = f"{self.metric.name}_chance"
         values = [run.metrics[column] for run in self.runs if column in run.metrics]
         if not values and self.metric.name.split("/")[-1] == "top1":
-            values = [1 / classes for run in self.runs if (classes := _number(run.factors.get("classes", "")))]
+            values = [1 / classes for run in self.runs if (classes := number(run.factors.get("classes", "")))]
         return float(self.metric.to_error(np.mean(values, keepdims=True))[0]) if values else None
 
     def sizes(self) -> dict[float, np.ndarray]:
@@ -131,7 +131,7 @@ def read_results(folders: Sequence[Path], imports: Sequence[str] = ()) -> Result
     columns = list(dict.fromkeys(name for _, row in rows for name in row))
     rows = [(parent, {name: row.get(name, "") for name in columns}) for parent, row in rows]
     metrics = [name for name in columns if "/" in name] or [
-        name for name in columns if name not in _NO_METRICS and any(_number(row[name]) is not None for _, row in rows)]
+        name for name in columns if name not in _NO_METRICS and any(number(row[name]) is not None for _, row in rows)]
     own_factors = [name for name in columns if name not in _NO_METRICS and name not in metrics]
     factors = [name for name in (*FACTORS, *own_factors) if name in columns]
     names = {row["run"] for _, row in rows}
@@ -151,7 +151,7 @@ def read_results(folders: Sequence[Path], imports: Sequence[str] = ()) -> Result
         if row.get("status", "done") not in ("", "done"):
             unfinished.setdefault((study, row["status"]), []).append(name)
             continue
-        values = {metric: number for metric in metrics if (number := _number(row[metric])) is not None}
+        values = {metric: value for metric in metrics if (value := number(row[metric])) is not None}
         if not values:
             notes.append(f"run {name!r} has no metrics: left out; finish it, or evaluate it")
             continue
@@ -164,7 +164,12 @@ def read_results(folders: Sequence[Path], imports: Sequence[str] = ()) -> Result
         if levels.get("init") in names:
             levels["init"] = "pretraining"  # as a study says it
         task = stage + (f", {row['head']}" if row.get("head") else "")
-        runs.append(Result(name, parent, task, _number(row.get("images", "")), row.get("seed", ""), levels, values,
+        images = number(row.get("images", ""))
+        if row.get("images") and (images is None or not 0 < images <= MOST):
+            notes.append(f"run {name!r}: images is {row['images']!r}, expected a number above 0, up to {MOST:g}: in no "
+                         "curve")
+            images = None
+        runs.append(Result(name, parent, task, images, row.get("seed", ""), levels, values,
                            _main_metric_of(row), row.get("frozen_summary", "")))
     for (study, status), left_out in unfinished.items():
         if len(left_out) <= 3:
@@ -244,7 +249,7 @@ def _distinction(key: tuple[tuple[str, str], ...], keys: Iterable[tuple[tuple[st
 
 def _by_key(runs: Iterable[Result], metric: Metric, key: Callable[[Result], tuple]) -> dict[tuple, list[Result]]:
     """The runs that have the metric and a number of images, by key."""
-    return _grouped((run for run in runs if metric.name in run.metrics and (run.images or 0) > 0), key)
+    return _grouped((run for run in runs if metric.name in run.metrics and run.images), key)
 
 
 def _grouped(runs: Iterable[Result], key: Callable[[Result], Any]) -> dict[Any, list[Result]]:
@@ -255,7 +260,7 @@ def _grouped(runs: Iterable[Result], key: Callable[[Result], Any]) -> dict[Any, 
 
 
 def _rank(group: Sequence[Result]) -> tuple[float, ...]:
-    return len({run.images for run in group}), len(group), -(_number(group[0].factors.get("noise", "")) or 0.0)
+    return len({run.images for run in group}), len(group), -(number(group[0].factors.get("noise", "")) or 0.0)
 
 
 def _series(label: str, metric: Metric, runs: Iterable[Result]) -> Series:
@@ -263,11 +268,12 @@ def _series(label: str, metric: Metric, runs: Iterable[Result]) -> Series:
 
 
 def _order(level: str) -> tuple[bool, float, str]:
-    value = _number(level)
+    value = number(level)
     return value is None, value or 0.0, level
 
 
-def _number(text: str) -> float | None:
+def number(text: str) -> float | None:
+    """A cell as a finite number; None if it is none."""
     try:
         value = float(text)
     except ValueError:

@@ -60,7 +60,7 @@ def write_jobs(workdir: Path, runs: Sequence[Run], cluster: Cluster, imports: Se
                  f"{copy} {folder} {shlex.quote(bucket)} || exit", *_skypilot_waves(paths, needs),
                  f"# Before gathering: {copy} {shlex.quote(bucket)} {folder}"]
     else:
-        lines = (_slurm_jobs if isinstance(cluster, Slurm) else _local_jobs)(paths, needs)
+        lines = _slurm_jobs(paths, needs) if isinstance(cluster, Slurm) else _local_jobs(paths)
     write_file(workdir / "jobs" / "submit.sh", "\n".join(("#!/bin/bash", *lines, gather)) + "\n")
     return workdir / "jobs" / "submit.sh"
 
@@ -69,7 +69,8 @@ def _log(path: Path) -> str:
     return str(path.parents[1] / "logs" / f"{path.stem}.txt")
 
 
-def _local_jobs(paths: Mapping[str, Path], needs: Mapping[str, list[str]]) -> list[str]:
+def _local_jobs(paths: Mapping[str, Path]) -> list[str]:
+    """Those that need a failed job end at once by themselves."""
     lines = ["# One after the other; a failed job does not stop those that do not need it.", "failed=0"]
     for name, path in paths.items():
         lines.append(f"bash {shlex.quote(str(path))} >>{shlex.quote(_log(path))} 2>&1 || "

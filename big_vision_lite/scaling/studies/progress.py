@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.scaling.studies import cost
 from big_vision_lite.scaling.studies.study import Run, Study
+from big_vision_lite.system.parse import open_regular
+from big_vision_lite.training.metrics import read_run
 from big_vision_lite.training.progress import duration
+
+
+class _Line(msgspec.Struct):
+    """What is read of a line of metrics.jsonl."""
+
+    step: int
 
 
 class StudyProgress:
@@ -82,21 +91,17 @@ class StudyProgress:
 
 def timed_runs(workdir: Path, done: Sequence[Run]) -> list[tuple[Experiment, float]]:
     """(experiment, seconds) of finished runs, from their run.json."""
-    seconds = [json.loads((workdir / run.name / "run.json").read_text()).get("wall_seconds") for run in done]
+    seconds = [read_run(workdir / run.name).get("wall_seconds") for run in done]
     return [(run.experiment, taken) for run, taken in zip(done, seconds, strict=True) if taken]
 
 
 def _last_step(folder: Path) -> int:
-    """The last step in metrics.jsonl, read from the end of the file."""
-    try:
-        with (folder / "metrics.jsonl").open("rb") as file:
-            file.seek(max(os.path.getsize(file.name) - 8192, 0))
-            lines = file.read().splitlines()
-    except OSError:
-        return 0
+    """The last step in metrics.jsonl, read from the end of the file; 0 where there is none yet."""
+    lines = []
+    with contextlib.suppress(OSError), open(open_regular(folder / "metrics.jsonl"), "rb") as file:
+        file.seek(max(os.fstat(file.fileno()).st_size - 8192, 0))
+        lines = file.read().splitlines()
     for line in reversed(lines):
-        try:
-            return int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError):
-            continue
+        with contextlib.suppress(msgspec.MsgspecError):  # the first and the last may be parts of a line
+            return msgspec.json.decode(line, type=_Line).step
     return 0

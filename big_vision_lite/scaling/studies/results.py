@@ -9,18 +9,18 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from big_vision_lite import config as configs
-from big_vision_lite.errors import UserError
-from big_vision_lite.experiment import Experiment
+from big_vision_lite.errors import UserError, writing
+from big_vision_lite.experiment import Experiment, read_experiment
 from big_vision_lite.scaling.laws.curves import read_rows
 from big_vision_lite.scaling.studies.study import INHERITED, Run, Study, read_study
 from big_vision_lite.system.atomic import write_bytes
 from big_vision_lite.system.paths import as_path
+from big_vision_lite.training.metrics import read_run
+from big_vision_lite.training.workdir import read_dataset_info
 
 FIRST = ("run", "study", "status", "stage", "head", "init", "images", "depth", "seed", "noise", "classes", "frozen",
          "frozen_summary")
@@ -37,13 +37,13 @@ def finished(folder: Path, experiment: Experiment) -> bool:
     return True
 
 
-def final_metrics(folder: Path, experiment: Experiment) -> dict[str, float]:
+def final_metrics(folder: Path, experiment: Experiment) -> dict[str, float | None]:
     """The metrics of a run's last evaluation.
 
     Raises:
       UserError: the folder holds no run, an unfinished one, or one without metrics.
     """
-    run = _read_json(folder / "run.json")
+    run = read_run(folder)
     if not run:
         raise UserError(f"{str(folder)!r} holds no run: it has no run.json; train it first")
     if "results" not in run:  # written at the end only
@@ -61,13 +61,13 @@ def result_rows(study: Study, workdir: Path) -> list[dict[str, Any]]:
     ``status`` is done, failed or missing. ``images_seen`` counts repeats (steps x batch size). A transfer has the
     ``images``, ``noise`` and ``classes`` of the run that it starts from.
     """
-    states = {state["name"]: state for state in read_study(workdir).get("runs", [])}
+    states = read_study(workdir).states
     rows = []
     for run in study.runs:
         root = run
         while root.start:
             root = study[root.start]
-        failed = states.get(run.name, {}).get("status") == "failed"
+        failed = run.name in states and states[run.name].status == "failed"
         rows.append(_row(run.name, study.name, study.factors(run), run.experiment, workdir / run.name,
                          workdir / root.name, "failed" if failed else "missing"))
     return rows
@@ -87,13 +87,14 @@ def _row(name: str, study: str, factors: Mapping[str, Any], experiment: Experime
            "images_seen": experiment.steps * experiment.train.batch_size}
     if not done:
         return row
-    root_data, data, run = (_read_json(path) for path in (root / "data.json", folder / "data.json",
-                                                          folder / "run.json"))
-    row.setdefault("images", root_data.get("images"))
-    row.setdefault("classes", len(root_data.get("classes", ())) or None)
-    if data.get("images"):
-        row["epochs"] = round(row["images_seen"] / data["images"], 6)
-    row["data"] = data.get("fingerprint")
+    data, run = read_dataset_info(folder), read_run(folder)
+    if (root / "data.json").is_file():
+        root_data = read_dataset_info(root)
+        row.setdefault("images", root_data.images)
+        row.setdefault("classes", len(root_data.classes) or None)
+    if data.images:
+        row["epochs"] = round(row["images_seen"] / data.images, 6)
+    row["data"] = data.fingerprint
     row["versions"] = "; ".join(f"{package} {version}" for package, version in run.get("versions", {}).items())
     metrics = final_metrics(folder, experiment)
     if main := run.get("main_metric"):
@@ -114,14 +115,14 @@ def row_of(folder: Path, imports: Sequence[str] = ()) -> dict[str, Any]:
       UserError: the folder holds no run, or a config cannot be read.
     """
     folder = folder.resolve()
-    experiment = configs.read(folder / "config.json", imports)
+    experiment = read_experiment(folder / "config.json", imports)
     if row := _row_in_study(folder):
         return row
     root, root_experiment = folder, experiment
     visited = {folder}
     while (start := _start_of(root, root_experiment)) and start not in visited:
         visited.add(start)
-        root, root_experiment = start, configs.read(start / "config.json", imports)
+        root, root_experiment = start, read_experiment(start / "config.json", imports)
     # A transfer is plotted over what its pretraining saw.
     factors, inherited = (Study("", (run,)).factors(run) for run in (Run("run", experiment),
                                                                      Run("run", root_experiment)))
@@ -150,15 +151,16 @@ def _row_in_study(folder: Path) -> dict[str, Any] | None:
 
 def timings(study: Study, workdir: Path) -> list[dict[str, Any]]:
     """For each run that is done: seconds, attempts, machine and commit."""
-    states = {state["name"]: state for state in read_study(workdir).get("runs", [])}
+    states = read_study(workdir).states
     rows = []
     for run in study.runs:
         if finished(workdir / run.name, run.experiment):
-            info = _read_json(workdir / run.name / "run.json")
+            info = read_run(workdir / run.name)
+            attempts = states[run.name].attempts if run.name in states else None
             images_seen = run.experiment.steps * run.experiment.train.batch_size
             seconds = info.get("wall_seconds")
             rows.append({
-                "run": run.name, "attempts": states.get(run.name, {}).get("attempts"), "wall_seconds": seconds,
+                "run": run.name, "attempts": attempts, "wall_seconds": seconds,
                 "seconds_to_first_step": info.get("seconds_to_first_step"),
                 "images_per_second": round(images_seen / seconds, 1) if seconds else None,
                 "platform": info.get("platform"), "devices": " x ".join(map(str, reversed(info.get("devices", [])))),
@@ -188,16 +190,6 @@ def to_csv(rows: Iterable[Mapping[str, Any]], first: Sequence[str] = ()) -> str:
 
 def write_file(path: Path, content: str | bytes) -> None:
     """Write a file and its folder, atomically. Raises: UserError when it cannot be written."""
-    try:
+    with writing(repr(str(path)), "choose another folder or free some space"):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content.encode() if isinstance(content, str) else content)
-    except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}; choose another folder or free some "
-                        "space") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):  # a process may have died while writing
-        return {}

@@ -7,41 +7,31 @@ checkpoints. The process of a run holds a pipe to the study: if the study dies, 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
+
 from big_vision_lite import config as configs
-from big_vision_lite.errors import UserError
+from big_vision_lite.errors import UserError, writing
 from big_vision_lite.scaling.studies import results
 from big_vision_lite.scaling.studies.progress import StudyProgress
-from big_vision_lite.scaling.studies.study import Run, Study, read_study
+from big_vision_lite.scaling.studies.study import Run, RunState, Study, read_study
+from big_vision_lite.system.ownership import Ownership, own
 from big_vision_lite.system.signals import collect_signals
 
 ATTEMPTS = 2
 """Attempts per run before the study continues without it."""
-LOCK_SECONDS = 120.0
-"""How long to wait for a run that outlived its study and is still saving."""
+OUTLIVING_SECONDS = 120.0
+"""How long a run waits for its folder, in which the process of a study that was killed may still be saving."""
 
 Command = Callable[[Run, Path], list[str]]
-
-
-@dataclasses.dataclass
-class RunState:
-    """State of a run in study.json."""
-
-    status: str = "missing"
-    """missing, running, done or failed."""
-    attempts: int = 0
-    error: str | None = None
 
 
 def command_of(run: Run, workdir: Path, imports: Sequence[str] = ()) -> list[str]:
@@ -64,24 +54,23 @@ def prepare(study: Study, workdir: Path, spec: str = "") -> dict[str, RunState]:
     for run in study.runs:
         results.write_file(workdir / "configs" / f"{run.name}.json", configs.dumps(study.experiment(run, workdir)))
     (workdir / "logs").mkdir(exist_ok=True)
-    saved_states = {state["name"]: state for state in read_study(workdir).get("runs", [])}
-    states = {}
+    states = read_study(workdir).states
+    states = {run.name: states.get(run.name, RunState(run.name)) for run in study.runs}
     for run in study.runs:
-        saved = saved_states.get(run.name, {})
-        state = RunState(attempts=saved.get("attempts", 0), error=saved.get("error"),
-                         status="failed" if saved.get("status") == "failed" else "missing")
+        state = states[run.name]
         if results.finished(workdir / run.name, run.experiment):
-            state = RunState("done", max(state.attempts, 1))
-        states[run.name] = state
+            states[run.name] = RunState(run.name, "done", max(state.attempts, 1))
+        elif state.status != "failed":
+            state.status = "missing"
     _save(study, workdir, states, spec)
     return states
 
 
 def _save(study: Study, workdir: Path, states: dict[str, RunState], spec: str = "") -> None:
     """Write study.json and results.csv."""
-    values = {"name": study.name, "spec": spec or read_study(workdir).get("spec", ""),
+    values = {"name": study.name, "spec": spec or read_study(workdir).spec,
             "runs": [{"name": run.name, "after": list(run.needs), "factors": study.factors(run),
-                      **dataclasses.asdict(states[run.name])} for run in study.runs]}
+                      **msgspec.structs.asdict(states[run.name])} for run in study.runs]}
     results.write_file(workdir / "study.json", json.dumps(values, indent=1) + "\n")
     results.write_results(study, workdir)
 
@@ -97,10 +86,10 @@ def execute(study: Study, workdir: Path, runs: Sequence[Run], spec: str = "", im
       command: Python's arguments for a run; by default `command_of`.
 
     Raises:
-      UserError: as `prepare`, or another study is running in the folder.
+      UserError: as `prepare` and `own_folder`.
     """
     command = command or (lambda run, folder: command_of(run, folder, imports))
-    with _locked(workdir) as lock, collect_signals(signal.SIGTERM, signal.SIGINT) as received:
+    with own_folder(workdir), collect_signals(signal.SIGTERM, signal.SIGINT) as received:
         states = prepare(study, workdir, spec)
         done = [run for run in runs if states[run.name].status == "done"]
         with StudyProgress(study, workdir, runs, done) as progress:
@@ -113,7 +102,7 @@ def execute(study: Study, workdir: Path, runs: Sequence[Run], spec: str = "", im
                     state.status, state.error = "missing", f"skipped: it needs {', '.join(unmet)}"
                     progress.print(f"{run.name}: {state.error}")
                 else:
-                    _attempt(study, run, workdir, states, command, lock, received, progress)
+                    _attempt(study, run, workdir, states, command, received, progress)
                 _save(study, workdir, states, spec)
                 if received:
                     progress.print(f"stopped by {signal.Signals(received[0]).name}; the same command resumes")
@@ -128,7 +117,7 @@ def execute(study: Study, workdir: Path, runs: Sequence[Run], spec: str = "", im
         return 1 if unfinished else 0
 
 
-def _attempt(study: Study, run: Run, workdir: Path, states: dict[str, RunState], command: Command, lock: int,
+def _attempt(study: Study, run: Run, workdir: Path, states: dict[str, RunState], command: Command,
              received: list[int], progress: StudyProgress) -> None:
     """Run up to `ATTEMPTS` times, and update the run's state."""
     state = states[run.name]
@@ -137,7 +126,7 @@ def _attempt(study: Study, run: Run, workdir: Path, states: dict[str, RunState],
         _save(study, workdir, states)
         progress.begin(run, attempt)
         log = workdir / "logs" / f"{run.name}.txt"
-        code = _process(command(run, workdir), log, lock, received, lambda run=run: progress.update(run))
+        code = _process(command(run, workdir), log, received, lambda run=run: progress.update(run))
         if received:
             state.status = "done" if code == 0 and results.finished(workdir / run.name, run.experiment) else "missing"
             return
@@ -157,13 +146,13 @@ def _attempt(study: Study, run: Run, workdir: Path, states: dict[str, RunState],
     state.status = "failed"
 
 
-def _process(command: Sequence[str], log: Path, lock: int, received: list[int], poll: Callable[[], None]) -> int:
+def _process(command: Sequence[str], log: Path, received: list[int], poll: Callable[[], None]) -> int:
     """Run a Python process with its output in ``log`` and return its exit code. Forward our first signal as SIGTERM, a
     further one as SIGKILL."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with log.open("ab") as output:
         process = subprocess.Popen([sys.executable, *command], stdin=subprocess.PIPE, stdout=output,
-                                   stderr=subprocess.STDOUT, env=environment, pass_fds=(lock,), start_new_session=True)
+                                   stderr=subprocess.STDOUT, env=environment, start_new_session=True)
         forwarded = 0
         try:
             while process.poll() is None:
@@ -178,32 +167,10 @@ def _process(command: Sequence[str], log: Path, lock: int, received: list[int], 
     return process.returncode
 
 
-@contextlib.contextmanager
-def _locked(workdir: Path) -> Iterator[int]:
-    """Lock the study's folder for this process and its children. Raises: UserError when another holds the lock."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT)
-    except OSError as error:
-        raise UserError(f"cannot write to the workdir {str(workdir)!r}: {error.strerror or error}; choose another "
-                        "--workdir") from None
-    try:
-        deadline, announced = time.monotonic() + LOCK_SECONDS, False
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise UserError(f"another study is running in {str(workdir)!r}; wait for it, or choose another "
-                                    "--workdir") from None
-                if not announced:
-                    print(f"waiting for another process that uses {workdir}", file=sys.stderr)
-                    announced = True
-                time.sleep(0.2)
-        yield lock
-    finally:
-        os.close(lock)
+def own_folder(workdir: Path) -> Ownership:
+    """Own a study's folder. Raises: UserError when another process owns it, or it cannot be written."""
+    with writing(f"to the workdir {str(workdir)!r}", "choose another --workdir"):
+        return own(workdir)
 
 
 def end_with_parent() -> None:

@@ -11,17 +11,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Literal
+
+import msgspec
 
 from big_vision_lite import config as configs
 from big_vision_lite.data.curation.steps import LabelNoise
 from big_vision_lite.errors import UserError, nearest
 from big_vision_lite.experiment import WITHOUT_EFFECT, Experiment
+from big_vision_lite.system.parse import convert, read_json
 from big_vision_lite.training.workdir import has_checkpoint
 
 RUN_PREFIX = "run:"
@@ -148,14 +150,14 @@ class Study:
             return run.experiment
         init = str((workdir / run.start).resolve())
         if has_checkpoint(workdir / run.name):  # it does not read init any more, and the study's folder may have moved
-            saved = configs.read_json(workdir / run.name / "config.json")
-            saved_init = (saved.get("transfer") or {}).get("init") or ""
+            path = workdir / run.name / "config.json"
+            saved_init = convert(configs.read_json(path), _SavedConfig, path).transfer.init or ""
             init = saved_init if Path(saved_init).name == run.start else init
         return dataclasses.replace(run.experiment, transfer=dataclasses.replace(run.experiment.transfer, init=init))
 
     def check(self, workdir: Path) -> None:
         """Raises: UserError when the folder holds another study, or a run of the same name with another config."""
-        other = read_study(workdir).get("name", self.name)
+        other = read_study(workdir).name or self.name
         if other != self.name:
             raise UserError(f"{str(workdir)!r} holds the study {other!r}, not {self.name!r}; choose another --workdir")
         for run in self.runs:
@@ -169,15 +171,41 @@ class Study:
                                 f"{'; '.join(differences[:3])}; choose another --workdir, or remove that run's folder")
 
 
-def read_study(workdir: Path) -> dict[str, Any]:
-    """study.json, or an empty dict if there is none. Raises: UserError when it cannot be read."""
+class RunState(msgspec.Struct):
+    """State of a run in study.json."""
+
+    name: str
+    status: Literal["missing", "running", "done", "failed"] = "missing"
+    attempts: int = 0
+    error: str | None = None
+
+
+class SavedStudy(msgspec.Struct):
+    """What is read of study.json. More is written, for people."""
+
+    name: str = ""
+    spec: str = ""
+    runs: tuple[RunState, ...] = ()
+
+    @property
+    def states(self) -> dict[str, RunState]:
+        return {run.name: run for run in self.runs}
+
+
+class _SavedTransfer(msgspec.Struct):
+    init: str | None = None
+
+
+class _SavedConfig(msgspec.Struct):
+    """What a study reads of a run's config.json, whose classes may be out of reach."""
+
+    transfer: _SavedTransfer = msgspec.field(default_factory=_SavedTransfer)
+
+
+def read_study(workdir: Path) -> SavedStudy:
+    """study.json; without a name if there is none. Raises: UserError when it cannot be read."""
     path = workdir / "study.json"
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}; remove it; the study writes a new one") from None
+    return read_json(path, SavedStudy, "remove it; the study writes a new one") if path.is_file() else SavedStudy()
 
 
 def load_study(spec: str) -> Study:

@@ -84,6 +84,15 @@ def reference_detections(model):
             "labels": found["labels"].numpy().astype(np.int32) - 1}
 
 
+def reference_maps(model):
+    """The pyramid's maps of `image`, P2 to P6: float32 [h, w, channels]."""
+    import torch
+
+    with torch.no_grad():
+        images, _ = model.transform([torch.from_numpy(image()).permute(2, 0, 1).float() / 255])
+        return [x[0].permute(1, 2, 0).numpy() for x in model.backbone(images.tensors).values()]
+
+
 def reference_c4(model, features, rois):
     """Mean features of boxes after RoIAlign and the last stage: ``features`` [h, w, c] of stride 16."""
     import torch
@@ -115,7 +124,10 @@ def clusters(seed, count):
 
 
 def offsets(seed, count):
-    return np.random.default_rng(seed).normal(0, 2.0, (count, 4)).astype(np.float32)
+    """float32 [count, 4]; the first two grow beyond the limit of either side."""
+    values = np.random.default_rng(seed).normal(0, 2.0, (count, 4)).astype(np.float32)
+    values[[0, 1], [2, 3]] = 50
+    return values
 
 
 def maps(seed=5, channels=3, side=128):
@@ -125,10 +137,11 @@ def maps(seed=5, channels=3, side=128):
 
 
 def loss_inputs(seed, count, classes):
+    """Predictions for boxes, their classes, and which of them were sampled for the loss."""
     rng = np.random.default_rng(seed)
     return {"logits": rng.normal(0, 1, (count, classes + 1)).astype(np.float32),
             "deltas": rng.normal(0, 0.5, (count, classes, 4)).astype(np.float32),
-            "labels": rng.integers(0, classes + 1, count).astype(np.int32)}
+            "labels": rng.integers(0, classes + 1, count).astype(np.int32), "sampled": rng.random(count) < 0.6}
 
 
 def reference(count=16):
@@ -162,11 +175,12 @@ def reference(count=16):
     given = {name: t(value) for name, value in loss_inputs(7, count, classes).items()}
     rois, objects = t(boxes(8, count)), t(boxes(9, count))
     background = torch.zeros(count, 1, 4)  # torchvision has offsets for it too
+    sampled = given["sampled"]
     found["box_loss"] = torch.stack(roi_heads.fastrcnn_loss(
-        given["logits"], torch.cat([background, given["deltas"]], 1).flatten(1), [given["labels"].long()],
-        [coder.encode_single(objects, rois)]))
+        given["logits"][sampled], torch.cat([background, given["deltas"]], 1).flatten(1)[sampled],
+        [given["labels"].long()[sampled]], [coder.encode_single(objects, rois)[sampled]]))
     network = rpn.RegionProposalNetwork(generator, None, 0.7, 0.3, count, 0.5, {}, {}, 0.7)
-    network.fg_bg_sampler = lambda labels: ([labels[0] == 1], [labels[0] == 0])
+    network.fg_bg_sampler = lambda labels: ([(labels[0] == 1) & sampled], [(labels[0] == 0) & sampled])
     found["rpn_loss"] = torch.stack(network.compute_loss(
         given["logits"][:, :1], given["deltas"][:, 0], [(given["labels"] > 1).float()],
         [_utils.BoxCoder((1.0,) * 4).encode_single(objects, rois)]))
@@ -178,6 +192,7 @@ def main():
     model = detector()
     found["shapes"] = np.array(json.dumps({name: list(value.shape) for name, value in model.state_dict().items()}))
     found |= {f"detections/{name}": value[:24] for name, value in reference_detections(model).items()}
+    found |= {f"map{i}": value if i > 2 else value.mean((0, 1)) for i, value in enumerate(reference_maps(model))}
     found["c4"] = reference_c4(model, *c4_inputs(256))[:, ::8]
     np.savez_compressed(EXPECTED, **{k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in found.items()})
     print({name: (value.shape, value.dtype) for name, value in found.items()}, EXPECTED.stat().st_size)

@@ -7,15 +7,15 @@ name=hard-run
 workdir='gs://bucket/my runs/hard-run'
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
-slice() { gcloud compute tpus queued-resources "$@" --project='a project; rm -rf /' --zone=us-central2-b; }
+slice() { gcloud compute tpus queued-resources "$@" --project='a project; rm -rf /' --zone='a zone; touch stolen'; }
 
 create() {
   slice create "${name}" --node-id="${name}" \
-    --accelerator-type=v4-32 \
-    --runtime-version=tpu-ubuntu2204-base \
+    --accelerator-type='v4-32 `touch stolen`' \
+    --runtime-version='tpu-ubuntu2204-base $(touch stolen)' \
     --metadata-from-file=startup-script="${here}/startup.sh" \
-    --service-account=me@example.org \
-    --network=default
+    --service-account='me@example.org; it'"'"'s $(touch stolen)' \
+    --network='default `touch stolen` & *'
 }
 
 state() {

@@ -1,0 +1,80 @@
+"""What a run writes is read back whole, or refused in one line."""
+
+import json
+import math
+
+import pytest
+
+from big_vision_lite.errors import UserError
+from big_vision_lite.training.metrics import MetricWriter, last_results, read_metrics, read_run
+from big_vision_lite.training.workdir import read_dataset_info
+
+RUN = {"format": 2, "step": 4, "wall_seconds": 2, "devices": ["cpu", 1], "note": [1], "results": {"val/top1": None},
+       "main_metric": {"name": "top1", "direction": "higher", "unit": ""}, "versions": {"jax": "1"}}
+DATA = {"classes": ["a", "b"], "multi_label": False, "fingerprint": "f", "images": 3, "sha256": "0", "labels": 3}
+DAMAGE = {"empty": b"", "cut": b'{"step": 4, ', "binary": b"\xff\xd8\x00\x01", "a list": b"[1]", "a number": b"4",
+          "deep": b"[" * 10**5, "not finite": b'{"format": 2, "wall_seconds": Infinity}', "zeros": bytes(64)}
+
+
+def test_metrics_come_back_as_they_were(tmp_path):
+    lines = [{"step": 1, "loss": 0.5, "learning_rate": 1e-05}, {"step": 2, "val/AP": None, "val/images": 3}]
+    writer = MetricWriter(tmp_path, 0)
+    for line in lines:
+        writer.write(line["step"], {name: value for name, value in line.items() if name != "step"})
+    writer.write(3, {"loss": math.nan, "grad_norm": math.inf})
+    writer.close()
+    lines.append({"step": 3, "loss": None, "grad_norm": None})
+    assert read_metrics(tmp_path / "metrics.jsonl") == lines
+    assert last_results(tmp_path) == {"val/AP": None, "val/images": 3}
+    assert [type(line["step"]) for line in lines] == [int] * 3
+    for text in (tmp_path / "metrics.jsonl").read_text().splitlines():  # by the letter of the standard
+        json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert read_metrics(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE.values(), b'{"loss": 1}', b'{"step": "4"}', b'{"step": 4, "loss": "x"}',
+                                    b'{"step": 4, "loss": [1]}', b'{"step": true}'])
+def test_a_damaged_line_of_metrics(tmp_path, damage):
+    path = tmp_path / "metrics.jsonl"
+    sound = b'{"step": 1, "loss": 2.0}\n'
+    path.write_bytes(sound + damage)
+    assert read_metrics(path) == [{"step": 1, "loss": 2.0}]  # as a crash leaves it
+    path.write_bytes(sound + damage + b"\n" + sound)
+    if damage:
+        with pytest.raises(UserError, match=r"cannot read line 2 of .*metrics.jsonl: .*; remove it") as error:
+            read_metrics(path)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize(("name", "read"), [("run.json", read_run), ("data.json", read_dataset_info)])
+def test_a_damaged_file_of_a_run(tmp_path, name, read, text):
+    (tmp_path / name).write_bytes(text)
+    with pytest.raises(UserError, match=rf"cannot read .*{name}: .+; .+") as error:
+        read(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "read", "sound", "changes"), [
+    ("run.json", read_run, RUN, {"step": 1.5, "wall_seconds": "2", "devices": ["cpu"], "results": [1],
+                                 "main_metric": {"name": "top1"}, "versions": {"jax": 1}, "bad_images": None}),
+    ("data.json", read_dataset_info, DATA, {"classes": "ab", "multi_label": "no", "images": "3", "fingerprint": None}),
+])
+def test_a_value_of_another_type_in_a_file_of_a_run(tmp_path, name, read, sound, changes):
+    (tmp_path / name).write_text(json.dumps(sound))
+    read(tmp_path)
+    for field, value in changes.items():
+        (tmp_path / name).write_text(json.dumps({**sound, field: value}))
+        with pytest.raises(UserError, match=rf"cannot read .*{name}: .* - at `\$\.{field}"):
+            read(tmp_path)
+
+
+def test_files_of_a_run_that_are_sound_or_absent(tmp_path):
+    assert read_run(tmp_path) == {}
+    (tmp_path / "run.json").write_text(json.dumps(RUN))
+    assert read_run(tmp_path) == RUN  # with what nobody reads
+    with pytest.raises(UserError, match=r"data.json: No such file or directory; a run folder holds one"):
+        read_dataset_info(tmp_path)
+    (tmp_path / "data.json").write_text(json.dumps(DATA))
+    info = read_dataset_info(tmp_path)
+    assert (info.classes, len(info), info.multi_label) == (("a", "b"), 3, False)
