@@ -120,13 +120,12 @@ def _measure(options: Options, depth: int) -> dict[str, Any]:
     result["share"] = float(np.median(np.divide(after["with"][1:], written["with"][1:])))
     print(f"ResNet-{depth}, a state of {result['bytes'] / 1e6:,.0f} MB, {options.rounds} saves and restores of each "
           "kind, interleaved")
-    for name, text in (("held", "a save holds the loop for"), ("written", "it is written after"),
-                       ("restored", "a restore takes (from the page cache)")):
+    for name, text in (("held", "the loop is held"), ("written", "written after"), ("restored", "read after")):
         for kind in kinds:
             print(line(f"{text}, {kind} checksums", result[name][kind], "s", 4))
-        print(f"{'  ratio':58} {result[name]['ratio']:10.3f}")
+        print(f"{'  ratio':46} {result[name]['ratio']:10.3f}")
     print(line("checksums, once all arrays are written", result["after"], "s", 4))
-    print(f"{'  share of the time until it is written':58} {result['share']:10.2%}")
+    print(f"{'  share of the time until it is written':46} {result['share']:10.2%}")
     return result
 
 

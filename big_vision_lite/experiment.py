@@ -90,6 +90,14 @@ class Experiment:
         return max(1, steps_of(self.save_every, self.steps))
 
 
+def load_experiment(spec: str) -> Experiment:
+    """The experiment of ``FILE.py:argument=value``. Raises: UserError as `config.load`, or it returns another thing."""
+    experiment = config.load(spec)
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"{spec}: get_config returned {type(experiment).__name__}, expected an Experiment")
+    return experiment
+
+
 def read_experiment(path: Path, allowed: Sequence[str] = ()) -> Experiment:
     """The experiment in a config.json. Raises: UserError as `config.read`, or the file describes something else."""
     experiment = config.read(path, allowed)

@@ -38,16 +38,18 @@ STEPS, SAVE, EVALUATE = 40, 4, 10
 IMAGES = 9000
 """Of the data that is prepared: three shards."""
 SIGNALS = ("KILL", "KILL", "TERM", "INT", "STOP")
-STUDY = f'''
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+STUDY = '''
+import dataclasses
 from small_studies import small_experiment
+from toy_backbone import Toy
 from big_vision_lite.scaling.studies.study import Run, Study
 
 def get_study():
-    return Study("soak", (Run("first", small_experiment(20, steps=15), factors={{"images": 20}}),
-                          Run("then", small_experiment(64, "run:first", steps=15))))
+    first, then = (dataclasses.replace(small_experiment(images, init, 60), backbone=Toy())
+                   for images, init in ((20, None), (64, "run:first")))
+    return Study("soak", (Run("first", first, factors={"images": 20}), Run("then", then)))
 '''
+IMPORT = "--import", "toy_backbone"
 HANG = 180.0
 """Seconds within which a process must end that was asked to, or whose partner has gone."""
 
@@ -61,8 +63,8 @@ class Victim:
     """Arguments of bvl for each of its processes, in a folder."""
     result: Callable[[Path], dict[str, Any]]
     """What it leaves in the folder, without times."""
-    phases: dict[str, Callable[[Path], bool]] = dataclasses.field(default_factory=dict)
-    """Moments to aim at."""
+    phases: dict[str, Callable[[Path, float], bool]] = dataclasses.field(default_factory=dict)
+    """Moments to aim at, told by files of a folder that have changed since a time."""
     children: bool = False
     """Whether its child processes are killed as well."""
 
@@ -80,22 +82,25 @@ def files_result(pattern: str) -> Callable[[Path], dict[str, Any]]:
                            for path in folder.glob(pattern) if path.is_file()}
 
 
-def is_saving(folder: Path) -> bool:
-    return any(folder.glob("*/checkpoints/*orbax-checkpoint-tmp*"))
+def changed(pattern: str) -> Callable[[Path, float], bool]:
+    def has_changed(folder: Path, since: float) -> bool:
+        with contextlib.suppress(OSError):  # it is renamed
+            return any(path.stat().st_mtime > since for path in folder.glob(pattern))
+        return False
+
+    return has_changed
 
 
-def is_evaluating(folder: Path) -> bool:
+def is_evaluating(folder: Path, since: float) -> bool:
     lines = read_metrics(folder / "run" / "metrics.jsonl")
-    return bool(lines) and lines[-1]["step"] % EVALUATE == 0 and "loss" in lines[-1]
-
-
-def is_training(folder: Path) -> bool:
-    return any(folder.glob("*/metrics.jsonl"))
+    return (bool(lines) and lines[-1]["step"] % EVALUATE == 0 and "loss" in lines[-1]
+            and changed("run/metrics.jsonl")(folder, since))
 
 
 def victims(root: Path) -> list[Victim]:
     train = ["train", f"{root}/tiny.py", f"--steps={STEPS}", f"--save-every={SAVE}", f"--eval-every={EVALUATE}"]
-    phases = {"training": is_training, "saving": is_saving, "evaluating": is_evaluating}
+    training, saving = "metrics.jsonl", "checkpoints/*orbax-checkpoint-tmp*"
+    phases = {"training": changed(f"run/{training}"), "saving": changed(f"run/{saving}"), "evaluating": is_evaluating}
 
     def pair(folder: Path) -> list[list[str]]:
         flags = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes=2", "--init-timeout=30", "--watchdog=60"]
@@ -104,7 +109,7 @@ def victims(root: Path) -> list[Victim]:
     def evaluate(folder: Path) -> list[list[str]]:
         if not (folder / "run").exists():
             shutil.copytree(root / "reference" / "study" / "study" / "first", folder / "run")
-        return [["evaluate", f"{folder}/run"]]
+        return [["evaluate", f"{folder}/run", *IMPORT]]
 
     return [
         Victim("train", lambda folder: [[*train, f"--workdir={folder}/run"]], run_result, phases),
@@ -112,11 +117,10 @@ def victims(root: Path) -> list[Victim]:
         Victim("prepare", lambda folder: [["data", "prepare", f"{root}/images", "--name=soak",
                                            f"--data-dir={folder}/data", "--processes=2"]],
                files_result("data/soak/1.0.0/**/*"),
-               {"writing": lambda folder: any(folder.glob("data/soak/*/*.partial"))}, children=True),
-        Victim("study", lambda folder: [["study", f"{root}/study.py", f"--workdir={folder}/study"]],
+               {"writing": changed("data/soak/*/*.partial")}, children=True),
+        Victim("study", lambda folder: [["study", f"{root}/study.py", f"--workdir={folder}/study", *IMPORT]],
                lambda folder: {"results.csv": (folder / "study" / "results.csv").read_text()},
-               {"training": lambda folder: is_training(folder / "study"),
-                "saving": lambda folder: is_saving(folder / "study")}, children=True),
+               {"training": changed(f"study/*/{training}"), "saving": changed(f"study/*/{saving}")}, children=True),
         Victim("evaluate", evaluate, files_result("run/evaluations/*")),
     ]
 
@@ -130,7 +134,8 @@ class Soak:
         self.began, self.seconds, self.references = time.monotonic(), {}, {}
         self.environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "PACE": "0.004",
                             "BVL_CACHE": str(root / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05",
-                            "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+                            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+                            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
         (root / "tiny.py").write_text(CONFIG)
         (root / "study.py").write_text(STUDY)
         noise = np.random.default_rng(0)
@@ -177,48 +182,59 @@ class Soak:
 
     def moment(self, victim: Victim, folder: Path, started: list[subprocess.Popen]) -> str:
         """Wait for a random moment, and say which."""
-        name = self.draw.choice(["any time", *victim.phases])
-        seconds = self.draw.uniform(0, self.seconds[victim.name])
+        name, began = self.draw.choice(["any time", *victim.phases]), time.time()
+        seconds = self.draw.uniform(0, self.seconds[victim.name] / 2)
         if name != "any time":
-            deadline = time.monotonic() + self.seconds[victim.name] + 20
-            wait_until(lambda: victim.phases[name](folder) or started[0].poll() is not None, deadline)
+            deadline = time.monotonic() + 2 * self.seconds[victim.name]
+            while (not victim.phases[name](folder, began) and started[0].poll() is None
+                   and time.monotonic() < deadline):
+                time.sleep(0.002)
             seconds = self.draw.choice([0, self.draw.uniform(0, 0.05), self.draw.uniform(0, 1)])
         time.sleep(seconds)
         return name
 
     def disturb(self, victim: Victim, folder: Path, started: list[subprocess.Popen]) -> list[int] | None:
-        """Send a signal at a random moment. Returns the exit codes, of which all are 0 if the victim was done; None
-        for a hang."""
-        moment = self.moment(victim, folder, started)
-        name = self.draw.choice(SIGNALS)
-        target, whom = self.draw.choice(started).pid, "one" if len(started) > 1 else "it"
-        if victim.children and name == "KILL" and (below := children(target)) and self.draw.random() < 0.3:
-            target, whom = self.draw.choice(below), "a child"
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(target, signal.Signals[f"SIG{name}"])
-            if name == "STOP":
-                time.sleep(self.draw.uniform(0, 3))
-                os.kill(target, signal.SIGCONT)
-            elif whom == "one" and self.draw.random() < 0.5:
-                whom = "both"
-                for process in started:
-                    process.send_signal(signal.Signals[f"SIG{name}"])
-        codes = self.end(started)
+        """Send a signal at a random moment. Returns the exit codes, all 0 if the victim is done; None if it runs on,
+        or hangs and is killed."""
+        moment, name = self.moment(victim, folder, started), self.draw.choice(SIGNALS)
+        if all(process.poll() is not None for process in started):
+            return self.end(started)
+        number = signal.Signals[f"SIG{name}"]
+        targets, whom = [self.draw.choice(started).pid], "one" if len(started) > 1 else "it"
+        if victim.children and name == "KILL" and (below := children(targets[0])) and self.draw.random() < 0.3:
+            targets, whom = [self.draw.choice(below)], "a child"
+        elif len(started) > 1 and name != "STOP" and self.draw.random() < 0.5:
+            targets, whom = [process.pid for process in started], "both"
+        for target in targets:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(target, number)
         self.kills[victim.name, name] += 1
-        text = f"{victim.name}: {name} to {whom}, {moment}: " + ("HANGS" if codes is None else f"exit {codes}")
-        if codes is None or not all(self.may_end_with(victim, name, whom, code) for code in codes):
+        text = f"{victim.name}: {name} to {whom}, {moment}: "
+        if name == "STOP":
+            time.sleep(seconds := self.draw.uniform(0, 3))
+            os.kill(targets[0], signal.SIGCONT)
+            self.say(f"{text}CONT after {seconds:.1f} s")
+            return None
+        if whom == "a child" and victim.name == "study":  # it tries that run again
+            self.say(f"{text}runs on")
+            return None
+        codes = self.end(started)
+        text += "HANGS" if codes is None else f"exit {codes}"
+        errors = self.errors(folder)
+        if codes is None or not all(self.may_end_with(victim, number, whom, code, errors) for code in codes):
             self.wrong[victim.name, name] += 1
-            text += f", not expected:\n{self.errors(folder)}"
+            text += f", not expected:\n{errors}"
         self.say(text)
         return codes
 
-    def may_end_with(self, victim: Victim, name: str, whom: str, code: int) -> bool:
-        number = signal.Signals[f"SIG{name}"]
+    def may_end_with(self, victim: Victim, number: int, whom: str, code: int, errors: str) -> bool:
         expected = {0, -number, 128 + number}
-        if victim.name == "pair":  # the other process: EX_TEMPFAIL, JAX's abort, or it never found this one
-            expected |= {75, -signal.SIGABRT, 2, 128 + signal.SIGTERM}
-        if victim.name == "prepare" and whom == "a child":
+        if victim.name == "pair":  # the other process: told to stop, EX_TEMPFAIL, JAX's abort, or never found this one
+            expected |= {128 + signal.SIGTERM, 75, -signal.SIGABRT, 2}
+        if whom == "a child":
             expected |= {2}
+        if errors.rstrip().endswith("KeyboardInterrupt"):  # while Python itself starts
+            expected |= {1}
         return code in expected
 
     def flip(self, folder: Path) -> None:
@@ -240,20 +256,22 @@ class Soak:
         folder = self.root / f"{victim.name}-{number}"
         folder.mkdir()
         before = collections.Counter(self.kills)
-        codes: list[int] | None = [1]
+        started = self.start(victim, folder)
         for _ in range(self.draw.randint(3, 7)):
             if time.monotonic() > deadline:
                 break
-            codes = self.disturb(victim, folder, self.start(victim, folder))
-            if codes == [0] * len(codes or [1]):
+            codes = self.disturb(victim, folder, started)
+            if codes is not None and not any(codes):
                 break
-            if self.damage and victim.name == "train" and self.draw.random() < 0.3:
-                self.flip(folder)
-        while codes is None or any(codes):
+            if all(process.poll() is not None for process in started):
+                if self.damage and victim.name == "train" and self.draw.random() < 0.3:
+                    self.flip(folder)
+                started = self.start(victim, folder)
+        codes = self.end(started)
+        if codes is None or any(codes):
             codes = self.end(self.start(victim, folder))
-            if codes is None or any(codes):
-                self.say(f"{victim.name} does not go on, exit {codes}:\n{self.errors(folder)}")
-                break
+        if codes is None or any(codes):
+            self.say(f"{victim.name} does not go on, exit {codes}:\n{self.errors(folder)}")
         result = {} if codes is None or any(codes) else victim.result(folder)
         reference = self.references[victim.name]
         different = sorted(key for key in result.keys() | reference.keys() if result.get(key) != reference.get(key))
@@ -275,11 +293,6 @@ class Soak:
         return "\n".join(rows)
 
 
-def wait_until(what: Callable[[], bool], deadline: float) -> None:
-    while not what() and time.monotonic() < deadline:
-        time.sleep(0.002)
-
-
 def children(pid: int) -> list[int]:
     with contextlib.suppress(OSError):
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
@@ -293,6 +306,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="*", default=[], help="names of victims (evaluate needs study)")
     parser.add_argument("--no-damage", action="store_true", help="leave checkpoints as they are")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with SIGINT ignored
     seed = random.randrange(10**6) if options.seed is None else options.seed
     root = Path(tempfile.mkdtemp(prefix="soak-"))
     print(f"seed {seed}, in {root}")

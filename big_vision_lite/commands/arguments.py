@@ -87,16 +87,14 @@ def parse_with_config(kind: type[Options], arguments: list[str], command: str,
     program, help_wanted = f"bvl {command} {spec}", not set(HELP).isdisjoint(overrides)
     if help_wanted:
         print_arguments(spec)
+    from big_vision_lite.experiment import load_experiment
+
     try:
-        experiment = configs.load(spec)
+        experiment = load_experiment(spec)
     except UserError as error:  # such as a missing argument
         if help_wanted:
             parse(kind, ["--help"], program, description=f"{kind.__doc__}\n\nFor the fields of the experiment: {error}")
         raise
-    from big_vision_lite.experiment import Experiment
-
-    if not isinstance(experiment, Experiment):
-        raise UserError(f"{spec}: get_config returned {type(experiment).__name__}, expected an Experiment")
     workdir = {"workdir": Path("runs") / run_name(spec)} if hasattr(kind, "workdir") else {}
     values = [experiment, kind(**workdir)]
     if help_wanted:

@@ -13,7 +13,7 @@ import tyro
 
 from big_vision_lite import config as configs
 from big_vision_lite.commands.arguments import HELP, parse, parse_with_config, require_config, run_name
-from big_vision_lite.errors import UserError
+from big_vision_lite.errors import UserError, writing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,12 +92,10 @@ def launch(arguments: list[str]) -> int:
         print(f"==> started by <==\n{' '.join(rendered.command).replace('{folder}/', '')}")
         return 0
     folder = options.out or Path("launches") / name
-    try:
+    with writing(f"to {str(folder)!r}", "choose another --out"):
         folder.mkdir(parents=True, exist_ok=True)
         for file, text in rendered.files.items():
             (folder / file).write_text(text)
-    except OSError as error:
-        raise UserError(f"cannot write to {str(folder)!r}: {error.strerror or error}; choose another --out") from None
     if not options.run:
         print(f"wrote {', '.join(str(folder / file) for file in rendered.files)}")
         return 0

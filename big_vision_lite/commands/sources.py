@@ -29,7 +29,7 @@ def source_of(spec: str) -> Source:
       UserError: there is no such source, or it has no such field.
     """
     if _is_config(spec):
-        return configs.load(spec).train.source
+        return _train_input(spec).source
     place, fields = (*re.split(r":(?=[a-z_]+=)", spec, maxsplit=1), "")[:2]
     kind, known = _recognised(place)
     hints = {field.name: typing.get_type_hints(kind)[field.name] for field in dataclasses.fields(kind)}
@@ -42,7 +42,13 @@ def source_of(spec: str) -> Source:
 
 def input_of(spec: str) -> Input | None:
     """The training input of a config; None when ``spec`` is not a config."""
-    return configs.load(spec).train if _is_config(spec) else None
+    return _train_input(spec) if _is_config(spec) else None
+
+
+def _train_input(spec: str) -> Input:
+    from big_vision_lite.experiment import load_experiment
+
+    return load_experiment(spec).train
 
 
 def _is_config(spec: str) -> bool:

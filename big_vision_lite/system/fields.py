@@ -106,7 +106,8 @@ def _field_types(kind: type) -> dict[str, Any]:
 
 def _checkable(hint: Any) -> Any:
     """An annotation with a class that stands for its dataclasses."""
-    origin, members = typing.get_origin(hint), typing.get_args(hint)
+    origin: Any = typing.get_origin(hint)
+    members = typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         kinds = tuple(filter(dataclasses.is_dataclass, members))
         others = tuple(_checkable(member) for member in members if member not in kinds)

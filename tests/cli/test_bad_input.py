@@ -241,7 +241,8 @@ def test_a_checkpoint_names_the_first_leaf_that_differs(tmp_path):
 
 
 def test_evaluating_something_else_than_a_run(finished, run, tmp_path, refused):
-    assert "cannot read config.json" in refused(["evaluate", str(tmp_path / "nowhere")])
+    assert "nowhere/config.json: No such file or directory; a run folder holds one" in refused(
+        ["evaluate", str(tmp_path / "nowhere")])
     assert "a run folder holds one" in refused(["evaluate", str(run / "metrics.jsonl")])
     assert "no checkpoint of step 7; it has 1, 2" in refused(["evaluate", str(run), "--step=7"])
     assert "has no split 'vla'; did you mean 'val'?" in refused(["evaluate", str(run), "--split=vla"])

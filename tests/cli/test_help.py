@@ -107,15 +107,6 @@ def test_what_is_missing_or_misspelt(arguments, message, capsys, monkeypatch):
     assert error.startswith(message) and error.count("\n") == 1
 
 
-def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
-    def broken(arguments):
-        raise KeyError("a bug")
-
-    monkeypatch.setattr("big_vision_lite.commands.laws.laws", broken)
-    with pytest.raises(KeyError, match="a bug"):
-        main(["laws", "x.csv"])
-
-
 def test_output_may_be_cut_off():
     command = "import sys; from big_vision_lite.cli import main; sys.exit(main(['config', 'list', 'configs']))"
     with subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE,

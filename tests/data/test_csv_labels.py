@@ -41,6 +41,8 @@ def test_csv(tmp_path):
     ("path,labels\nx\0.jpg,a\n", {}, r"line 2: there is no file .*x\\x00.jpg"),
     ("path,labels\ndeep,a\n", {}, r"line 2: there is no file .*deep'"),
     ("path,labels,labels\nx.jpg,a,b\n", {}, "has the columns path, labels, labels; expected each once"),
+    ('path,labels\n"x.jpg,"a\n', {}, "cannot read CsvLabels.file .*expected after"),
+    ('path,labels\n"x.jpg",a\nw.jpg,"b\n', {}, "cannot read CsvLabels.file .*unexpected end of data"),
     ("path,labels\nx.jpg," + "a" * 200_000, {}, "cannot read CsvLabels.file .*field larger than field limit"),
 ])
 def test_malformed_csv(tmp_path, text, fields, message):

@@ -124,6 +124,14 @@ def test_fields_out_of_range_are_named(make, message):
         make()
 
 
+def test_defaults_are_those_of_the_papers():
+    """Szegedy et al. (2015), Sun et al. (2017), He et al. (2016); 224 of 256 pixels for evaluation."""
+    assert RandomResizedCrop() == RandomResizedCrop(224, (0.08, 1), (3 / 4, 4 / 3), flip=True, antialias=True)
+    assert ResizeCrop() == ResizeCrop(340, 299, flip=True, random=True)
+    assert CentreCrop() == CentreCrop(224, 256) and Resize() == Resize(224)
+    assert RandomCropPadded() == RandomCropPadded(32, 4, flip=True)
+
+
 def test_the_limits_of_fields_are_allowed():
     CentreCrop(10, resize=10), ResizeCrop(10, 10), RandomCropPadded(8, pad=7), RandomCropPadded(8, pad=0)
     RandomResizedCrop(area=(1.0, 1.0), aspect=(1.0, 1.0))

@@ -130,6 +130,33 @@ def test_scale_jitter_drops_boxes_that_are_hardly_visible():
     assert whole["size"].tolist() == [100, 100] and whole["scale"].tolist() == [1, 1]
 
 
+def test_a_box_of_which_just_enough_is_visible_stays():
+    example = drawn(128, 128, ((0, 40, 64, 60), (96, 32, 127, 96)))  # half of the first is in the central 64 pixels
+    for least, labels in ((0.0, [0]), (0.5, [0]), (0.51, [])):
+        transform = ScaleJitter(128, (2.0, 2.0), random=False, min_visibility=least)
+        found, _ = apply(transform, example, 0)
+        assert found["box_labels"].tolist() == labels  # the second only touches the window
+    found, _ = apply(ScaleJitter(128, (2, 2), random=False), example, 0)
+    np.testing.assert_array_equal(found["boxes"], [[0, 16, 64, 56]])
+
+
+def test_scales_of_jitter_are_uniform_and_of_the_image_or_what_fits():
+    rng, transform = np.random.default_rng(0), ScaleJitter(1000, (0.5, 2.0))
+    rows = [transform.view(200, 300, (1000, 1000), rng).rows for _ in range(2000)]
+    np.testing.assert_allclose(np.quantile(rows, (0, 0.5, 1)), (100, 250, 400), atol=12)
+    fit = ScaleJitter((60, 90), (0.5, 0.5), of="fit", random=False).view(200, 400, (60, 90), rng)
+    assert (fit.rows, fit.columns, fit.flip) == (22, 45, False)  # of 45 x 90, which just fits
+    flips = [transform.view(200, 300, (1000, 1000), rng).flip for _ in range(1000)]
+    flips_off = [ScaleJitter(1000, flip=False).view(200, 300, (1000, 1000), rng).flip for _ in range(50)]
+    assert abs(np.mean(flips) - 0.5) < 0.06 and not any(flips_off)
+
+
+def test_defaults_are_those_of_the_papers():
+    """Lin et al. (2017), Chen et al. (2017)."""
+    assert ResizeToFit() == ResizeToFit(800, 1333, (), random=True, flip=True, masks=True, pad=(124, 116, 104))
+    assert ScaleJitter() == ScaleJitter(513, (0.5, 2.0), "image", 0.1, random=True, flip=True, masks=True)
+
+
 def test_the_same_generator_gives_the_same_result_and_keys_differ():
     keys = set()
     for seed in range(5):

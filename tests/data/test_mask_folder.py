@@ -196,6 +196,7 @@ def test_names_that_only_look_the_same(tmp_path):
 
 @pytest.mark.parametrize(("file", "text", "message"), [
     ("classes.txt", "70000 cat", "70000 is no value of a mask; expected 0 to 65,535"),
+    ("classes.txt", "9" * 5000 + " cat", "cannot read .*classes.txt: Exceeds the limit .* expected lines of names"),
     ("classes.json", '[{"id": -1, "name": "cat"}]', "-1 is no value of a mask"),
     ("classes.json", '{"1e400": "cat"}', "cannot read .*classes.json: invalid literal"),
     ("classes.json", '[{"id": 1e400, "name": "cat"}]', "cannot read .*classes.json: "),

@@ -83,6 +83,10 @@ def test_photometric_equals_its_changes_one_after_the_other(change):
     assert first.random() == second.random(9)[8]  # always eight draws
 
 
+def test_the_default_ranges_are_those_of_ssd():
+    assert Photometric() == Photometric(0.5, 32, (0.5, 1.5), (0.5, 1.5), 18)
+
+
 @pytest.mark.parametrize("fields", [
     {"probability": 1.01}, {"probability": -0.1}, {"brightness": 256}, {"brightness": -1}, {"hue": 181}, {"hue": -1},
     {"contrast": (-0.1, 1)}, {"saturation": (1.0, 0.9)}, {"contrast": (1, float("inf"))},

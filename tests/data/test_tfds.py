@@ -160,7 +160,7 @@ def test_damaged_data_sets_are_named(data_dir, tmp_path):
     with pytest.raises(UserError, match=r"of-00001 has 29 records, but the dataset's metadata says 30"):
         source.open()
     shard.unlink()
-    with pytest.raises(UserError, match="lacks 1 files of 'train', such as 'toy-train"):
+    with pytest.raises(UserError, match="lacks 1 files of 'train', such as 'toy-"):
         source.open()
     (folder / "features.json").unlink()
     with pytest.raises(UserError, match="not a prepared TFDS dataset, or damaged"):
@@ -361,6 +361,19 @@ def test_records_that_are_no_examples_are_named(sharded, tmp_path, record, file_
         with pytest.raises(UserError, match=rf"{file_format}-00007-of-00030: record 0 cannot be read \(") as raised:
             read(7)
         assert "\n" not in str(raised.value)
+
+
+def test_an_image_that_is_a_number_is_no_image(sharded, tmp_path):
+    import tensorflow_datasets as tfds
+
+    shutil.copytree(sharded["array_record"], tmp_path, dirs_exist_ok=True)
+    features = tfds.features.FeaturesDict({"image": np.int64, "label": np.int64, "weight": np.float32})
+    record = features.serialize_example({"image": 7, "label": 1, "weight": 0.5})
+    write_array_record(tmp_path / "toy/1.2.0/toy-train.array_record-00007-of-00030", [record])
+    dataset = Tfds("toy", "train", str(tmp_path)).open()
+    assert dataset.labels(7)[1].tolist() == [1]
+    with pytest.raises(UserError, match=r"00007-of-00030: record 0 cannot be read \('image' is not the bytes"):
+        dataset[7]
 
 
 @pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])

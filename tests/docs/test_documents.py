@@ -86,7 +86,7 @@ def filled_in(command: str) -> str:
     return " ".join(values.get(word, word) for word in command.split(" "))
 
 
-class Parsed(Exception):
+class Parsed(BaseException):
     """A command was parsed, and stops there."""
 
 

@@ -109,6 +109,7 @@ def test_precision_at_k_by_hand():
     assert result["precision@1"] == pytest.approx(1 / 3)
     assert result["precision@5"] == pytest.approx((1 / 5 + 3 / 5 + 1 / 5) / 3)
     assert "precision@5" not in fill(MultiLabelMetrics(4, 1), scores[:1, :4], pad([[0]])).result()
+    assert fill(MultiLabelMetrics(5, 1), scores[:1, :5], pad([[0]])).result()["precision@5"] == 1 / 5
 
 
 def test_map_at_100_by_hand():
@@ -232,8 +233,12 @@ def test_bad_batches_are_refused(kind):
         full.add(ROWS, labels, ALL)
     with pytest.raises(UserError, match=r"scores \(2, 3\).*expected \[b, 4\]"):
         kind(4, 2).add(ROWS, labels, ALL)
-    with pytest.raises(UserError, match="at least 1"):
-        kind(0, 2)
+    for other in (pad([[0]]), labels[:, 0]):  # in tests, signatures are checked before
+        with pytest.raises(UserError, match=r"labels .* mask \(2,\): expected \[b, 3\], \[b, k\], \[b\] with one b"):
+            classification._unmasked(ROWS, other, ALL, 3, 2)
+    for sizes in ((0, 2), (2, 0)):
+        with pytest.raises(UserError, match="at least 1"):
+            kind(*sizes)
 
 
 def test_wrong_dtypes_are_refused():

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from official_coco import coco_file, official_ap, official_metrics
 from PIL import Image
+from pycocotools import mask as rle
 
 from big_vision_lite.data.curation.steps import ClassSubset, curated
 from big_vision_lite.data.decode import image_size
 from big_vision_lite.data.source import Dataset, Example
 from big_vision_lite.data.sources.coco_json import CocoJson
 from big_vision_lite.errors import BadImageError, UserError
-from big_vision_lite.evaluation.boxes import Detections, GroundTruth
+from big_vision_lite.evaluation.boxes import Detections, GroundTruth, xywh
 from big_vision_lite.evaluation.coco_ap import NAMES, coco_ap
 from big_vision_lite.evaluation.detection import DetectionMetrics, check_objects, truth_of
 from big_vision_lite.evaluation.scorable import check_labels
@@ -142,6 +143,17 @@ def test_eleven_points_count_recalls_that_are_just_reached():
     assert voc_ap(true, detected, 1).eleven[0] == pytest.approx(4 / 11)  # 0, 0.1, 0.2 and 0.3
 
 
+def test_intersection_over_union():
+    """pycocotools', and 0 for boxes without area."""
+    rng = np.random.default_rng(0)
+    first, second = np.sort(rng.uniform(size=(2, 60, 2, 2)), 2).reshape(2, 60, 4)
+    expected = np.diag(rle.iou(xywh(first), xywh(second), np.zeros(60, np.uint8)))
+    np.testing.assert_allclose(iou(first, second), expected)
+    assert expected.max() > 0.2 and (expected == 0).any()
+    point = np.array([[3.0, 4, 3, 4]])
+    assert iou(point, point) == 0 and iou(first[:1], first[:1]) == pytest.approx(1)
+
+
 def test_voc_equals_a_plain_loop():
     true, detected = random_data(7)
     true = true._replace(difficult=np.random.default_rng(0).random(150) < 0.1)
@@ -216,7 +228,7 @@ def test_scores_of_batches():
     dataset = InMemory(true, 40)
     scores, shuffled = DetectionMetrics(dataset), DetectionMetrics(dataset)
     everything = batched(detected, 40)
-    scores.add(*everything)
+    scores.add(*everything[:5], np.ones(41, np.bool_))  # an index of -1 is padding, whatever the mask says
     for piece in np.array_split(np.random.default_rng(0).permutation(41), 5):
         shuffled.add(*(array[piece] for array in everything))
     result = scores.result()

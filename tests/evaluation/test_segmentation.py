@@ -49,6 +49,10 @@ def test_miou_is_that_of_sets_of_pixels(seed):
 
     counts = np.asarray(confusion(jnp.asarray(truth), jnp.asarray(predicted, jnp.int32), len(names)))
     np.testing.assert_array_equal(counts.sum(0), matrix.counts)  # the device counts the same
+    one = ConfusionMatrix(names[1:])
+    one.add_masks(np.array([[1, 1, 2]], np.uint8), np.array([[1, 1, 0]], np.uint8))  # one pixel of two of the classes
+    assert one.result() == pytest.approx({"mIoU": 1 / 3, "mIoU_true": 1 / 2, "pixel_accuracy": 2 / 3,
+                                          "IoU/background": 0, "IoU/a": 1, "IoU/b": 0})
     assert ConfusionMatrix(names[1:]).result() == {"mIoU": None, "mIoU_true": None, "pixel_accuracy": None}
 
 

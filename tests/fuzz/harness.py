@@ -142,6 +142,8 @@ def check(worker: Worker, folder: Path, name: str, make: Format, seed: int, numb
     result = worker.call(case.arguments, folder, check=case.check)
     record("fuzz", [name, "failed"])
     try:
+        if (folder / "sprung").exists():
+            raise Failed("code in the input was run")
         record("fuzz", [name, verdict(case, result)])
     except Failed as failure:
         kept = KEPT / f"{name}-{seed}-{number}"

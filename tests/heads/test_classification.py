@@ -142,7 +142,7 @@ def test_answers_are_the_five_most_probable(kind):
 def test_metrics_leave_empty_slots_out(multi_label):
     metrics = Classification().metrics(Labels(multi_label))
     assert metrics.result()["loss"] == 0 and metrics.result()["images"] == 0
-    logits = np.array([[2.0, 1.0], [0.0, 1.0], [9.0, 9.0]], np.float32)
+    logits = np.array([[2.0, 0.0], [0.0, 1.0], [9.0, 9.0]], np.float32)
     for _ in range(2):
         metrics.add({"logits": logits, "loss": np.array([1.0, 2.0, 50.0], np.float32)},
                     {"labels": np.array([[0], [1], [-1]], np.int32), "mask": np.array([True, True, False])})

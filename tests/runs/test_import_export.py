@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from big_vision_lite.cli import main
+from big_vision_lite.system.ownership import own
 from big_vision_lite.training.checkpoints import Checkpoints
 from big_vision_lite.weights.files import read_weights, write_safetensors
 
@@ -65,7 +66,11 @@ def test_imported_and_exported_weights_are_the_same_to_the_bit(tmp_path, capsys)
 def test_weights_without_a_classifier_are_imported(tmp_path, capsys):
     tensors = {name: array for name, array in torchvision_resnet18().items() if not name.startswith("fc.")}
     write_safetensors(tmp_path / "in.safetensors", tensors)
-    assert main(["weights", "import", str(tmp_path / "in.safetensors"), "--out", str(tmp_path / "run")]) == 0
+    command = ["weights", "import", str(tmp_path / "in.safetensors"), "--out", str(tmp_path / "run")]
+    with own(tmp_path / "run"):  # a run that trains there
+        assert main(command) == 2
+        assert "is in use by process" in capsys.readouterr().err and len([*(tmp_path / "run").iterdir()]) == 1
+    assert main(command) == 0
     assert f"ResNet-18 with no classifier, {len(tensors)} arrays" in capsys.readouterr().out
     assert main(["weights", "export", str(tmp_path / "run"), "--to", "torchvision", "--out",
                  str(tmp_path / "out.safetensors")]) == 0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import optimize
+from scipy import optimize, stats
 
 from big_vision_lite.commands.laws import laws as command
 from big_vision_lite.errors import UserError
@@ -42,6 +42,27 @@ def test_derivatives_inverse_and_fit(law):
     assert fitted.rmse < 1e-4
     for name, value in law.natural(theta, LOG_X0).items():
         assert fitted.natural()[name][0] == pytest.approx(value[0], rel=0.02, abs=1e-9), name
+
+
+FORMULAS = {
+    "log-linear": lambda e, x, p: (e, p["a"] - p["b"] * np.log10(x)),
+    "power": lambda e, x, p: (e, p["beta"] * x**p["c"]),
+    "asymptote": lambda e, x, p: (e, p["e_inf"] + p["beta"] * x**p["c"]),
+    "shifted": lambda e, x, p: (e, p["beta"] * (1 / x + p["gamma"])**-p["c"]),
+    "sigmoid": lambda e, x, p: ((e - p["e_inf"]) / (p.get("e0", 0.95) - e)**p["alpha"], p["beta"] * x**p["c"]),
+    "downstream": lambda e, x, p: (e, p["e_IR"] + p["k"] * x**p["alpha"]),
+}
+
+
+@pytest.mark.parametrize("law", TRUE, ids=lambda law: law.name)
+def test_natural_parameters_are_those_of_the_formula(law):
+    theta, x = np.array([TRUE[law]]), np.geomspace(20, 2000, 5)
+    log_x0 = 5.3  # neither 0 nor 1, where mistakes vanish
+    error = law.predict(theta, np.log(x) - log_x0)[0][0]
+    natural = {name: value[0] for name, value in law.natural(theta, log_x0).items()}
+    assert tuple(natural) == law.parameters
+    left, right = FORMULAS[law.name.split()[0]](error, x, natural)
+    np.testing.assert_allclose(left, right, rtol=1e-9)
 
 
 def test_errors_that_are_never_reached():
@@ -117,6 +138,61 @@ def test_seeds_weigh_by_their_variance_and_are_drawn_first():
         low, high = np.quantile(samples[:, 1], [0.025, 0.975])
         width.append(high - low)
     assert width[0] > 1.3 * width[1]
+
+
+@pytest.mark.parametrize(("points", "parameters"), [(5, 1), (10, 2), (40, 5), (400, 2), (3, 3)])
+def test_the_interval_of_a_normal_distribution_is_students(points, parameters):
+    """Bootstrap samples of an estimate vary by the residuals' deviation, which divides by n instead of n - p."""
+    freedom = max(points - parameters, 1)
+    shrunk = np.sqrt(freedom / points)
+    quantiles = stats.norm.ppf((np.arange(400_001) + 0.5) / 400_001) * shrunk
+    low, high = fitting.interval(np.random.default_rng(0).permutation(quantiles), points, parameters)
+    expected = stats.t.interval(0.95, freedom)[1]
+    reach = quantiles[-1]  # for a single degree of freedom, t lies beyond all samples
+    assert (-low, high) == pytest.approx((min(expected, reach),) * 2, rel=2e-3)
+    assert fitting.interval(np.arange(1001.0), 10**6, 2) == (25, 975)
+
+
+def test_intervals_of_a_power_law_are_those_of_linear_regression():
+    x, widths, inside = np.geomspace(1e5, 1e8, 20), [], 0
+    for draw in range(40):
+        curve = points(Power(), 0.05, draw, x)
+        fitted = fitting.fit(Power(), curve)
+        low, high = fitting.interval(fitted.natural(fitting.bootstrap(fitted, curve, 200, draw))["c"], 20, 2)
+        line = stats.linregress(np.log(x), np.log(curve.error))
+        widths.append((high - low) / (2 * stats.t.ppf(0.975, 18) * line.stderr))
+        inside += low <= -0.3 <= high
+    assert 0.94 < np.mean(widths) < 1.08 and 36 <= inside < 40
+
+
+def test_laws_are_chosen_at_sizes_above_half_the_largest():
+    """Of sizes that double, the half itself is among those that are fitted."""
+    comparison = extrapolation.compare(curves.from_points([100, 200, 400, 800], [0.5, 0.4, 0.33, 0.28]))
+    inner = {score.law.name.split()[0]: score.inner for score in comparison.scores}
+    fitted = fitting.fit(Power(), curves.from_points([100, 200, 400], [0.5, 0.4, 0.33]))
+    assert inner["power"] == pytest.approx(abs(np.log(fitted.predict(np.array([800.0]))[0, 0] / 0.28)))
+    assert inner["asymptote"] is not None and inner["sigmoid"] is None
+
+
+@pytest.mark.parametrize(("count", "text"), [
+    (0.1234, "0.123"), (12.34, "12.3"), (99.96, "100"), (100, "100"), (12_345, "12,300"), (999_400, "999,000"),
+    (1e6, "1 million"), (4.5e6, "4.5 million"), (999.4e6, "999 million"), (999.6e6, "1 billion"),
+    (2.345e9, "2.35 billion"), (999.6e9, "1.00e+12"), (3.14e15, "3.14e+15"), (np.inf, "no bound"),
+])
+def test_counts_as_words(count, text):
+    assert extrapolation.format_count(count) == text
+
+
+@pytest.mark.parametrize(("estimate", "text"), [
+    ((0.3, 2e6, 1e6, 5e6, 0.0), "to reach error 0.3 you need about 2 million images, between 1 million and 5 million"),
+    ((0.3, 2e6, 1e6, np.inf, 0.125), "to reach error 0.3 you need about 2 million images, at least 1 million, with no "
+                                     "upper bound (12.5% of the bootstrap fits never reach it)"),
+    ((0.1, np.inf, 1e6, np.inf, 1.0), "error 0.1 is never reached: the fitted law levels off above it"),
+    ((0.1, np.inf, 1e6, np.inf, 0.75), "error 0.1 is never reached: the fitted law levels off above it; 25% of the "
+                                       "bootstrap fits reach it"),
+])
+def test_an_estimate_as_a_sentence(estimate, text):
+    assert str(extrapolation.SizeEstimate(*estimate)) == text
 
 
 def test_downstream_law_is_fitted_to_the_hull():

@@ -180,7 +180,8 @@ def test_an_owner_on_another_machine(folder, elsewhere, capsys):
 @pytest.mark.parametrize("folder", [NO_LOCKS, BUCKET], indirect=True)
 def test_a_process_that_was_stopped_for_long_writes_nothing_more(folder, start, request, tmp_path, successor):
     written = tmp_path / "written"
-    process = start(folder, "os.kill(os.getpid(), 19)\n" f"owner.confirm()\nopen({str(written)!r}, 'w')\ntime.sleep(60)",
+    process = start(folder, "os.kill(os.getpid(), 19)\n"
+                            f"owner.confirm()\nopen({str(written)!r}, 'w')\ntime.sleep(60)",
                     request.node.callspec.params["folder"] == NO_LOCKS)
     os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
     with own(folder, on_loss=pytest.fail) as owner:

@@ -1,12 +1,21 @@
 """What a run writes is read back whole, or refused in one line."""
 
+import contextlib
+import dataclasses
+import itertools
 import json
 import math
 
+import numpy as np
 import pytest
+from small_studies import small_experiment
 
 from big_vision_lite.errors import UserError
+from big_vision_lite.training.checkpoints import Checkpoints
+from big_vision_lite.training.loop import train
 from big_vision_lite.training.metrics import MetricWriter, last_results, read_metrics, read_run
+from big_vision_lite.training.optimizers import SGD
+from big_vision_lite.training.schedules import Cosine
 from big_vision_lite.training.workdir import read_dataset_info
 
 RUN = {"format": 2, "step": 4, "wall_seconds": 2, "devices": ["cpu", 1], "note": [1], "results": {"val/top1": None},
@@ -78,3 +87,21 @@ def test_files_of_a_run_that_are_sound_or_absent(tmp_path):
     (tmp_path / "data.json").write_text(json.dumps(DATA))
     info = read_dataset_info(tmp_path)
     assert (info.classes, len(info), info.multi_label) == (("a", "b"), 3, False)
+
+
+@pytest.mark.usefixtures("compile_once")
+def test_the_logged_rate_is_that_of_the_step(tmp_path):
+    """Without momentum and decay, a step moves the parameters by its rate times its gradient."""
+    optimizer = SGD(0.3, schedule=Cosine(warmup=2), weight_decay=0.0, momentum=0.0)
+    experiment = dataclasses.replace(small_experiment(steps=3), evals={}, optimizer=optimizer, save_every=1,
+                                     max_checkpoints=3)
+    train(experiment, tmp_path)
+    with contextlib.closing(Checkpoints(tmp_path / "checkpoints")) as checkpoints:
+        params = [{name: array for name, array in checkpoints.arrays(step).items() if name.startswith("params.")}
+                  for step in range(1, 4)]
+    moved = [math.sqrt(sum(np.sum((after[name] - before[name])**2, dtype=np.float64) for name in after))
+             for before, after in itertools.pairwise(params)]
+    lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line]
+    rates = [line["learning_rate"] for line in lines]
+    np.testing.assert_allclose(moved, [line["learning_rate"] * line["grad_norm"] for line in lines[1:]], rtol=1e-3)
+    assert rates == pytest.approx([0.1, 0.2, 0.3])

@@ -109,28 +109,32 @@ def test_accumulation_and_masked_slots_change_nothing():
     assert_close(whole, jax.jit(step.gradient)(params, batch_stats, unmasked))
 
 
-@pytest.mark.parametrize("unmasked", [0, 1])
-def test_one_image_or_none_is_a_batch(unmasked):
+def test_one_image_or_none_is_a_batch():
     step, params, batch_stats = train_step(GroupNorm(groups=4))
-    inputs = batch(2) | {"mask": np.arange(2) < unmasked}
-    _, metrics = jax.jit(step.train_step)(step.init(params, batch_stats), inputs)
-    losses, _ = step.head.loss(merge(step.graphdef, params, batch_stats), jax.tree.map(jnp.asarray, inputs))
-    np.testing.assert_allclose(metrics["loss"], losses[0] * unmasked, rtol=1e-5)
-    gradient = step.gradient(params, batch_stats, inputs)[0]
-    norm = np.sqrt(sum((np.asarray(leaf, np.float64) ** 2).sum() for leaf in jax.tree.leaves(gradient)))
-    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
-    assert (norm > 0) == unmasked
+    run, losses = jax.jit(step.train_step), jax.jit(step.eval_step)(params, batch_stats, batch(2))["loss"]
+    for unmasked in (0, 1):
+        state, metrics = run(step.init(params, batch_stats), batch(2) | {"mask": np.arange(2) < unmasked})
+        np.testing.assert_allclose(metrics["loss"], losses[0] * unmasked, rtol=1e-5)
+        moved = jax.tree.map(lambda before, after: ((after - before) ** 2).sum(), params, state.params)
+        norm = np.sqrt(sum(map(float, jax.tree.leaves(moved))))  # at rate 1, the gradient's
+        np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
+        assert (norm > 0) == unmasked
 
 
-def test_evaluation_and_features_use_running_statistics_and_the_last_stage():
+def test_evaluation_and_features_use_the_last_stage_in_inference_mode():
     step, params, batch_stats = train_step(BatchNorm())
-    inputs = jax.tree.map(jnp.asarray, batch(4))
-    model = merge(step.graphdef, params, batch_stats)
-    last = model.backbone(inputs["image"], train=False)[-1]
-    features = jax.jit(step.features)(params, batch_stats, inputs["image"])
+    images = jnp.asarray(batch(4)["image"])
+
+    @jax.jit
+    def run(params, batch_stats):
+        last = merge(step.graphdef, params, batch_stats).backbone(images, train=False)[-1]
+        outputs = step.eval_step(params, batch_stats, {"image": images, "labels": jnp.asarray(batch(4)["labels"])})
+        return last, step.features(params, batch_stats, images), outputs["logits"]
+
+    last, features, logits = run(params, batch_stats)
     np.testing.assert_allclose(features, last.mean((1, 2)), rtol=1e-5, atol=1e-6)
-    logits = jax.jit(step.eval_step)(params, batch_stats, inputs)["logits"]
-    np.testing.assert_allclose(logits, features @ params["head"]["kernel"] + params["head"]["bias"], rtol=1e-4, atol=1e-5)
+    head = params["head"]
+    np.testing.assert_allclose(logits, features @ head["kernel"] + head["bias"], rtol=1e-4, atol=1e-5)
 
 
 def test_the_moving_average_follows_the_parameters():

@@ -107,7 +107,7 @@ class CsvLabels(Source):
         with (reading(f"CsvLabels.file {self.file!r}", "expected rows path,labels in UTF-8",
                       (OSError, ValueError, csv.Error)),
               open(open_regular(path), newline="", encoding="utf-8-sig") as file):
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, strict=True)
             names = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
             column = next((name for name in ("labels", "label") if name in names), None)
             if "path" not in names or column is None or (self.split is not None and "split" not in names):

@@ -171,7 +171,7 @@ class MaskFolder(Source):
         named = self._named_values(root)
         for value in (*(value for value, _ in named), *self.void, self.background or 0):
             if not 0 <= value <= MAX_VALUE:
-                raise UserError(f"MaskFolder: {value} is no value of a mask; expected 0 to {MAX_VALUE:,}")
+                raise UserError(f"MaskFolder: {str(value)[:20]} is no value of a mask; expected 0 to {MAX_VALUE:,}")
         for value, name in named:
             if value in self.void or value == self.background:
                 field = "void" if value in self.void else "background"
@@ -304,12 +304,14 @@ class _Category(msgspec.Struct):
 
 def _read_classes(path: Path, first: int) -> list[tuple[int, str]]:
     """Values and class names from a file. Raises: UserError."""
-    lines = read_lines(path, "MaskFolder.class_file", "lines of names or of 'value name', in UTF-8, or JSON")
+    expected = "lines of names or of 'value name', in UTF-8, or JSON"
+    lines = read_lines(path, "MaskFolder.class_file", expected)
     if path.suffix.lower() == ".json":
         return _parse_classes("\n".join(lines), path, first)
     numbered = [re.fullmatch(r"(\d+)\s*[:,\s]\s*(\S.*)", line) for line in lines]
     if all(numbered):
-        return [(int(match[1]), match[2]) for match in numbered]
+        with reading(path, f"expected {expected}", ValueError):  # more digits than Python converts
+            return [(int(match[1]), match[2]) for match in numbered]
     return _counted(lines, first)
 
 

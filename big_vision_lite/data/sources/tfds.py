@@ -11,20 +11,22 @@ not; another machine or environment can prepare them:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import os
 import re
+import reprlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from big_vision_lite.data.source import OBJECT_ARRAYS, Dataset, Example, Source
-from big_vision_lite.data.sources.record_files import Part, Records, check_parts, open_parts
+from big_vision_lite.data.sources.record_files import AGAIN, Part, Records, check_parts, open_parts
 from big_vision_lite.data.sources.tfds_features import layout_of, swap_xy
 from big_vision_lite.errors import UserError, first_line, nearest, reading
 from big_vision_lite.system.parse import read_text
@@ -124,6 +126,7 @@ class TfdsDataset(Dataset):
         self.folder, self._min_confidence = folder, min_confidence
         self._lock = threading.Lock()
         self._opened = None
+        _check_regular(folder)
         info = _builder(folder).info
         split_info = _split(info, split, folder)
         self._length = split_info.num_examples
@@ -174,6 +177,8 @@ class TfdsDataset(Dataset):
 
     def _example(self, features: dict, index: int) -> Example:
         at = self._layout
+        if not all(isinstance(features[key], bytes) for key in (at.image, *at.masks)):
+            raise TypeError(f"{at.image!r} is not the bytes of an image")
         example = {"id": self._id(features, index), "image": features[at.image], "labels": self._labels(features)}
         if at.box:
             objects = features[at.objects]
@@ -251,6 +256,27 @@ def _allow_open_files(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, needed), hard))
 
 
+@contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """Silences TFDS, which warns beside errors and progress bars."""
+    from absl import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _check_regular(folder: str) -> None:
+    """Raises: UserError when a file is a pipe or a device, which may never end."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:  # not where the folder is in a bucket
+        for entry in entries:
+            if not (entry.is_file() or entry.is_dir()) and os.path.exists(entry.path):
+                raise UserError(f"{entry.path} is not a regular file; {AGAIN}")
+
+
 def _builder(folder: str):
     import tensorflow_datasets as tfds
 
@@ -273,11 +299,13 @@ def _split(info, split: str, folder: str):
         raise UserError(f"{folder} has the file format {file_format}, expected array_record or tfrecord; {again}")
     if any(length < 0 for name in info.splits for length in info.splits[name].shard_lengths):
         raise UserError(f"{folder} has a shard of a negative length in dataset_info.json; {again}")
-    with reading(f"split {split!r} of {info.full_name}"):  # TFDS parses "train[:10%]" and templates of file names
+    # TFDS parses "train[:10%]" and templates of file names.
+    with without_warnings(), reading(f"split {split!r} of {info.full_name}"):
         split_info = info.splits[split]
         files = {os.path.basename(f.filename) for f in split_info.file_instructions}
     if not split_info.num_examples:
         raise UserError(f"split {split!r} of {folder} is empty; choose another split or {again}")
     if missing := files - set(_names(folder)):
-        raise UserError(f"{folder} lacks {len(missing)} files of {split!r}, such as {min(missing)!r}; {again}")
+        raise UserError(f"{folder} lacks {len(missing)} files of {split!r}, such as {reprlib.repr(min(missing))}; "
+                        f"{again}")
     return split_info

@@ -247,18 +247,19 @@ def _write_splits(splits: dict[str, Dataset], work: Path, name: str, description
 
 
 def _check_unfinished(work: Path, shards: Sequence[_Shard], name: str, processes: int | None) -> None:
-    """Look at what an interrupted preparation has left: shards whose images are as they were are marked as done, and
-    other files are removed.
+    """Look at what an interrupted preparation has left. If the source has changed since, its images are read again, and
+    finished shards of the same images are kept. Files of no shard are removed.
 
     Raises:
       UserError: there are finished shards, and none of them is of this source.
     """
     finished = {path.name.removesuffix(DONE) for path in work.glob(f"{name}-*{DONE}")}
-    to_check = [shard for shard in shards if os.path.basename(shard.path) in finished]
-    images = sum(shard.stop - shard.start for shard in to_check)
-    checked = on_all_cores(_check_shard, [(shard,) for shard in to_check], f"checking {name}", images, processes)
-    verdicts = [same for _, same in checked] + [False] * (len(finished) - len(to_check))
-    if False in verdicts and True not in verdicts:
+    known = [shard for shard in shards if os.path.basename(shard.path) in finished]
+    changed = [shard for shard in known if (done := _done(shard)) and done.source != shard.source]
+    images = sum(shard.stop - shard.start for shard in changed)
+    checked = on_all_cores(_check_shard, [(shard,) for shard in changed], f"checking {name}", images, processes)
+    of_this_source = len(known) - len(changed) + sum(same for _, same in checked)
+    if finished and not of_this_source:
         raise UserError(f"{work} is an unfinished preparation of another source; remove it, or choose a name other "
                         f"than {name!r}")
     expected = {os.path.basename(path) for shard in shards
@@ -291,19 +292,13 @@ def _done(shard: _Shard) -> _Done | None:
     return None if must_rewrite else done
 
 
-def _check_shard(shard: _Shard) -> tuple[int, bool | None]:
-    """Whether a finished shard holds what the source holds now, which is then said in its `_Done`; None if it is not
-    complete. The number of images comes first."""
-    images, done = shard.stop - shard.start, _done(shard)
-    if done is None:
-        return images, None
-    if done.source == shard.source:
-        return images, True
-    content = _hash(shard)
+def _check_shard(shard: _Shard) -> tuple[int, bool]:
+    """The shard's number of images, and whether its file holds what the source holds now; then its `_Done` says so."""
+    images, done, content = shard.stop - shard.start, _done(shard), _hash(shard)
     for index in range(shard.start, shard.stop):
         with contextlib.suppress(BadImageError):
             _read(shard, index, content)
-    if content.hexdigest() != done.content:
+    if done is None or content.hexdigest() != done.content:
         return images, False
     _write_done(shard, msgspec.structs.replace(done, source=shard.source))
     return images, True

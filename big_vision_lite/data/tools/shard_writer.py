@@ -14,10 +14,10 @@ from pathlib import Path
 
 import cv2
 import filelock
-from absl import logging
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
+from big_vision_lite.data.sources.tfds import without_warnings
 from big_vision_lite.errors import UserError
 from big_vision_lite.system.cores import usable_cores
 
@@ -90,13 +90,8 @@ def write_records(path: str, records: Iterator[bytes], options: str = "group_siz
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silences TFDS, which prints and warns beside the progress bar."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
+    with without_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        yield
 
 
 @contextlib.contextmanager

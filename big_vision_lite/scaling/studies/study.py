@@ -23,6 +23,7 @@ from big_vision_lite import config as configs
 from big_vision_lite.data.curation.steps import LabelNoise
 from big_vision_lite.errors import UserError, nearest
 from big_vision_lite.experiment import WITHOUT_EFFECT, Experiment
+from big_vision_lite.system.fields import check
 from big_vision_lite.system.parse import convert, read_json
 from big_vision_lite.training.workdir import has_checkpoint
 
@@ -49,6 +50,7 @@ class Run:
     """What the study varies: columns of results.csv, which override those read from the config."""
 
     def __post_init__(self) -> None:
+        check(self)
         if not re.fullmatch(r"[A-Za-z0-9_=+][A-Za-z0-9._=,+-]*", self.name) or self.name in RESERVED:
             raise UserError(f"run name {self.name!r} cannot be a folder name; expected letters, digits and "
                             f". _ = , + -, not starting with . or -, and none of {', '.join(RESERVED)}")
