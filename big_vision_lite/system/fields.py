@@ -18,6 +18,7 @@ import msgspec
 from big_vision_lite.errors import UserError, nearest
 
 T = TypeVar("T")
+_CONTAINERS: tuple[Any, ...] = (tuple, list, dict, Mapping, Sequence)
 
 
 def check(value: Any) -> None:
@@ -106,15 +107,14 @@ def _field_types(kind: type) -> dict[str, Any]:
 
 def _checkable(hint: Any) -> Any:
     """An annotation with a class that stands for its dataclasses."""
-    origin: Any = typing.get_origin(hint)
-    members = typing.get_args(hint)
+    origin, members = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         kinds = tuple(filter(dataclasses.is_dataclass, members))
         others = tuple(_checkable(member) for member in members if member not in kinds)
         return typing.Union[(*others, *([_stand_in(kinds)] if kinds else []))]
     if dataclasses.is_dataclass(hint):
         return _stand_in((hint,))
-    if origin in (tuple, list, dict, Mapping, Sequence):
+    if origin in _CONTAINERS:
         return origin[tuple(member if member is ... else _checkable(member) for member in members)]
     return hint
 

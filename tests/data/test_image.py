@@ -78,7 +78,8 @@ def test_a_padded_crop_of_two_sides_is_mirrored_every_second_time():
     seen, out = [], np.zeros((4, 6, 3), np.uint8)
     for _ in range(600):
         example: Example = {"id": "x", "image": image, "labels": np.zeros(0, np.int32)}
-        assert transform(example, rng, out)["key"].dtype == np.uint32
+        key = transform(example, rng, out)["key"]
+        assert key.dtype == np.uint32 and key.shape == (2,)
         seen.append(out.tobytes())
     assert set(seen) == legal.keys() and abs(np.mean([legal[crop] for crop in seen]) - 0.5) < 0.1
     still = RandomCropPadded((4, 6), pad=0, flip=False)

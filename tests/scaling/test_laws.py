@@ -70,6 +70,8 @@ def test_errors_that_are_never_reached():
         fitted = fitting.fit(law, points(law))
         assert np.isinf(fitted.size_at(0.05)[0])
     assert fitted.size_at(0.99)[0] == 0  # worse than chance: always reached
+    flat = np.array([[np.log(0.5), 0.0]])
+    assert [Power().invert(flat, error)[0] for error in (0.4, 0.6)] == [np.inf, -np.inf]
 
 
 def test_noise_beyond_the_plateaus_does_not_move_them():

@@ -259,9 +259,10 @@ def test_what_a_study_refuses(tmp_path, trainer):
     (folder / "a" / "run.json").unlink()
     with pytest.raises(UserError, match=r"holds no run: it has no run.json"):
         results.final_metrics(folder / "a", one)
-    (folder / "study.json").write_text("{")
-    with pytest.raises(UserError, match=r"cannot read .*study.json"):
-        study.check(folder)
+    for text in ("{", "[1]", '{"name": 3}', '{"runs": [{"status": "done"}]}', '{"runs": [{"name": "a", "status": 1}]}'):
+        (folder / "study.json").write_text(text)
+        with pytest.raises(UserError, match=r"cannot read .*study.json: .*; remove it; the study writes a new one"):
+            study.check(folder)
 
 
 def test_study_files(tmp_path):
