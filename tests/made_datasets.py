@@ -1,8 +1,9 @@
-"""Datasets in memory. Here, and not in the tests of the input, because its worker processes import them."""
+"""Datasets in memory that several tests share, or that worker processes of the input import."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -66,3 +67,35 @@ def label_targets(example: Example) -> dict[str, np.ndarray]:
 
 def size_targets(example: Example) -> dict[str, np.ndarray]:
     return {"size": example.get("size", np.zeros(2, np.int32))}
+
+
+@dataclasses.dataclass(eq=False)
+class Simulated(Dataset):
+    """``length`` examples without images; class k has 1 / (k + 1) of the images of class 0."""
+
+    length: int = 4000
+    classes: tuple[str, ...] = tuple(f"class {i}" for i in range(40))
+    multi_label: bool = True
+    name: str = "simulated"
+
+    @property
+    def fingerprint(self):
+        return f"{self.name}-{self.length}-{len(self.classes)}-{self.multi_label}"
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        labels = drawn_labels(index, len(self.classes), 1 + (index % 3 if self.multi_label else 0))
+        return {"id": f"{self.name}/{index}", "image": b"", "labels": labels, "boxes": np.zeros((1, 4), np.float32)}
+
+
+@functools.cache
+def drawn_labels(index, classes, count):
+    chance = 1 / np.arange(1, classes + 1)
+    labels = np.random.default_rng(index).choice(classes, count, False, chance / chance.sum())
+    return np.sort(labels).astype(np.int32)
+
+
+def contents(dataset):
+    return {e["id"]: tuple(e["labels"].tolist()) for e in dataset.read(range(len(dataset)))}

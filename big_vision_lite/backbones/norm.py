@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from big_vision_lite.backbones.conv import conv2d
 from big_vision_lite.errors import UserError
+from big_vision_lite.system.fields import at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,10 @@ class BatchNorm:
     """Weight of the old running statistics in each update."""
     epsilon: float = 1e-5
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "group")
+        at_least(self, 0, "momentum", "epsilon")
+
     def build(self, channels: int, *, zero: bool, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Module:
         return _BatchNorm(self, channels, zero, dtype)
 
@@ -37,6 +42,10 @@ class GroupNorm:
 
     groups: int = 32
     epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "groups")
+        at_least(self, 0, "epsilon")
 
     def build(self, channels: int, *, zero: bool, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Module:
         if channels % self.groups:

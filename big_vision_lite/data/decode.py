@@ -26,7 +26,7 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from big_vision_lite.data.jpeg import decode_mended
+from big_vision_lite.data.jpeg import decode_mended, exif_data
 from big_vision_lite.errors import UserError, first_line
 
 MAX_PIXELS_JPEG = 500_000_000
@@ -93,7 +93,7 @@ def read_header(image: bytes | np.ndarray) -> Header:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"an image must be uint8 [h, w, 3], not {image.dtype} {list(image.shape)}")
         return Header(*image.shape[:2], 1, "array")
-    if image[:2] == b"\xff\xd8":
+    if image[:3] == b"\xff\xd8\xff":
         header = _jpeg_header(image)
     elif image[:8] == b"\x89PNG\r\n\x1a\n":
         header = _png_header(image)
@@ -267,14 +267,8 @@ def _jpeg_header(data: bytes) -> Header:
         return _pillow_header(data)  # rare chroma subsampling, or damage, for which Pillow gives the reason
     if space in ("CMYK", "YCCK"):
         return _pillow_header(data)
-    orientation = 1
-    at = 2
-    while at + 10 < len(data) and data[at] == 0xFF and (0xE0 <= data[at + 1] <= 0xEF or data[at + 1] == 0xFE):
-        end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
-        if data[at + 4 : at + 10] == b"Exif\0\0":
-            orientation = _exif_orientation(data[at + 10 : end])
-            break
-        at = end
+    tiff = exif_data(data)
+    orientation = _exif_orientation(tiff) if tiff else 1
     if orientation >= 5:
         height, width = width, height
     return Header(height, width, orientation, "jpeg")

@@ -22,6 +22,7 @@ from big_vision_lite.evaluation.scorable import check_labels
 from big_vision_lite.heads.drawing import draw_labels
 from big_vision_lite.heads.head import Batch, Head, MainMetric, Metrics
 from big_vision_lite.heads.losses import multi_hot, sigmoid_loss, softmax_loss
+from big_vision_lite.system.fields import at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Classification(Head):
     mirror images (Krizhevsky et al. 2012). The transform must leave room around the crops, as Resize(340) does."""
 
     def __post_init__(self) -> None:
-        if self.mixup < 0:
-            raise UserError(f"Classification: mixup={self.mixup}; expected at least 0")
+        at_least(self, 0, "mixup")
+        at_least(self, 1, "max_labels", "ten_crop")
         if not 0.0 <= self.label_smoothing < 1.0:
             raise UserError(f"Classification: label_smoothing={self.label_smoothing}; expected 0 to below 1")
         if self.label_smoothing and self.loss_kind == "sigmoid":

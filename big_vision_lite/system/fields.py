@@ -60,6 +60,14 @@ def check_values(kind: type, values: Mapping[str, Any]) -> None:
     _converted(kind, values)
 
 
+def at_least(value: Any, minimum: float, *names: str) -> None:
+    """Raises: UserError when one of a dataclass's fields, or of its entries if it is a tuple, is below ``minimum``."""
+    for name in names:
+        field = getattr(value, name)
+        if field is not None and min(field if isinstance(field, tuple) else (field,), default=minimum) < minimum:
+            raise UserError(f"{type(value).__name__}: {name}={field}; expected at least {minimum}")
+
+
 def _converted(kind: type, values: Mapping[str, Any], hook: Callable[[Any, Any], Any] | None = None) -> dict[str, Any]:
     """The values as msgspec converts them to the fields' types. ``hook`` converts those to dataclasses."""
     hints, converted = _field_types(kind), {}

@@ -80,9 +80,10 @@ class Owner(msgspec.Struct, frozen=True):
 class InUse(UserError):
     """Another process owns the folder."""
 
-    def __init__(self, folder: Path, owner: Owner | None):
-        self.what = f"{str(folder)!r} is in use by {owner or 'another process'}"
-        super().__init__(f"{self.what}; wait until it has ended, or choose another folder")
+    @classmethod
+    def by(cls, owner: Owner | None, folder: Path) -> InUse:
+        return InUse(f"{str(folder)!r} is in use by {owner or 'another process'}; wait until it has ended, or choose "
+                     "another folder")
 
 
 def end_process(message: str) -> None:
@@ -113,7 +114,7 @@ def own(folder: Path, patience: float = 0, on_loss: Callable[[str], None] = end_
             if not isinstance(error, InUse) or _now() >= deadline:
                 raise
             if not announced:
-                print(f"bvl: {error.what}; waiting for up to {patience:.0f} s", file=sys.stderr)
+                print(f"bvl: {str(error).partition('; ')[0]}; waiting for up to {patience:.0f} s", file=sys.stderr)
                 announced = True
             time.sleep(0.2)
 
@@ -193,7 +194,7 @@ def _watch(record: _File | _Object, owner: Owner, version: Any) -> None:
         if current is None or current.released:
             return
         if changed != version:
-            raise InUse(record.folder, current)
+            raise InUse.by(current, record.folder)
 
 
 class _File:
@@ -221,7 +222,7 @@ class _File:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.locked = True
         except BlockingIOError:
-            raise InUse(self.folder, _decoded(os.pread(self._descriptor, 4096, 0))) from None
+            raise InUse.by(_decoded(os.pread(self._descriptor, 4096, 0)), self.folder) from None
         except OSError:  # not on this disk
             self.locked = False
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from big_vision_lite.errors import UserError
+from big_vision_lite.system.fields import at_least
 
 Factor = Callable[[ArrayLike], ArrayLike]
 
@@ -97,6 +98,10 @@ class Staircase(Schedule):
 
     every: int = 3_000_000
     factor: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "every")
 
     def shape(self, step: ArrayLike, steps: int) -> ArrayLike:
         return self.factor ** jnp.floor(step / self.every)

@@ -78,7 +78,18 @@ def test_faults_that_cost_no_pixel(fault):
     np.testing.assert_array_equal(reduced, expected)
 
 
+@pytest.mark.parametrize("before", [b"\xff\xe0", b"\xff\xe1", b"\xff\xdb"])
+def test_orientation_of_mended_files(before):
+    """Also if it follows excess bytes."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = insert(jpeg(exif=exif), b"\xff\0any", before)
+    np.testing.assert_array_equal(decode(data), np.rot90(decode(PLAIN), -1))
+    assert read_header(data)[:3] == (300, 200, 6)
+
+
 @pytest.mark.parametrize(("data", "message"), [
+    (PLAIN[:2] + PLAIN[3:], "unknown image format"),
     (PLAIN[:-2], "Premature end of JPEG file"),
     (CUT, "premature end of data segment"),
     (scan_parameters(CUT, b"\0\0\0"), "premature end of data segment"),
@@ -90,7 +101,7 @@ def test_faults_that_cost_no_pixel(fault):
     (after_first_scan(b"any thing"), "extraneous bytes before marker 0xc4"),
 ])
 def test_lost_pixels(data, message):
-    """Pillow reads all but the first, mostly with grey pixels."""
+    """Pillow reads all but the first two, mostly with grey pixels."""
     with pytest.raises(DecodeError, match=message):
         decode(data)
 

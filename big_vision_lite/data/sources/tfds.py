@@ -184,6 +184,7 @@ class TfdsDataset(Dataset):
             objects = features[at.objects]
             example["boxes"] = swap_xy(np.asarray(objects[at.box], np.float32).reshape(-1, 4))
             example["box_labels"] = np.asarray(objects[at.object_label], np.int32)
+            self._check_labels(example["box_labels"])
             for name, array in OBJECT_ARRAYS.items():
                 if array.feature in at.more:
                     example[name] = np.asarray(objects[array.feature]).astype(array.dtype)
@@ -208,7 +209,12 @@ class TfdsDataset(Dataset):
                 labels = labels[(confidence > 0) & (confidence >= self._min_confidence)]
         else:
             labels = np.atleast_1d(features[at.label])
+        self._check_labels(labels)
         return np.unique(labels[labels >= 0]).astype(np.int32)
+
+    def _check_labels(self, labels: np.ndarray) -> None:
+        if labels.size and labels.max() >= len(self.classes):
+            raise ValueError(f"label {labels.max()}, but there are {len(self.classes)} classes")
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_lock": None, "_opened": None}

@@ -26,6 +26,7 @@ from big_vision_lite.heads.detection.results import FasterRCNNMetrics, to_origin
 from big_vision_lite.heads.detection.rpn import propose, sampled_rpn_loss
 from big_vision_lite.heads.detection.variants import C4, FPN, Detector
 from big_vision_lite.heads.head import Batch, Head, MainMetric, Metrics, view_of
+from big_vision_lite.system.fields import at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +80,10 @@ class FasterRCNN(Head):
         if wrong or self.rpn_iou[0] > self.rpn_iou[1]:
             raise UserError(f"FasterRCNN: {', '.join(wrong) or f'rpn_iou={self.rpn_iou}'}; expected shares from 0 to "
                             "1, and rpn_iou with the smaller first")
-        counts = ("rpn_samples", "pre_nms_topk", "max_detections", "max_boxes")
-        small = [f"{name}={getattr(self, name)}" for name in counts if getattr(self, name) < 1]
-        if small or not self.aspect_ratios:
-            raise UserError(f"FasterRCNN: {', '.join(small) or 'no aspect_ratios'}; expected at least 1")
+        at_least(self, 1, "rpn_samples", "pre_nms_topk", "max_detections", "max_boxes")
+        at_least(self, 0, "beta", "box_weight", "score_threshold")
+        if min(self.aspect_ratios, default=0) <= 0:
+            raise UserError(f"FasterRCNN: aspect_ratios={self.aspect_ratios}; expected at least one, each above 0")
 
     def build(self, backbone: BackboneModule, data: DatasetInfo, rngs: nnx.Rngs) -> Detector:
         """Raises: UserError when backbone and variant do not fit."""

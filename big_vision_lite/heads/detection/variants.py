@@ -19,8 +19,10 @@ from big_vision_lite.errors import UserError
 from big_vision_lite.heads.detection.box_head import BoxMLP, BoxPredictor
 from big_vision_lite.heads.detection.roi_align import roi_align
 from big_vision_lite.heads.detection.rpn import RPN
+from big_vision_lite.system.fields import at_least
 
 Maps = tuple[Float[Array, "b _ _ d"], ...]
+_COUNTS = ("pre_nms_topk", "post_nms_topk", "rois_per_image", "pooler_resolution")
 
 
 class Detector(nnx.Module):
@@ -70,6 +72,9 @@ class C4:
     """See `roi_align`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the RPN's convolutions. Boxes, scores and losses are always float32."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "rpn_channels", "anchor_sizes", *_COUNTS)
 
     def build(self, backbone: BackboneModule, num_classes: int, num_ratios: int, rngs: nnx.Rngs) -> Detector:
         return C4Module(self, backbone, num_classes, num_ratios, rngs)
@@ -121,6 +126,9 @@ class FPN:
     """See `roi_align`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the pyramid, the RPN and the fully connected layers. Boxes, scores and losses are always float32."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "channels", "width", "anchor_sizes", *_COUNTS)
 
     def build(self, backbone: BackboneModule, num_classes: int, num_ratios: int, rngs: nnx.Rngs) -> Detector:
         """Raises: UserError when the backbone's strides do not double, or sizes and maps differ in number."""

@@ -20,6 +20,7 @@ from big_vision_lite.backbones.backbone import BackboneModule, Keys, ModuleList
 from big_vision_lite.backbones.conv import same_conv
 from big_vision_lite.backbones.norm import BatchNorm, GroupNorm
 from big_vision_lite.errors import UserError
+from big_vision_lite.system.fields import at_least
 
 Stages = tuple[Float[Array, "b _ _ _"], ...]
 
@@ -42,6 +43,7 @@ class Decoder(abc.ABC):
             raise UserError(f"{name}: rates={self.rates}; expected at least one, each at least 1")
         if not 0.0 <= dropout < 1.0:
             raise UserError(f"{name}: dropout={dropout}; expected 0 to below 1")
+        at_least(self, 1, *(name for name in ("channels", "low_level_channels") if hasattr(self, name)))
 
     @abc.abstractmethod
     def build(self, backbone: BackboneModule, num_classes: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Module:
