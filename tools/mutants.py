@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "big_vision_lite"
 CONFIG = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
 FIELDS = ("module", "line", "before", "after", "outcome", "seconds")
-NOT_COPIED = shutil.ignore_patterns(".*", "build", "runs", "colabs", "__pycache__", "venv")
+NOT_COPIED = ("build", "runs", "colabs", "venv")  # at the top; files that git ignores, and what no test reads
 MEMORY = 16 * 2**30  # bytes of address space per test process: a fault in a size must not fill the machine
 
 
@@ -101,7 +101,11 @@ def _is_behaviour(node) -> bool:
 @functools.cache
 def _copy(folder: str) -> Path:
     """The copy of the repository in which this process works."""
-    return Path(shutil.copytree(ROOT, Path(tempfile.mkdtemp(dir=folder)) / "tree", ignore=NOT_COPIED))
+    def ignored(place: str, names: list[str]) -> list[str]:
+        return [name for name in names if name.startswith(".") or name == "__pycache__" or (
+            Path(place) == ROOT and name in NOT_COPIED)]
+
+    return Path(shutil.copytree(ROOT, Path(tempfile.mkdtemp(dir=folder)) / "tree", ignore=ignored))
 
 
 def run_tests(folder: str, tests: tuple[str, ...], limit: float = 1200, mutant: Mutant | None = None

@@ -10,6 +10,7 @@ from big_vision_lite.backbones import conv
 from big_vision_lite.backbones.backbone import PixelNormalization
 from big_vision_lite.backbones.norm import BatchNorm, GroupNorm, standardize
 from big_vision_lite.backbones.resnet import ResNet
+from big_vision_lite.backbones.resnet_v2 import ResNetV2
 from big_vision_lite.errors import UserError
 
 
@@ -109,3 +110,12 @@ def test_zero_last_norm_makes_blocks_identities_at_the_start():
     module = ResNet(18, 0.125, stem="small").build(nnx.Rngs(0))
     x = jnp.abs(normal(0, 2, 8, 8, module.channels[0]))
     np.testing.assert_allclose(module.stages[0][1](x, True), x, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [
+    lambda: BatchNorm(group=0), lambda: BatchNorm(momentum=-0.1), lambda: BatchNorm(epsilon=-1.0),
+    lambda: GroupNorm(groups=0), lambda: PixelNormalization(std=(1.0, 0.0, 1.0)), lambda: ResNet(50, width=0.0),
+    lambda: ResNetV2(50, norm=GroupNorm(-1))])
+def test_fields_out_of_range(make):
+    with pytest.raises(UserError, match="expected"):
+        make()

@@ -59,10 +59,9 @@ class Worker:
       folder: for what its forks may share: compiled programs.
     """
 
-    def __init__(self, folder: Path, python_path: Iterable[str] = ()):
+    def __init__(self, folder: Path):
         environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join((*python_path, str(ROOT), str(ROOT / "tests"), *filter(None, [
-                os.environ.get("PYTHONPATH")]))),
+            "PYTHONPATH": os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT), str(ROOT / "tests")))),
             "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05", "COLUMNS": "200", "HOME": str(folder),
             "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",

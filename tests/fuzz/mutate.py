@@ -118,8 +118,7 @@ def of_text(rng: np.random.Generator, text: str) -> tuple[bytes, str]:
         parts[at], parts[other] = parts[other], parts[at]
     else:
         part = parts[at]
-        value = pick(rng, (*TEXTS, *NUMBERS))
-        parts[at] = f"{value:.0f}" if isinstance(value, int) and value > 2**80 else str(value)
+        parts[at] = str(pick(rng, (*TEXTS, *NUMBERS)))
     return "".join(parts).encode(errors="surrogatepass"), f"{kind} {at} {part!r:.30} {how}"
 
 

@@ -87,7 +87,8 @@ def test_ten_crops_are_scored_by_their_mean_probability(kind):
 
 
 @pytest.mark.parametrize(("fields", "message"), [
-    ({"mixup": -1}, "mixup=-1; expected at least 0"),
+    ({"mixup": -1}, "mixup=-1; expected at least 0"), ({"max_labels": 0}, "max_labels=0; expected at least 1"),
+    ({"ten_crop": 0}, "ten_crop=0; expected at least 1"),
     ({"loss_kind": "softmax", "label_smoothing": 1.0}, r"label_smoothing=1\.0; expected 0 to below 1"),
     ({"loss_kind": "softmax", "label_smoothing": -0.1}, r"label_smoothing=-0\.1; expected 0 to below 1"),
     ({"label_smoothing": 0.1}, "label_smoothing is for loss_kind='softmax'"),

@@ -231,10 +231,21 @@ def test_parts_that_do_not_fit(head, backbone, message):
     ({"rpn_iou": (0.7, 0.3)}, r"rpn_iou=\(0\.7, 0\.3\); expected shares"),
     ({"rpn_iou": (0.3, 1.1)}, r"rpn_iou\[1\]=1\.1; expected shares"),
     ({"max_boxes": 0}, "max_boxes=0; expected at least 1"), ({"rpn_samples": 0}, "rpn_samples=0; expected at least 1"),
-    ({"aspect_ratios": ()}, "no aspect_ratios; expected at least 1")])
+    ({"beta": -0.1}, r"beta=-0\.1; expected at least 0"),
+    ({"aspect_ratios": ()}, r"aspect_ratios=\(\); expected at least one"),
+    ({"aspect_ratios": (1.0, 0.0)}, r"aspect_ratios=\(1\.0, 0\.0\); expected at least one, each above 0")])
 def test_fields_out_of_range(fields, message):
     with pytest.raises(UserError, match=f"FasterRCNN: {message}"):
         FasterRCNN(**fields)
+
+
+@pytest.mark.parametrize("kind", [C4, FPN])
+@pytest.mark.parametrize("fields", [{"pre_nms_topk": (5, 0)}, {"post_nms_topk": (0, 5)}, {"rois_per_image": 0},
+                                    {"pooler_resolution": 0}, {"anchor_sizes": (8.0, 0.5)}], ids=str)
+def test_sizes_and_counts_of_a_variant_are_at_least_1(kind, fields):
+    kind(**{name: (1,) * len(value) if isinstance(value, tuple) else 1 for name, value in fields.items()})
+    with pytest.raises(UserError, match=f"{kind.__name__}: {next(iter(fields))}=.*; expected at least 1"):
+        kind(**fields)
 
 
 def test_fields_at_their_limits():

@@ -221,7 +221,8 @@ def test_bad_input_is_named():
     (lambda: Segmentation(size=(8, 0)), "size"), (lambda: Segmentation(ohem_fraction=0.0), "ohem_fraction"),
     (lambda: Segmentation(ohem_fraction=1.1), "ohem_fraction"), (lambda: ASPPL(()), "rates"),
     (lambda: ASPPL((1, 0)), "rates"), (lambda: DeepLabV3(dropout=1.0), "dropout"),
-    (lambda: DeepLabV3(dropout=-0.1), "dropout")])
+    (lambda: DeepLabV3(dropout=-0.1), "dropout"), (lambda: DeepLabV3(channels=0), "channels"),
+    (lambda: DeepLabV3Plus(low_level_channels=0), "low_level_channels")])
 def test_fields_out_of_range(make, message):
     with pytest.raises(UserError, match=f"{message}=.*expected"):
         make()

@@ -54,6 +54,8 @@ def test_lengths_are_shares_below_one_and_steps_from_one():
     for warmup, steps in ((100, 100), (1, 1), (5, 0)):
         with pytest.raises(UserError, match=f"warmup={warmup} steps; expected fewer than the run's {steps}"):
             Cosine(warmup).build(steps)
+    with pytest.raises(UserError, match="Staircase: every=0; expected at least 1"):
+        Staircase(every=0)
     for warmup in (-1, 1.5, -0.5):
         with pytest.raises(UserError, match=f"warmup={warmup}; expected a share of the run below 1 or a whole number"):
             Constant(warmup)
