@@ -73,8 +73,11 @@ def exit_code(error: Exception, debug: bool = False) -> int:
 
     Returns:
       2, after one line, for bad input, a disk, a network, or too little memory; 1, after the traceback, for anything
-      else, which is a bug of this package.
+      else, which is a bug of this package; 130 if Ctrl-C is behind it.
     """
+    if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):  # as compiled modules report it at import
+        print("bvl: interrupted", file=sys.stderr)
+        return 130
     is_full = "RESOURCE_EXHAUSTED" in str(error)  # JAX's, of a device
     code = 2 if is_full or isinstance(error, UserError | OSError | MemoryError) else 1
     if debug or code == 1:

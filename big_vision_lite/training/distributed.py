@@ -10,6 +10,7 @@ import dataclasses
 import ipaddress
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -187,6 +188,11 @@ def leaving_on_error() -> Iterator[None]:
     exits at once, and they exit when they notice. A single process raises as usual."""
     try:
         yield
+    except KeyboardInterrupt:  # before the loop collects signals
+        if jax.process_count() == 1:
+            raise
+        print("bvl: interrupted", file=sys.stderr)
+        hard_exit(128 + signal.SIGINT)
     except Exception as error:
         if jax.process_count() == 1:
             raise

@@ -163,8 +163,8 @@ def save_dataset_info(workdir: Path, data: Dataset) -> dict[str, Any]:
     if (workdir / "data.json").exists() and has_checkpoint(workdir):
         old = read_dataset_info(workdir)
         if (old.fingerprint, old.sha256) != (data.fingerprint, described["sha256"]):
-            same_ids = (f"the ids are the same, but labels, or sizes or times of files are not; if files were only "
-                        f"copied or touched, remove {workdir / 'data.json'} and start the same command again, else ")
+            same_ids = ("the ids are the same, but labels, or sizes or times of files are not; if files were copied, "
+                        f"touched or mended, remove {workdir / 'data.json'} and start the same command again, else ")
             raise UserError(f"{str(workdir)!r} was trained on other data: {len(old):,} images ({old.fingerprint}, "
                             f"{old.sha256[:8]}), now {len(data):,} ({data.fingerprint}, {described['sha256'][:8]}); "
                             + (same_ids if old.sha256 == described["sha256"] else "")

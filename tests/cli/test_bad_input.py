@@ -162,6 +162,9 @@ def test_an_image_that_is_cut(photos, tmp_path, refused):
     assert counts == [1] and read_run(lenient)["bad_images"] == 1  # two steps of 8 are one epoch of 16
 
     cut.write_bytes(whole)
+    line = refused(command)  # the run began on other content
+    assert "was trained on other data" in line and f"remove {strict / 'data.json'} and start the same command" in line
+    (strict / "data.json").unlink()
     assert main(command) == 0  # resumes from the last checkpoint
     assert [line["step"] for line in read_metrics(strict / "metrics.jsonl")] == [1, 2, 2]
 

@@ -55,7 +55,10 @@ def test_a_bug_is_said_to_be_one(ended, error):
 
 
 def test_control_c_is_no_error(ended):
-    assert ended(KeyboardInterrupt()) == (130, "bvl: interrupted\n")
+    imported = ImportError("initialization failed")  # of a compiled module that was being imported
+    imported.__cause__ = KeyboardInterrupt()
+    for error in (KeyboardInterrupt(), imported):
+        assert ended(error) == (130, "bvl: interrupted\n")
 
 
 def test_a_run_of_a_study_ends_like_a_command(capsys, monkeypatch, tmp_path):

@@ -18,7 +18,9 @@ def pytest_terminal_summary(terminalreporter):
     for reports in terminalreporter.stats.values():
         for report in reports:
             properties = getattr(report, "user_properties", ())
-            if getattr(report, "when", "") == "call" and (last := [value for key, value in properties if key == "fuzz"]):
+            if getattr(report, "when", "") == "call" and (
+                last := [value for key, value in properties if key == "fuzz"]
+            ):
                 verdicts[last[-1][0]][last[-1][1]] += 1
     if not verdicts:
         return
@@ -26,4 +28,6 @@ def pytest_terminal_summary(terminalreporter):
     verdicts["all"] = sum(verdicts.values(), collections.Counter())
     terminalreporter.line(f"{'':16}{'refused':>9}{'accepted':>9}{'failed':>9}")
     for name, counts in verdicts.items():
-        terminalreporter.line(f"{name:16}" + "".join(f"{counts[kind]:9,}" for kind in ("refused", "accepted", "failed")))
+        terminalreporter.line(
+            f"{name:16}" + "".join(f"{counts[kind]:9,}" for kind in ("refused", "accepted", "failed"))
+        )

@@ -43,6 +43,8 @@ class Case:
     """What is malformed, for people."""
     expect: Literal["any", "refused", "accepted"] = "any"
     """``refused``: a reading of it can only be wrong. ``accepted``: it is sound."""
+    usage: bool = False
+    """Whether the command line itself is malformed, so that the option parser may refuse it, in a box."""
     check: str | None = None
     """MODULE:FUNCTION of (folder, arguments), called after the command has accepted: says how what was read differs
     from an independent reading; None if it does not."""
@@ -62,16 +64,33 @@ class Worker:
     def __init__(self, folder: Path):
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT), str(ROOT / "tests")))),
-            "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05", "COLUMNS": "200", "HOME": str(folder),
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": "1",
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05",
+            "COLUMNS": "200",
+            "HOME": str(folder),
             "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
-            "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
         }
-        self.process = subprocess.Popen([sys.executable, "-m", "fuzz.worker"], stdin=subprocess.PIPE, text=True,
-                                        stdout=subprocess.PIPE, cwd=folder, env=environment)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "fuzz.worker"],
+            stdin=subprocess.PIPE,
+            text=True,
+            stdout=subprocess.PIPE,
+            cwd=folder,
+            env=environment,
+        )
 
-    def call(self, arguments: Iterable[str], folder: Path, entry: str = MAIN, check: str | None = None,
-             seconds: float | None = None) -> dict[str, Any]:
+    def call(
+        self,
+        arguments: Iterable[str],
+        folder: Path,
+        entry: str = MAIN,
+        check: str | None = None,
+        seconds: float | None = None,
+    ) -> dict[str, Any]:
         """The result of `worker.run`, with "stdout" and "stderr"."""
         request = {"entry": entry, "arguments": list(arguments), "folder": str(folder), "check": check}
         if seconds is not None:
@@ -104,6 +123,8 @@ def verdict(case: Case, result: dict[str, Any]) -> str:
             raise Failed("accepted, though no reading of it can be right")
         return "accepted"
     lines = error.splitlines()
+    if case.usage and error.startswith("╭─"):  # tyro's box about an option
+        return "refused"
     if len(lines) != 1 or not error.startswith("bvl: "):
         raise Failed(f"refused in {len(lines)} lines instead of one: {error[:500]!r}")
     if len(error) > LONGEST_LINE or not lines[0].isprintable():
@@ -113,6 +134,12 @@ def verdict(case: Case, result: dict[str, Any]) -> str:
     if case.expect == "accepted":
         raise Failed(f"sound, and refused: {error!r}")
     return "refused"
+
+
+def must(condition: object, *what: object) -> None:
+    """Of an independent reading. Raises: ValueError when no reader would accept this."""
+    if not condition:
+        raise ValueError(f"{what!r:.300}")
 
 
 Format = Callable[[np.random.Generator, int, Path], Case]
@@ -127,10 +154,14 @@ def formats(total: int, ordinary: int, **makers: Format):
     """Parametrizes a test by ``total`` inputs per format for ``-m fuzz``, and ``ordinary`` ones for every run."""
     chosen = []
     for name, make in makers.items():
-        chosen += [pytest.param(name, make, 0, int(number), id=f"{name}-always-{number}") for number in
-                   generator(name, 0, 2**31).choice(total, ordinary, replace=False)]
-        chosen += [pytest.param(name, make, SEED, number, id=f"{name}-{number}", marks=pytest.mark.fuzz)
-                   for number in range(total)]
+        chosen += [
+            pytest.param(name, make, 0, int(number), id=f"{name}-always-{number}")
+            for number in generator(name, 1, 0).choice(total, ordinary, replace=False)
+        ]
+        chosen += [
+            pytest.param(name, make, SEED, number, id=f"{name}-{number}", marks=pytest.mark.fuzz)
+            for number in range(total)
+        ]
     return pytest.mark.parametrize(("name", "make", "seed", "number"), chosen)
 
 
@@ -150,8 +181,10 @@ def check(worker: Worker, folder: Path, name: str, make: Format, seed: int, numb
         for source, target in ((folder, kept), (Path(f"{folder}.log"), kept / ".log")):
             shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True, ignore=_special)
         command = "bvl " + " ".join(map(repr, case.arguments))
-        raise Failed(f"{name}-{number} of seed {seed} ({case.what}): {failure}\nin {kept}: {command}\n"
-                     f"stderr: {result['stderr'][-1500:]}") from None
+        raise Failed(
+            f"{name}-{number} of seed {seed} ({case.what}): {failure}\nin {kept}: {command}\n"
+            f"stderr: {result['stderr'][-1500:]}"
+        ) from None
     finally:
         for path in (folder, Path(f"{folder}.log")):
             shutil.rmtree(path, ignore_errors=True)

@@ -8,10 +8,53 @@ from typing import Any
 
 import numpy as np
 
-NUMBERS: tuple[Any, ...] = (0, -1, 1, 2**31, 2**63, -2**63, 2**64, 2**80, 10**400, 0.5, -0.0, 1e-300, 1e12, 1e308,
-                            float("nan"), float("inf"), -float("inf"), True)
-TEXTS = ("", " ", "0", "-1", "nan", "null", "x\0y", "a\nb", "\ufeff", "\u202e\u2066", "é", "é", "\ud800", "../..",
-         "/dev/zero", "/dev/stdin", ".", "~", "%s%n{0}", "[bold]", "a" * 5000, "𝟙", "$(touch sprung)", "'", '"')
+NUMBERS: tuple[Any, ...] = (
+    0,
+    -1,
+    1,
+    2**31,
+    2**63,
+    -(2**63),
+    2**64,
+    2**80,
+    10**400,
+    0.5,
+    -0.0,
+    1e-300,
+    1e12,
+    1e308,
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    True,
+)
+TEXTS = (
+    "",
+    " ",
+    "0",
+    "-1",
+    "nan",
+    "null",
+    "x\0y",
+    "a\nb",
+    "\ufeff",
+    "\u202e\u2066",
+    "é",
+    "é",
+    "\ud800",
+    "../..",
+    "/dev/zero",
+    "/dev/stdin",
+    ".",
+    "~",
+    "%s%n{0}",
+    "[bold]",
+    "a" * 5000,
+    "\U0001d7d9",
+    "$(touch sprung)",
+    "'",
+    '"',
+)
 VALUES: tuple[Any, ...] = (None, [], {}, [[]], {"": None}, *NUMBERS, *TEXTS)
 
 
@@ -33,13 +76,13 @@ def of_bytes(rng: np.random.Generator, data: bytes) -> tuple[bytes, str]:
         return bytes(changed), f"{kind} at {at}"
     count = int(pick(rng, (1, 2, 7, 64, 512)))
     if kind == "zeros":
-        return data[:at] + bytes(min(count, size - at)) + data[at + count:], f"{count} zeros at {at}"
+        return data[:at] + bytes(min(count, size - at)) + data[at + count :], f"{count} zeros at {at}"
     if kind == "insert":
         return data[:at] + rng.bytes(count) + data[at:], f"{count} bytes put in at {at}"
     if kind == "repeat":
-        return data[:at] + data[at:at + count] + data[at:], f"{count} bytes twice at {at}"
+        return data[:at] + data[at : at + count] + data[at:], f"{count} bytes twice at {at}"
     if kind == "remove":
-        return data[:at] + data[at + count:], f"{count} bytes left out at {at}"
+        return data[:at] + data[at + count :], f"{count} bytes left out at {at}"
     return data + rng.bytes(count), f"{count} bytes behind the end"
 
 
@@ -51,9 +94,14 @@ def of_json(rng: np.random.Generator, values: Any) -> tuple[Any, str]:
     if holder is None:
         value = pick(rng, VALUES)
         return value, f"all of it is {value!r:.40}"
-    kind, node = pick(rng, ("value", "value", "number", "delete", "wrap", "type", "nest", "double", "rename")), holder[key]
+    kind, node = (
+        pick(rng, ("value", "value", "number", "delete", "wrap", "type", "nest", "double", "rename")),
+        holder[key],
+    )
     if kind == "number" and isinstance(node, int | float) and not isinstance(node, bool):
-        holder[key] = pick(rng, (*NUMBERS, -node, str(node), *([node + 1, node * 1000, float(node)] if abs(node) < 1e15 else [])))
+        holder[key] = pick(
+            rng, (*NUMBERS, -node, str(node), *([node + 1, node * 1000, float(node)] if abs(node) < 1e15 else []))
+        )
     elif kind == "delete":
         del holder[key]
     elif kind == "wrap":

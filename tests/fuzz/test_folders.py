@@ -5,62 +5,39 @@ from __future__ import annotations
 import csv
 import os
 import posixpath
-import socket
 from pathlib import Path
 
 import numpy as np
 from fuzz import harness
 from fuzz.harness import Case
+from fuzz.made import NAMES, SPECIAL, special, tree
 from fuzz.mutate import of_text, pick
-from fuzz.test_images import encoded
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-PHOTO = encoded("JPEG", size=(8, 8))
 
 
-def tree(folder: Path, *files: str, data: bytes = PHOTO) -> None:
-    for file in files:
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file).write_bytes(data)
-
-
-def special(kind: str, path: Path) -> None:
-    """A name with an image's suffix that is no ordinary file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "socket":
-        here = os.getcwd()
-        os.chdir(path.parent)  # the names of sockets are short
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind(path.name)
-        os.chdir(here)
-    elif kind == "folder":
-        path.mkdir()
-    elif kind == "full folder":
-        tree(path, "inner.jpg")
-    else:
-        path.symlink_to({"zero": "/dev/zero", "stdin": "/dev/stdin", "random": "/dev/urandom", "nowhere": "missing",
-                         "loop": path.name, "parent": "..", "memory": "/proc/self/mem", "root": "/proc"}[kind])
-
-
-SPECIAL = ("pipe", "socket", "folder", "full folder", "zero", "stdin", "random", "nowhere", "loop", "parent", "memory")
-NAMES = ("é.jpg", "é.jpg", "A.JPG", "a b.jpg", " .jpg", "x\ny.jpg", "[bold]x.jpg", "\x1b[31mred.jpg", "\udcff.jpg",
-         "a" * 251 + ".jpg", ".hidden.jpg", "x.jpg.txt", "x.", "Thumbs.db", "desktop.ini", "x.JFIF", "a,b;c.jpg", "~.jpg",
-         "-rf.jpg", "..jpg", "\u202egpj.exe.jpg", "x.tar", "x.heic", "x.svg", "$(touch sprung).jpg", "x.jpg ", "x.py")
 LAYOUTS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("flat", ("{c}/{i}.jpg",)), ("splits", ("train/{c}/{i}.jpg", "val/{c}/{i}.jpg")),
-    ("capitals", ("Training/{c}/{i}.jpg", "Testing/{c}/{i}.jpg")), ("upper", ("TRAIN/{c}/{i}.jpg", "TEST/{c}/{i}.jpg")),
-    ("below", ("archive/train/{c}/{i}.jpg", "archive/val/{c}/{i}.jpg")), ("deep", ("{c}/a/b/{i}.jpg",)),
-    ("no classes", ("{i}.jpg",)), ("split, no classes", ("train/{i}.jpg", "val/{i}.jpg")),
-    ("split and classes", ("train/{c}/{i}.jpg", "{c}/{i}.jpg")), ("only test", ("test/{c}/{i}.jpg",)),
+    ("flat", ("{c}/{i}.jpg",)),
+    ("splits", ("train/{c}/{i}.jpg", "val/{c}/{i}.jpg")),
+    ("capitals", ("Training/{c}/{i}.jpg", "Testing/{c}/{i}.jpg")),
+    ("upper", ("TRAIN/{c}/{i}.jpg", "TEST/{c}/{i}.jpg")),
+    ("below", ("archive/train/{c}/{i}.jpg", "archive/val/{c}/{i}.jpg")),
+    ("deep", ("{c}/a/b/{i}.jpg",)),
+    ("no classes", ("{i}.jpg",)),
+    ("split, no classes", ("train/{i}.jpg", "val/{i}.jpg")),
+    ("split and classes", ("train/{c}/{i}.jpg", "{c}/{i}.jpg")),
+    ("only test", ("test/{c}/{i}.jpg",)),
     ("both spellings", ("val/{c}/{i}.jpg", "validation/{c}/{i}.jpg", "train/{c}/{i}.jpg")),
-    ("case", ("train/{c}/{i}.jpg", "Train/{c}/{i}.jpg")), ("class and images", ("{c}/{i}.jpg", "{i}.jpg")),
-    ("other class in val", ("train/{c}/{i}.jpg", "val/{c}x/{i}.jpg")), ("a class named test", ("test/{i}.jpg",
-                                                                                              "cat/{i}.jpg")),
-    ("images", ("images/{c}/{i}.jpg", "masks/{c}/{i}.png")), ("nothing", ()), ("other files", ("{c}/{i}.txt",)),
-    ("voc", ("Annotations/{i}.xml", "JPEGImages/{i}.jpg")), ("long", ("/".join(["deep"] * 60) + "/{c}/{i}.jpg",)),
+    ("case", ("train/{c}/{i}.jpg", "Train/{c}/{i}.jpg")),
+    ("class and images", ("{c}/{i}.jpg", "{i}.jpg")),
+    ("other class in val", ("train/{c}/{i}.jpg", "val/{c}x/{i}.jpg")),
+    ("a class named test", ("test/{i}.jpg", "cat/{i}.jpg")),
+    ("images", ("images/{c}/{i}.jpg", "masks/{c}/{i}.png")),
+    ("nothing", ()),
+    ("other files", ("{c}/{i}.txt",)),
+    ("voc", ("Annotations/{i}.xml", "JPEGImages/{i}.jpg")),
+    ("long", ("/".join(["deep"] * 60) + "/{c}/{i}.jpg",)),
 )
 
 
@@ -69,8 +46,21 @@ def folders(rng: np.random.Generator, number: int, folder: Path) -> Case:
     root = folder / "photos"
     root.mkdir()
     layout, patterns = LAYOUTS[number % len(LAYOUTS)]
-    classes = pick(rng, (("cat", "dog"), ("cat", "dog"), ("cat",), ("é", "é"), ("Cat", "cat"), ("x\ny", "z"),
-                         ("0", "1", "2"), (".cat", "dog"), ("[b]", "[/b]"), ("\udcff", "dog")))
+    classes = pick(
+        rng,
+        (
+            ("cat", "dog"),
+            ("cat", "dog"),
+            ("cat",),
+            ("é", "é"),
+            ("Cat", "cat"),
+            ("x\ny", "z"),
+            ("0", "1", "2"),
+            (".cat", "dog"),
+            ("[b]", "[/b]"),
+            ("\udcff", "dog"),
+        ),
+    )
     for pattern in patterns:
         for name in classes:
             tree(root, *(pattern.format(c=name, i=i) for i in range(int(rng.integers(1, 5)))))
@@ -124,8 +114,11 @@ def lists_all_files(folder: Path, arguments: list[str]) -> str | None:
                 continue
             if not (root / id_).is_file():
                 return f"{id_!r} is no file"
-        if all(name.lower() in SPLITS for name in dataset.classes) and len(dataset.classes) > 1 and any(
-                path.is_dir() for name in dataset.classes for path in root.rglob(f"{name}/*")):
+        if (
+            all(name.lower() in SPLITS for name in dataset.classes)
+            and len(dataset.classes) > 1
+            and any(path.is_dir() for name in dataset.classes for path in root.rglob(f"{name}/*"))
+        ):
             return f"splits are classes: {dataset.classes}"
         for name in dataset.classes:
             for place in root.rglob(name):
@@ -154,18 +147,46 @@ w.jpg,,val
 v.jpg,dog,val
 """
 CSV_BY_HAND = (
-    "", "path,labels\n", "path\nx.jpg\n", "labels,path\ncat,x.jpg\n", "path,label\nx.jpg,cat\n", "path,labels\nx.jpg\n",
-    "path,labels\nx.jpg,cat,dog\n", "path;labels\nx.jpg;cat\n", "path\tlabels\nx.jpg\tcat\n", "\ufeffpath,labels\nx.jpg,cat",
-    "path,labels\r\nx.jpg,cat\r\n", "path,labels\rx.jpg,cat\r", 'path,labels\n"x.jpg,cat\n', 'path,labels\n"x.jpg","a\nb"\n',
-    "path,labels\n../x.jpg,cat\n", "path,labels\n/etc/passwd,cat\n", "path,labels\nx.jpg,cat\nx.jpg,dog\n",
-    "path,labels\n./x.jpg,cat\nx.jpg,dog\n", "path,labels\nx.jpg,cat;cat\n", "path,labels\nx.jpg,;;;\n",
-    "path,labels\nX.JPG,cat\n", "path,labels\nx.jpg,\0\n", "path,labels\n" + "x" * 200_000 + ",cat\n",
-    "path,labels\nx.jpg," + ";".join(map(str, range(30_000))) + "\n", "path,path,labels\nx.jpg,w.jpg,cat\n",
-    "path,labels,labels\nx.jpg,cat,dog\n", " path , labels \n x.jpg , cat \n", "path,labels\n\n\nx.jpg,cat\n\n",
-    "path,labels\n# comment,cat\n", "path,labels\ndeep,cat\n", "path,labels\n,cat\n", "path,labels\nx.jpg,[red]cat[/red]\n",
-    "path,labels\nx.jpg,cat\n" + "".join(f"w{i}.jpg,dog\n" for i in range(20_000)), "path,labels\npipe.jpg,cat\n",
-    "path,labels\nzero.jpg,cat\n", "path,labels\ndeep\\y, z.jpg,cat\n", "path,labels\nnowhere.jpg,cat\n",
-    'path,labels\n"deep/y, z.jpg",cat', "Path,Labels\nx.jpg,cat\n", "path,labels,split\nx.jpg,cat,\n",
+    "",
+    "path,labels\n",
+    "path\nx.jpg\n",
+    "labels,path\ncat,x.jpg\n",
+    "path,label\nx.jpg,cat\n",
+    "path,labels\nx.jpg\n",
+    "path,labels\nx.jpg,cat,dog\n",
+    "path;labels\nx.jpg;cat\n",
+    "path\tlabels\nx.jpg\tcat\n",
+    "\ufeffpath,labels\nx.jpg,cat",
+    "path,labels\r\nx.jpg,cat\r\n",
+    "path,labels\rx.jpg,cat\r",
+    'path,labels\n"x.jpg,cat\n',
+    'path,labels\n"x.jpg","a\nb"\n',
+    "path,labels\n../x.jpg,cat\n",
+    "path,labels\n/etc/passwd,cat\n",
+    "path,labels\nx.jpg,cat\nx.jpg,dog\n",
+    "path,labels\n./x.jpg,cat\nx.jpg,dog\n",
+    "path,labels\nx.jpg,cat;cat\n",
+    "path,labels\nx.jpg,;;;\n",
+    "path,labels\nX.JPG,cat\n",
+    "path,labels\nx.jpg,\0\n",
+    "path,labels\n" + "x" * 200_000 + ",cat\n",
+    "path,labels\nx.jpg," + ";".join(map(str, range(30_000))) + "\n",
+    "path,path,labels\nx.jpg,w.jpg,cat\n",
+    "path,labels,labels\nx.jpg,cat,dog\n",
+    " path , labels \n x.jpg , cat \n",
+    "path,labels\n\n\nx.jpg,cat\n\n",
+    "path,labels\n# comment,cat\n",
+    "path,labels\ndeep,cat\n",
+    "path,labels\n,cat\n",
+    "path,labels\nx.jpg,[red]cat[/red]\n",
+    "path,labels\nx.jpg,cat\n" + "".join(f"w{i}.jpg,dog\n" for i in range(20_000)),
+    "path,labels\npipe.jpg,cat\n",
+    "path,labels\nzero.jpg,cat\n",
+    "path,labels\ndeep\\y, z.jpg,cat\n",
+    "path,labels\nnowhere.jpg,cat\n",
+    'path,labels\n"deep/y, z.jpg",cat',
+    "Path,Labels\nx.jpg,cat\n",
+    "path,labels,split\nx.jpg,cat,\n",
 )
 
 
@@ -177,8 +198,12 @@ def csv_files(rng: np.random.Generator, number: int, folder: Path) -> Case:
     data, what = (CSV_BY_HAND[number].encode(), "by hand") if number < len(CSV_BY_HAND) else of_text(rng, CSV)
     (folder / "labels.csv").write_bytes(data)
     fields = pick(rng, ("", "", "", ":split=train", ":multi_label=false", ":root=deep"))
-    return Case(("data", "inspect", f"labels.csv{fields}"), ("labels.csv", ".jpg"), f"{what} {data!r:.200}",
-                check="fuzz.test_folders:equals_csv")
+    return Case(
+        ("data", "inspect", f"labels.csv{fields}"),
+        ("labels.csv", ".jpg"),
+        f"{what} {data!r:.200}",
+        check="fuzz.test_folders:equals_csv",
+    )
 
 
 def equals_csv(folder: Path, arguments: list[str]) -> str | None:
@@ -199,7 +224,7 @@ def equals_csv(folder: Path, arguments: list[str]) -> str | None:
     for row in rows:
         if len(row) != len(header) and len(row) <= max(path, labels):
             return f"a row of {len(row)} values: {row}"
-        if source.split is None or source.split in row[header.index("split"):][:1]:
+        if source.split is None or source.split in row[header.index("split") :][:1]:
             names = {name.strip() for name in row[labels].split(";")} - {""}
             expected[posixpath.normpath(row[path].strip().replace("\\", "/"))] = names
     found = {}

@@ -94,17 +94,34 @@ def same(folder, arguments):
     return None
 
 
-@pytest.mark.parametrize(("entry", "compare", "expect", "reason"), [
-    ("crash", None, "any", "killed by SIGSEGV"), ("hang", None, "any", "no end in 1 s"), ("allocate", None, "any", "more than 2 GiB"),
-    ("allocate_for_a_moment", None, "any", "GiB resident"), ("raise_error", None, "any", "exit code 1"),
-    ("report_a_bug", None, "any", "exit code 1"), ("print_traceback", None, "any", "exit code 2"), ("explain", None, "any", "in 2 lines"),
-    ("riddle", None, "any", "names none of in.txt"), ("repeat", None, "any", "in 10,"), ("leave", None, "any", "left with 0"),
-    ("accept", "wrong", "any", "read wrongly: 3 instead of 4"), ("accept", "crash_when_compared", "any", "killed by SIGSEGV"),
-    ("accept", None, "refused", "accepted, though"), ("refuse", None, "accepted", "sound, and refused"),
-])
+@pytest.mark.parametrize(
+    ("entry", "compare", "expect", "reason"),
+    [
+        ("crash", None, "any", "killed by SIGSEGV"),
+        ("hang", None, "any", "no end in 1 s"),
+        ("allocate", None, "any", "more than 2 GiB"),
+        ("allocate_for_a_moment", None, "any", "GiB resident"),
+        ("raise_error", None, "any", "exit code 1"),
+        ("report_a_bug", None, "any", "exit code 1"),
+        ("print_traceback", None, "any", "exit code 2"),
+        ("explain", None, "any", "in 2 lines"),
+        ("riddle", None, "any", "names none of in.txt"),
+        ("repeat", None, "any", "in 10,"),
+        ("leave", None, "any", "left with 0"),
+        ("accept", "wrong", "any", "read wrongly: 3 instead of 4"),
+        ("accept", "crash_when_compared", "any", "killed by SIGSEGV"),
+        ("accept", None, "refused", "accepted, though"),
+        ("refuse", None, "accepted", "sound, and refused"),
+    ],
+)
 def test_faults_are_noticed(worker, tmp_path, entry, compare, expect, reason):
-    result = worker.call((), tmp_path, f"fuzz.test_harness:{entry}", compare and f"fuzz.test_harness:{compare}",
-                         seconds=1 if entry == "hang" else None)
+    result = worker.call(
+        (),
+        tmp_path,
+        f"fuzz.test_harness:{entry}",
+        compare and f"fuzz.test_harness:{compare}",
+        seconds=1 if entry == "hang" else None,
+    )
     with pytest.raises(Failed, match=re.escape(reason)):
         verdict(Case((), ("in.txt",), expect=expect), result)
 

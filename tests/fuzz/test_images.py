@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from fuzz import harness
 from fuzz.harness import Case
+from fuzz.made import encoded, flat_png, oriented, png, png_chunk
 from fuzz.mutate import of_bytes, pick
 from PIL import Image, ImageOps, PngImagePlugin
 
@@ -17,61 +18,36 @@ LARGEST_COMPARED = 20_000_000
 """Pixels above which only the package decodes: the reference would need as much memory again."""
 
 
-def pixels(seed: int = 0, height: int = 40, width: int = 56) -> np.ndarray:
-    """Smooth, so that JPEG's rounding is small."""
-    y, x = np.mgrid[:height, :width]
-    return np.stack([y * 255 / height, x * 255 / width, (x + y + 37 * seed) % 256], 2).astype(np.uint8)
-
-
-def encoded(form: str, mode: str = "RGB", seed: int = 0, size: tuple[int, int] = (40, 56), **options) -> bytes:
-    buffer, image = io.BytesIO(), Image.fromarray(pixels(seed, *size))
-    if mode == "I;16":
-        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
-    elif mode != "RGB":
-        image = image.convert(mode)
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
-def oriented(value: int) -> Image.Exif:
-    exif = Image.Exif()
-    exif[0x0112] = value
-    return exif
-
-
 SOUND: tuple[tuple[str, str, dict], ...] = (
-    ("jpg", "JPEG", {"quality": 95}), ("jpeg", "JPEG", {"progressive": True, "quality": 95}),
-    ("jpg", "JPEG", {"mode": "L", "quality": 95}), ("jpg", "JPEG", {"mode": "CMYK", "quality": 95}),
-    ("jpg", "JPEG", {"exif": oriented(6), "quality": 95}), ("JPG", "JPEG", {"subsampling": 2, "quality": 95}),
-    ("jpg", "JPEG", {"restart_marker_blocks": 2, "quality": 95}), ("jfif", "JPEG", {"quality": 95}),
-    ("png", "PNG", {}), ("png", "PNG", {"mode": "RGBA"}), ("PNG", "PNG", {"mode": "P"}), ("png", "PNG", {"mode": "1"}),
-    ("png", "PNG", {"mode": "I;16"}), ("png", "PNG", {"mode": "LA"}), ("png", "PNG", {"exif": oriented(5)}),
-    ("webp", "WEBP", {"lossless": True}), ("webp", "WEBP", {"mode": "RGBA", "lossless": True}), ("gif", "GIF", {}),
-    ("gif", "GIF", {"mode": "P", "transparency": 3}), ("bmp", "BMP", {}), ("bmp", "BMP", {"mode": "1"}),
-    ("tif", "TIFF", {}), ("tiff", "TIFF", {"compression": "tiff_lzw"}), ("tif", "TIFF", {"mode": "I;16"}),
-    ("tif", "TIFF", {"mode": "F"}), ("tif", "TIFF", {"exif": oriented(8)}), ("tif", "TIFF", {"mode": "CMYK"}),
+    ("jpg", "JPEG", {"quality": 95}),
+    ("jpeg", "JPEG", {"progressive": True, "quality": 95}),
+    ("jpg", "JPEG", {"mode": "L", "quality": 95}),
+    ("jpg", "JPEG", {"mode": "CMYK", "quality": 95}),
+    ("jpg", "JPEG", {"exif": oriented(6), "quality": 95}),
+    ("JPG", "JPEG", {"subsampling": 2, "quality": 95}),
+    ("jpg", "JPEG", {"restart_marker_blocks": 2, "quality": 95}),
+    ("jfif", "JPEG", {"quality": 95}),
+    ("png", "PNG", {}),
+    ("png", "PNG", {"mode": "RGBA"}),
+    ("PNG", "PNG", {"mode": "P"}),
+    ("png", "PNG", {"mode": "1"}),
+    ("png", "PNG", {"mode": "I;16"}),
+    ("png", "PNG", {"mode": "LA"}),
+    ("png", "PNG", {"exif": oriented(5)}),
+    ("webp", "WEBP", {"lossless": True}),
+    ("webp", "WEBP", {"mode": "RGBA", "lossless": True}),
+    ("gif", "GIF", {}),
+    ("gif", "GIF", {"mode": "P", "transparency": 3}),
+    ("bmp", "BMP", {}),
+    ("bmp", "BMP", {"mode": "1"}),
+    ("tif", "TIFF", {}),
+    ("tiff", "TIFF", {"compression": "tiff_lzw"}),
+    ("tif", "TIFF", {"mode": "I;16"}),
+    ("tif", "TIFF", {"mode": "F"}),
+    ("tif", "TIFF", {"exif": oriented(8)}),
+    ("tif", "TIFF", {"mode": "CMYK"}),
     ("tif", "TIFF", {"compression": "jpeg"}),
 )
-
-
-def png_chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
-def png(width: int, height: int, depth: int = 8, colours: int = 2, body: bytes | None = None, more: bytes = b"",
-        interlace: int = 0) -> bytes:
-    """A PNG file with this header, whatever its pixels."""
-    header = struct.pack(">IIBBBBB", width & 2**32 - 1, height & 2**32 - 1, depth, colours, 0, 0, interlace)
-    body = zlib.compress(bytes(2000)) if body is None else body
-    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + more + png_chunk(b"IDAT", body) + png_chunk(b"IEND", b"")
-
-
-def flat_png(side: int, depth: int, colours: int, more: bytes = b"") -> bytes:
-    """A sound PNG of ``side`` squared zeros."""
-    row = 1 + -(-side * depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colours] // 8)
-    packer = zlib.compressobj(1)
-    body = b"".join(packer.compress(bytes(row)) for _ in range(side)) + packer.flush()
-    return png(side, side, depth, colours, body, more)
 
 
 def jpeg_sized(width: int, height: int) -> bytes:
@@ -98,8 +74,9 @@ def jpeg_scan_end(value: int) -> bytes:
 def exif_loop() -> bytes:
     """EXIF whose directory points to itself."""
     entry = struct.pack(">HHII", 0x8769, 4, 1, 8)
-    return jpeg_with(0xE1, b"Exif\0\0" + b"MM\0*" + struct.pack(">I", 8) + struct.pack(">H", 1) + entry + struct.pack(
-        ">I", 8))
+    return jpeg_with(
+        0xE1, b"Exif\0\0" + b"MM\0*" + struct.pack(">I", 8) + struct.pack(">H", 1) + entry + struct.pack(">I", 8)
+    )
 
 
 def tiff(tags: dict[int, tuple[int, int, int]]) -> bytes:
@@ -109,23 +86,33 @@ def tiff(tags: dict[int, tuple[int, int, int]]) -> bytes:
 
 
 BY_HAND: tuple[tuple[str, str, object], ...] = (
-    ("empty.jpg", "any", lambda: b""), ("empty.png", "any", lambda: b""), ("zeros.webp", "any", lambda: bytes(4096)),
+    ("empty.jpg", "any", lambda: b""),
+    ("empty.png", "any", lambda: b""),
+    ("zeros.webp", "any", lambda: bytes(4096)),
     ("text.jpg", "any", lambda: b"<html>404 not found</html>"),
-    ("png.jpg", "accepted", lambda: encoded("PNG")), ("jpeg.png", "accepted", lambda: encoded("JPEG", quality=95)),
+    ("png.jpg", "accepted", lambda: encoded("PNG")),
+    ("jpeg.png", "accepted", lambda: encoded("JPEG", quality=95)),
     ("webp.bmp", "accepted", lambda: encoded("WEBP", lossless=True)),
-    ("huge.png", "any", lambda: png(2**31 - 1, 2**31 - 1)), ("wide.png", "any", lambda: png(178_000_000, 1)),
-    ("minus.png", "any", lambda: png(-1, -1)), ("none.png", "any", lambda: png(0, 10)),
-    ("bits.png", "any", lambda: png(8, 8, depth=7)), ("colours.png", "any", lambda: png(8, 8, colours=5)),
-    ("palette.png", "any", lambda: png(8, 8, colours=3)), ("interlace.png", "any", lambda: png(8, 8, interlace=9)),
+    ("huge.png", "any", lambda: png(2**31 - 1, 2**31 - 1)),
+    ("wide.png", "any", lambda: png(178_000_000, 1)),
+    ("minus.png", "any", lambda: png(-1, -1)),
+    ("none.png", "any", lambda: png(0, 10)),
+    ("bits.png", "any", lambda: png(8, 8, depth=7)),
+    ("colours.png", "any", lambda: png(8, 8, colours=5)),
+    ("palette.png", "any", lambda: png(8, 8, colours=3)),
+    ("interlace.png", "any", lambda: png(8, 8, interlace=9)),
     ("profile.png", "any", lambda: png(8, 8, more=png_chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(50_000_000))))),
     ("text.png", "any", lambda: png(8, 8, more=png_chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(90_000_000))))),
-    ("bomb.png", "any", lambda: flat_png(13_000, 1, 0)), ("grey.png", "any", lambda: flat_png(13_000, 1, 3, png_chunk(
-        b"PLTE", bytes(6)) + png_chunk(b"tRNS", b"\0"))),
+    ("bomb.png", "any", lambda: flat_png(13_000, 1, 0)),
+    ("grey.png", "any", lambda: flat_png(13_000, 1, 3, png_chunk(b"PLTE", bytes(6)) + png_chunk(b"tRNS", b"\0"))),
     ("over.png", "any", lambda: flat_png(14_000, 1, 0)),
     ("animated.png", "any", lambda: png(8, 8, more=png_chunk(b"acTL", struct.pack(">II", 2**31, 0)))),
-    ("claims.jpg", "any", lambda: jpeg_sized(65_535, 65_535)), ("tall.jpg", "any", lambda: jpeg_sized(1, 65_500)),
-    ("claims22.jpg", "any", lambda: jpeg_sized(22_000, 22_000)), ("flat.jpg", "any", lambda: jpeg_sized(0, 40)),
-    ("phone.jpg", "accepted", lambda: jpeg_scan_end(0)), ("loop.jpg", "any", exif_loop),
+    ("claims.jpg", "any", lambda: jpeg_sized(65_535, 65_535)),
+    ("tall.jpg", "any", lambda: jpeg_sized(1, 65_500)),
+    ("claims22.jpg", "any", lambda: jpeg_sized(22_000, 22_000)),
+    ("flat.jpg", "any", lambda: jpeg_sized(0, 40)),
+    ("phone.jpg", "accepted", lambda: jpeg_scan_end(0)),
+    ("loop.jpg", "any", exif_loop),
     ("padded.jpg", "accepted", lambda: encoded("JPEG", quality=95)[:-2] + bytes(64) + b"\xff\xd9"),
     ("trailing.jpg", "accepted", lambda: encoded("JPEG", quality=95) + b"motion photo" * 99),
     ("half.jpg", "any", lambda: encoded("JPEG", quality=95)[:-400]),
@@ -135,23 +122,64 @@ BY_HAND: tuple[tuple[str, str, object], ...] = (
     ("profile.jpg", "any", lambda: jpeg_with(0xE2, b"ICC_PROFILE\0\1\1" + bytes(60_000))),
     ("xmp.jpg", "accepted", lambda: jpeg_with(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + b"<" * 60_000)),
     ("size.tif", "any", lambda: tiff({256: (4, 1, 2**31), 257: (4, 1, 2**31), 258: (3, 1, 8), 262: (3, 1, 1)})),
-    ("strips.tif", "any", lambda: tiff({256: (4, 1, 64), 257: (4, 1, 64), 258: (3, 1, 8), 259: (3, 1, 1),
-                                        262: (3, 1, 1), 273: (4, 1, 2**31), 278: (4, 1, 64), 279: (4, 1, 4096)})),
+    (
+        "strips.tif",
+        "any",
+        lambda: tiff(
+            {
+                256: (4, 1, 64),
+                257: (4, 1, 64),
+                258: (3, 1, 8),
+                259: (3, 1, 1),
+                262: (3, 1, 1),
+                273: (4, 1, 2**31),
+                278: (4, 1, 64),
+                279: (4, 1, 4096),
+            }
+        ),
+    ),
     ("count.tif", "any", lambda: tiff({256: (4, 2**31, 8), 257: (4, 1, 64), 262: (3, 1, 1)})),
-    ("line.gif", "any", lambda: b"GIF89a" + struct.pack("<HHBBB", 65_535, 65_535, 0x80, 0, 0) + bytes(6) + b"," +
-     struct.pack("<HHHHB", 0, 0, 65_535, 65_535, 0) + b"\x02\x01\x44\x00;"),
-    ("big.bmp", "any", lambda: b"BM" + struct.pack("<IIIIiiHHIIIIII", 100, 0, 54, 40, 13_000, 13_000, 1, 24, 0, 0, 0, 0,
-                                                   0, 0)),
-    ("minus.bmp", "any", lambda: b"BM" + struct.pack("<IIIIiiHHIIIIII", 100, 0, 54, 40, -8, -8, 1, 24, 0, 0, 0, 0, 0,
-                                                     0) + bytes(300)),
-    ("size.webp", "any", lambda: b"RIFF" + struct.pack("<I", 2**32 - 1) + b"WEBPVP8L" + struct.pack("<I", 2**32 - 1) +
-     b"\x2f\xff\xff\xff\x0f" + bytes(99)),
-    ("cut.heic", "any", lambda: b"\0\0\0\x18ftypheic" + bytes(40)), ("avif.jpg", "any", lambda: b"\0\0\0\x18ftypavif" +
-                                                                     bytes(40)),
+    (
+        "line.gif",
+        "any",
+        lambda: (
+            b"GIF89a"
+            + struct.pack("<HHBBB", 65_535, 65_535, 0x80, 0, 0)
+            + bytes(6)
+            + b","
+            + struct.pack("<HHHHB", 0, 0, 65_535, 65_535, 0)
+            + b"\x02\x01\x44\x00;"
+        ),
+    ),
+    (
+        "big.bmp",
+        "any",
+        lambda: b"BM" + struct.pack("<IIIIiiHHIIIIII", 100, 0, 54, 40, 13_000, 13_000, 1, 24, 0, 0, 0, 0, 0, 0),
+    ),
+    (
+        "minus.bmp",
+        "any",
+        lambda: b"BM" + struct.pack("<IIIIiiHHIIIIII", 100, 0, 54, 40, -8, -8, 1, 24, 0, 0, 0, 0, 0, 0) + bytes(300),
+    ),
+    (
+        "size.webp",
+        "any",
+        lambda: (
+            b"RIFF"
+            + struct.pack("<I", 2**32 - 1)
+            + b"WEBPVP8L"
+            + struct.pack("<I", 2**32 - 1)
+            + b"\x2f\xff\xff\xff\x0f"
+            + bytes(99)
+        ),
+    ),
+    ("cut.heic", "any", lambda: b"\0\0\0\x18ftypheic" + bytes(40)),
+    ("avif.jpg", "any", lambda: b"\0\0\0\x18ftypavif" + bytes(40)),
     ("postscript.jpg", "any", lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n(x) print quit\n"),
     ("vector.png", "any", lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
     ("pdf.png", "any", lambda: b"%PDF-1.4\n1 0 obj\n<<>>\nendobj\n"),
-    ("icon.png", "any", lambda: encoded("ICO")), ("pixmap.bmp", "any", lambda: b"P6\n99999 99999\n255\n"),
+    ("icon.png", "any", lambda: encoded("ICO")),
+    ("pixmap.bmp", "any", lambda: b"P6\n99999 99999\n255\n"),
 )
 
 

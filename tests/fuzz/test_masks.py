@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 from fuzz import harness
 from fuzz.harness import Case
+from fuzz.made import SPECIAL, encoded, flat_png, oriented, png, special
 from fuzz.mutate import TEXTS, of_bytes, of_json_bytes, of_text, pick
-from fuzz.test_folders import SPECIAL, special
-from fuzz.test_images import encoded, flat_png, oriented, png
 from PIL import Image
 
 SIZE = (6, 8)
@@ -36,24 +35,85 @@ def mask(values=(0, 1, 2, 255), mode: str = "L", form: str = "PNG", size: tuple[
 
 
 MASKS = (
-    lambda: mask((0, 255)), lambda: mask((255,)), lambda: mask((0,)), lambda: mask((1,)), lambda: mask((0, 1), "1"),
-    lambda: mask(mode="P"), lambda: mask((0, 1, 2, 300), "I;16"), lambda: mask((0, 1, 2, 65_535), "I;16"), lambda: mask(mode="RGB"),
-    lambda: mask(mode="RGBA"), lambda: mask(mode="LA"), lambda: mask(size=(8, 6)), lambda: mask(size=(6, 9)), lambda: mask(form="JPEG"),
-    lambda: mask(form="GIF"), lambda: mask(form="TIFF"), lambda: mask((0, 1, 2, 3)), lambda: mask(exif=oriented(6)), lambda: b"",
-    lambda: mask(exif=oriented(6), size=(8, 6)), lambda: mask(mode="P", transparency=1), lambda: png(*SIZE[::-1], depth=16, colours=2),
-    lambda: flat_png(13_000, 1, 0), lambda: png(2**31 - 1, 2**31 - 1, colours=0), lambda: mask(mode="P", bits=2, values=(0, 1, 2, 3)),
+    lambda: mask((0, 255)),
+    lambda: mask((255,)),
+    lambda: mask((0,)),
+    lambda: mask((1,)),
+    lambda: mask((0, 1), "1"),
+    lambda: mask(mode="P"),
+    lambda: mask((0, 1, 2, 300), "I;16"),
+    lambda: mask((0, 1, 2, 65_535), "I;16"),
+    lambda: mask(mode="RGB"),
+    lambda: mask(mode="RGBA"),
+    lambda: mask(mode="LA"),
+    lambda: mask(size=(8, 6)),
+    lambda: mask(size=(6, 9)),
+    lambda: mask(form="JPEG"),
+    lambda: mask(form="GIF"),
+    lambda: mask(form="TIFF"),
+    lambda: mask((0, 1, 2, 3)),
+    lambda: mask(exif=oriented(6)),
+    lambda: b"",
+    lambda: mask(exif=oriented(6), size=(8, 6)),
+    lambda: mask(mode="P", transparency=1),
+    lambda: png(*SIZE[::-1], depth=16, colours=2),
+    lambda: flat_png(13_000, 1, 0),
+    lambda: png(2**31 - 1, 2**31 - 1, colours=0),
+    lambda: mask(mode="P", bits=2, values=(0, 1, 2, 3)),
 )
 CLASS_FILES: tuple[tuple[str, bytes], ...] = tuple(
-    ("classes.txt", text.encode(errors="surrogatepass")) for text in (
-        "", "\n", "cat\ndog\n", "cat\ncat\n", "cat\n", "background\ncat\ndog\n", "0 background\n1 cat\n2 dog\n255 void\n", "1 cat\n1 dog\n",
-        "70000 cat\n1 dog\n2 x\n", "1 cat\n2 dog\n0 sky\n", "255 cat\n", "-1 cat\n", "1:cat\n2:dog\n", "1,cat\n2,dog\n", "1 cat\ndog\n",
-        "\n".join(f"c{i}" for i in range(300)), "1 " + "a" * 5000 + "\n2 dog\n", "9" * 5000 + " cat\n", "٣ cat\n١ dog\n", *TEXTS)
-) + tuple(("classes.json", text) for text in (
-    b'["cat", "dog"]', b'{"1": "cat", "2": "dog"}', b'{"1": "cat", "1": "dog"}', b'{"1": 1, "2": 2}', b'{"a": "cat"}', b"null", b"[]", b"{}",
-    b'{"1e400": "cat"}', b'[{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]', b'[{"id": 1e400, "name": "cat"}]', b"[" * 100_000,
-    b'{"categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]}', b'{"categories": 3}', b'{"categories": {"1": "cat"}}',
-    b'["cat", 3]', b'["cat", ["dog"]]', b'{"1.0": "cat", "2": "dog"}', b'{" 1 ": "cat", "2": "dog"}', b'{"70000": "cat", "1": "a", "2": "b"}',
-    b'{"1": "cat", "2": null}', b'"cat"', b"[NaN]", json.dumps(["cat", "dog"]).encode("utf-16")))
+    ("classes.txt", text.encode(errors="surrogatepass"))
+    for text in (
+        "",
+        "\n",
+        "cat\ndog\n",
+        "cat\ncat\n",
+        "cat\n",
+        "background\ncat\ndog\n",
+        "0 background\n1 cat\n2 dog\n255 void\n",
+        "1 cat\n1 dog\n",
+        "70000 cat\n1 dog\n2 x\n",
+        "1 cat\n2 dog\n0 sky\n",
+        "255 cat\n",
+        "-1 cat\n",
+        "1:cat\n2:dog\n",
+        "1,cat\n2,dog\n",
+        "1 cat\ndog\n",
+        "\n".join(f"c{i}" for i in range(300)),
+        "1 " + "a" * 5000 + "\n2 dog\n",
+        "9" * 5000 + " cat\n",
+        "\u0663 cat\n\u0661 dog\n",
+        *TEXTS,
+    )
+) + tuple(
+    ("classes.json", text)
+    for text in (
+        b'["cat", "dog"]',
+        b'{"1": "cat", "2": "dog"}',
+        b'{"1": "cat", "1": "dog"}',
+        b'{"1": 1, "2": 2}',
+        b'{"a": "cat"}',
+        b"null",
+        b"[]",
+        b"{}",
+        b'{"1e400": "cat"}',
+        b'[{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]',
+        b'[{"id": 1e400, "name": "cat"}]',
+        b"[" * 100_000,
+        b'{"categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]}',
+        b'{"categories": 3}',
+        b'{"categories": {"1": "cat"}}',
+        b'["cat", 3]',
+        b'["cat", ["dog"]]',
+        b'{"1.0": "cat", "2": "dog"}',
+        b'{" 1 ": "cat", "2": "dog"}',
+        b'{"70000": "cat", "1": "a", "2": "b"}',
+        b'{"1": "cat", "2": null}',
+        b'"cat"',
+        b"[NaN]",
+        json.dumps(["cat", "dog"]).encode("utf-16"),
+    )
+)
 
 
 def mask_folders(rng: np.random.Generator, number: int, folder: Path) -> Case:
@@ -65,8 +125,13 @@ def mask_folders(rng: np.random.Generator, number: int, folder: Path) -> Case:
         (root / "masks" / f"{i}.png").write_bytes(mask())
     (root / "train.txt").write_text("0\n1\n2.jpg\n")
     named = ["scenes", "train.txt", "classes", "MaskFolder", "'0", "/0"]
-    kind = "mask" if number < len(MASKS) else "classes" if number < len(MASKS) + len(CLASS_FILES) else pick(rng, (
-        "mask", "bytes", "text", "json", "list", "files", "files", "special"))
+    kind = (
+        "mask"
+        if number < len(MASKS)
+        else "classes"
+        if number < len(MASKS) + len(CLASS_FILES)
+        else pick(rng, ("mask", "bytes", "text", "json", "list", "files", "files", "special"))
+    )
     what = kind
     if kind == "mask":
         data = MASKS[number]() if number < len(MASKS) else mask(rng.integers(0, 300, 4), pick(rng, ("L", "P", "I;16")))
@@ -83,8 +148,17 @@ def mask_folders(rng: np.random.Generator, number: int, folder: Path) -> Case:
         data, what = of_text(rng, "0 background\n1 cat\n2 dog\n")
         (root / "classes.txt").write_bytes(data)
     elif kind == "json":
-        data, what = of_json_bytes(rng, pick(rng, (["cat", "dog"], {"1": "cat", "2": "dog"}, {"categories": [
-            {"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]})))
+        data, what = of_json_bytes(
+            rng,
+            pick(
+                rng,
+                (
+                    ["cat", "dog"],
+                    {"1": "cat", "2": "dog"},
+                    {"categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]},
+                ),
+            ),
+        )
         (root / "classes.json").write_bytes(data)
     elif kind == "list":
         data, what = of_text(rng, "0\n1\n2.jpg\n")
@@ -103,8 +177,12 @@ def mask_folders(rng: np.random.Generator, number: int, folder: Path) -> Case:
         (root / "masks" / "0.png").unlink()
         special(kind, root / "masks" / "0.png")
         what += f" {kind}"
-    fields = pick(rng, ("", "", ":split=all", ":others=background", ":unpaired=skip", ":void=(),background=none", ":split=val"))
-    return Case(("data", "inspect", f"scenes{fields}"), tuple(named), what + fields, check="fuzz.test_masks:equals_pillow")
+    fields = pick(
+        rng, ("", "", ":split=all", ":others=background", ":unpaired=skip", ":void=(),background=none", ":split=val")
+    )
+    return Case(
+        ("data", "inspect", f"scenes{fields}"), tuple(named), what + fields, check="fuzz.test_masks:equals_pillow"
+    )
 
 
 def equals_pillow(folder: Path, arguments: list[str]) -> str | None:
@@ -114,8 +192,11 @@ def equals_pillow(folder: Path, arguments: list[str]) -> str | None:
 
     source, root = source_of(arguments[-1]), folder / "scenes"
     dataset = source.open()
-    files = {path.relative_to(root / "masks").with_suffix(""): path for path in (root / "masks").rglob("*")
-             if path.suffix.lower() == ".png"}
+    files = {
+        path.relative_to(root / "masks").with_suffix(""): path
+        for path in (root / "masks").rglob("*")
+        if path.suffix.lower() == ".png"
+    }
     try:
         named = names_of(root, source)
     except Exception as error:  # of any type
@@ -162,7 +243,9 @@ def names_of(root: Path, source) -> dict[int, str] | None:
         if all(len(pair) == 2 and pair[0].isdecimal() for pair in pairs):
             named = [(int(value), name) for value, name in pairs]
         else:
-            named = list(enumerate(lines, 0 if lines[0].lower() in ("background", "__background__", "_background_") else first))
+            named = list(
+                enumerate(lines, 0 if lines[0].lower() in ("background", "__background__", "_background_") else first)
+            )
     elif (root / "classes.json").is_file():
         entries = json.loads((root / "classes.json").read_text("utf-8-sig"), parse_constant=int)
         if isinstance(entries, dict) and "categories" in entries:

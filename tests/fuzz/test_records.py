@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 from fuzz import harness
 from fuzz.harness import Case
+from fuzz.made import encoded, special
 from fuzz.mutate import TEXTS, json_text, of_bytes, of_json_bytes, of_text, pick
-from fuzz.test_folders import special
-from fuzz.test_images import encoded
 
 CLASSES = ("cat", "dog")
 SHARD = {"array_record": "toy-train.array_record-00000-of-00001", "tfrecord": "toy-train.tfrecord-00000-of-00001"}
@@ -96,19 +95,75 @@ def floats(*values: float) -> bytes:
 PHOTO = encoded("JPEG", size=(8, 8))
 GOOD = {"id": texts(b"x"), "image": texts(PHOTO), "label": integers(1)}
 ODD_RECORDS: tuple[bytes, ...] = (
-    b"", b"\0", b"no example", b"\xff" * 100, PHOTO, example(), example(**GOOD | {"label": integers(5)}), example(**GOOD | {"label": integers(-1)}),
-    example(**GOOD | {"label": integers(-7)}), example(**GOOD | {"label": integers(2**40)}), example(**GOOD | {"label": integers()}),
-    example(**GOOD | {"label": integers(0, 1)}), example(**GOOD | {"label": texts(b"cat")}), example(**GOOD | {"label": floats(1.0)}),
-    example(**GOOD | {"image": texts()}), example(**GOOD | {"image": texts(PHOTO, PHOTO)}), example(**GOOD | {"image": integers(3)}),
-    example(**GOOD | {"image": texts(b"")}), example(**GOOD | {"id": texts(b"\xff\xfe")}), example(**GOOD | {"id": texts(b"a\nb")}),
-    example(**GOOD | {"id": texts()}), example(**GOOD | {"id": integers(1)}), example(id=GOOD["id"], image=GOOD["image"]),
-    example(**GOOD, more=texts(b"x" * 1000)), example(**GOOD)[:-3], example(**GOOD) + b"\xff", field(1, b"\xff" * 9), example(**GOOD) * 2,
+    b"",
+    b"\0",
+    b"no example",
+    b"\xff" * 100,
+    PHOTO,
+    example(),
+    example(**GOOD | {"label": integers(5)}),
+    example(**GOOD | {"label": integers(-1)}),
+    example(**GOOD | {"label": integers(-7)}),
+    example(**GOOD | {"label": integers(2**40)}),
+    example(**GOOD | {"label": integers()}),
+    example(**GOOD | {"label": integers(0, 1)}),
+    example(**GOOD | {"label": texts(b"cat")}),
+    example(**GOOD | {"label": floats(1.0)}),
+    example(**GOOD | {"image": texts()}),
+    example(**GOOD | {"image": texts(PHOTO, PHOTO)}),
+    example(**GOOD | {"image": integers(3)}),
+    example(**GOOD | {"image": texts(b"")}),
+    example(**GOOD | {"id": texts(b"\xff\xfe")}),
+    example(**GOOD | {"id": texts(b"a\nb")}),
+    example(**GOOD | {"id": texts()}),
+    example(**GOOD | {"id": integers(1)}),
+    example(id=GOOD["id"], image=GOOD["image"]),
+    example(**GOOD, more=texts(b"x" * 1000)),
+    example(**GOOD)[:-3],
+    example(**GOOD) + b"\xff",
+    field(1, b"\xff" * 9),
+    example(**GOOD) * 2,
 )
 LENGTHS = (0, 1, 2**31, 2**62, 2**63, 2**64 - 1, 2**64 - 16)
-TEMPLATES = ("{SPLIT}", "{NOWHERE}", "{", "", "../../{DATASET}", "/dev/zero", "{DATASET}-{SPLIT}.{FILEFORMAT}", "{0}", "{DATASET.x}", "%s", "{DATASET!r:>999}",
-             "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}", "a" * 5000, "{DATASET}\0", "{SHARD_X_OF_Y}{SHARD_X_OF_Y}")
-LENGTH_LISTS = ([], ["-1"], ["-1", "9"], ["8", "0"], ["8", "8"], ["0"], ["7"], ["9"], ["x"], ["8.5"], [8], ["999999999999999999999"], ["9223372036854775807"] * 2,
-                ["1"] * 8, [None], [["8"]], "8", {"0": "8"}, ["1"] * 3000, ["-8", "16"])
+TEMPLATES = (
+    "{SPLIT}",
+    "{NOWHERE}",
+    "{",
+    "",
+    "../../{DATASET}",
+    "/dev/zero",
+    "{DATASET}-{SPLIT}.{FILEFORMAT}",
+    "{0}",
+    "{DATASET.x}",
+    "%s",
+    "{DATASET!r:>999}",
+    "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}",
+    "a" * 5000,
+    "{DATASET}\0",
+    "{SHARD_X_OF_Y}{SHARD_X_OF_Y}",
+)
+LENGTH_LISTS = (
+    [],
+    ["-1"],
+    ["-1", "9"],
+    ["8", "0"],
+    ["8", "8"],
+    ["0"],
+    ["7"],
+    ["9"],
+    ["x"],
+    ["8.5"],
+    [8],
+    ["999999999999999999999"],
+    ["9223372036854775807"] * 2,
+    ["1"] * 8,
+    [None],
+    [["8"]],
+    "8",
+    {"0": "8"},
+    ["1"] * 3000,
+    ["-8", "16"],
+)
 
 
 def datasets(base: Path, rng: np.random.Generator, number: int, folder: Path) -> Case:
@@ -133,9 +188,28 @@ def datasets(base: Path, rng: np.random.Generator, number: int, folder: Path) ->
         info.write_bytes(json_text(values))
     elif (turn := turn - len(TEMPLATES) - len(LENGTH_LISTS)) < len(LENGTHS) and form == "tfrecord":
         what = f"length {LENGTHS[turn]}"
-        shard.write_bytes(b"".join(map(tfrecord, records[:3])) + tfrecord(records[3], LENGTHS[turn]) + tfrecord(records[4]))
+        shard.write_bytes(
+            b"".join(map(tfrecord, records[:3])) + tfrecord(records[3], LENGTHS[turn]) + tfrecord(records[4])
+        )
     else:
-        kind = pick(rng, ("shard", "shard", "shard", "json", "json", "features", "features", "labels", "source", "cache", "missing", "special", "record"))
+        kind = pick(
+            rng,
+            (
+                "shard",
+                "shard",
+                "shard",
+                "json",
+                "json",
+                "features",
+                "features",
+                "labels",
+                "source",
+                "cache",
+                "missing",
+                "special",
+                "record",
+            ),
+        )
         what = kind
         if kind == "shard":
             data, what = of_bytes(rng, shard.read_bytes())
@@ -145,7 +219,10 @@ def datasets(base: Path, rng: np.random.Generator, number: int, folder: Path) ->
             data, what = of_json_bytes(rng, json.loads(path.read_text()))
             path.write_bytes(data)
         elif kind == "labels":
-            data, what = of_text(rng, pick(rng, ("cat\ndog", "cat\ndog\n", "cat", "", "cat\n\ndog", "cat\ncat\n", "cat\ndog\nemu", *TEXTS)))
+            data, what = of_text(
+                rng,
+                pick(rng, ("cat\ndog", "cat\ndog\n", "cat", "", "cat\n\ndog", "cat\ncat\n", "cat\ndog\nemu", *TEXTS)),
+            )
             (version / "label.labels.txt").write_bytes(data)
             what = f"labels {data!r:.60}"
         elif kind == "record":
@@ -202,7 +279,9 @@ def equals_what_was_prepared(folder: Path, arguments: list[str]) -> str | None:
         content = hashlib.sha256(read["image"]).hexdigest()
         if id_ in truth and (truth[id_][0] != content or truth[id_][1:] != labels.tolist()):
             return f"{id_} has {content[:8]} {labels}, prepared were {truth[id_]}"
-        if id_ not in truth and (content not in {text for text, _ in truth.values()} or not (labels < len(dataset.classes)).all()):
+        if id_ not in truth and (
+            content not in {text for text, _ in truth.values()} or not (labels < len(dataset.classes)).all()
+        ):
             return f"{id_!r} was never prepared: {read}"[:400]
         if id_ != read["id"] or labels.tolist() != read["labels"].tolist():
             return f"index {index}: {id_} {labels} and {read['id']} {read['labels']}"
@@ -215,7 +294,7 @@ def test_records(worker, prepared, tmp_path, record_property, name, make, seed, 
 
 
 HIERARCHY = "child,parent\ncat,animal\ndog,animal\nanimal,thing\n"
-CONFIG = '''
+CONFIG = """
 from big_vision_lite.backbones.resnet import ResNet
 from big_vision_lite.data.curation.steps import AncestorLabels
 from big_vision_lite.data.pipeline import Input
@@ -228,13 +307,41 @@ from big_vision_lite.training.optimizers import SGD
 def get_config():
     train = Input(ImageFolder("photos"), Resize(8), 4, curate=(AncestorLabels("tree.csv", "add"),))
     return Experiment(train, {}, ResNet(10), Classification("sigmoid"), SGD(), steps=1)
-'''
+"""
 TREES = (
-    "", "\n", "child,parent\n", "cat\n", "cat,animal,thing\n", "cat,cat\n", "cat,dog\ndog,cat\n", "cat\tanimal\n", "cat animal\n", "cat;animal\n",
-    '"cat",animal\n', '"cat,animal\n', "cat,animal\ncat,animal\n", "cat,a\ncat,b\n", "# cat,animal\ndog,x\n", "emu,bird\n", "cat,\n", ",animal\n",
-    "cat," + "a" * 200_000 + "\n", "".join(f"n{i},n{i + 1}\n" for i in range(20_000)) + "cat,n0\n", "cat,animal\r\n", "cat,animal\rdog,animal\r",
-    "cat,an\0imal\n", "\ufeffcat,animal\n", "Cat,animal\n", "cat,\u202eanimal\n", "cat , animal \n", "".join(f"cat,p{i}\n" for i in range(3000)),
-    "cat\x0banimal\n", "cat\u2028animal\n", "cat,a\x85b\n", "cat\u00a0animal\n", "\x1ccat,animal\n",
+    "",
+    "\n",
+    "child,parent\n",
+    "cat\n",
+    "cat,animal,thing\n",
+    "cat,cat\n",
+    "cat,dog\ndog,cat\n",
+    "cat\tanimal\n",
+    "cat animal\n",
+    "cat;animal\n",
+    '"cat",animal\n',
+    '"cat,animal\n',
+    "cat,animal\ncat,animal\n",
+    "cat,a\ncat,b\n",
+    "# cat,animal\ndog,x\n",
+    "emu,bird\n",
+    "cat,\n",
+    ",animal\n",
+    "cat," + "a" * 200_000 + "\n",
+    "".join(f"n{i},n{i + 1}\n" for i in range(20_000)) + "cat,n0\n",
+    "cat,animal\r\n",
+    "cat,animal\rdog,animal\r",
+    "cat,an\0imal\n",
+    "\ufeffcat,animal\n",
+    "Cat,animal\n",
+    "cat,\u202eanimal\n",
+    "cat , animal \n",
+    "".join(f"cat,p{i}\n" for i in range(3000)),
+    "cat\x0banimal\n",
+    "cat\u2028animal\n",
+    "cat,a\x85b\n",
+    "cat\u00a0animal\n",
+    "\x1ccat,animal\n",
 )
 
 
@@ -248,7 +355,9 @@ def hierarchies(rng: np.random.Generator, number: int, folder: Path) -> Case:
         special(pick(rng, ("pipe", "zero", "folder")), folder / "tree.csv")
     else:
         (folder / "tree.csv").write_bytes(data)
-    return Case(("data", "inspect", "config.py"), ("tree.csv",), f"{what} {data!r:.80}", check="fuzz.test_records:equals_graph")
+    return Case(
+        ("data", "inspect", "config.py"), ("tree.csv",), f"{what} {data!r:.80}", check="fuzz.test_records:equals_graph"
+    )
 
 
 def equals_graph(folder: Path, arguments: list[str]) -> str | None:

@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 from fuzz import harness
 from fuzz.harness import Case
+from fuzz.made import encoded, special
 from fuzz.mutate import json_text, of_bytes, of_json_bytes, of_text, pick
-from fuzz.test_folders import special
-from fuzz.test_images import encoded
 
 EXPORT = ("weights", "export", "run", "--to", "safetensors", "--out", "out.safetensors")
 CONFIG = harness.ROOT / "configs" / "image_folder.py"
@@ -32,7 +31,9 @@ def trained(worker, tmp_path_factory) -> Path:
         for label, name in enumerate(("cat", "dog")):
             (folder / "photos" / split / name).mkdir(parents=True)
             for i in range(images):
-                (folder / "photos" / split / name / f"{i}.jpg").write_bytes(encoded("JPEG", seed=9 * label + i, size=(16, 16)))
+                (folder / "photos" / split / name / f"{i}.jpg").write_bytes(
+                    encoded("JPEG", seed=9 * label + i, size=(16, 16))
+                )
     result = worker.call(TRAIN, folder, seconds=120)
     assert result["code"] == 0, result
     truth = {}
@@ -60,8 +61,11 @@ def digest(path: Path) -> str:
 def scores(run: Path, step: int) -> dict[str, float]:
     """Of the evaluation at a step, by metrics.jsonl."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return next({name: line[name] for name in ("val/top1", "val/loss")} for line in lines
-                if line["step"] == step and "val/top1" in line)
+    return next(
+        {name: line[name] for name in ("val/top1", "val/loss")}
+        for line in lines
+        if line["step"] == step and "val/top1" in line
+    )
 
 
 def copied(base: Path, folder: Path) -> Path:
@@ -71,11 +75,43 @@ def copied(base: Path, folder: Path) -> Path:
     return folder / "run"
 
 
-CLASSES = ("os:system", "pathlib:Path", "big_vision_lite.cli:main", "big_vision_lite.errors:UserError", "", ":", "x", "big_vision_lite", "a.b:",
-           "big_vision_lite.nowhere:X", "big_vision_lite.experiment:Experiment.nowhere", "big_vision_lite.data.source:Source", "builtins:dict",
-           "big_vision_lite.training.schedules:Cosine", "big_vision_lite.data.sources.image_folder:ImageFolder", "big_vision_lite.__main__:x", "\0:\0",
-           "big_vision_lite.config:json.JSONEncoder", "big_vision_lite.data.sources.tar_images:TarImages", ["x"], 3, None, "..:x", "a" * 5000)
-PLACES = ((), ("train",), ("train", "source"), ("train", "transform"), ("backbone",), ("backbone", "norm"), ("head",), ("optimizer",), ("evals", "val"))
+CLASSES = (
+    "os:system",
+    "pathlib:Path",
+    "big_vision_lite.cli:main",
+    "big_vision_lite.errors:UserError",
+    "",
+    ":",
+    "x",
+    "big_vision_lite",
+    "a.b:",
+    "big_vision_lite.nowhere:X",
+    "big_vision_lite.experiment:Experiment.nowhere",
+    "big_vision_lite.data.source:Source",
+    "builtins:dict",
+    "big_vision_lite.training.schedules:Cosine",
+    "big_vision_lite.data.sources.image_folder:ImageFolder",
+    "big_vision_lite.__main__:x",
+    "\0:\0",
+    "big_vision_lite.config:json.JSONEncoder",
+    "big_vision_lite.data.sources.tar_images:TarImages",
+    ["x"],
+    3,
+    None,
+    "..:x",
+    "a" * 5000,
+)
+PLACES = (
+    (),
+    ("train",),
+    ("train", "source"),
+    ("train", "transform"),
+    ("backbone",),
+    ("backbone", "norm"),
+    ("head",),
+    ("optimizer",),
+    ("evals", "val"),
+)
 
 
 def config_files(base: Path, rng: np.random.Generator, number: int, folder: Path) -> Case:
@@ -91,7 +127,18 @@ def config_files(base: Path, rng: np.random.Generator, number: int, folder: Path
     else:
         data, what = of_json_bytes(rng, values)
     path.write_bytes(data)
-    command = pick(rng, (EXPORT, EXPORT, EXPORT, ("evaluate", "run"), ("predict", "run", "photos/val/cat/0.jpg"), ("report", "run"), TRAIN))
+    command = pick(
+        rng,
+        (
+            EXPORT,
+            EXPORT,
+            EXPORT,
+            ("evaluate", "run"),
+            ("predict", "run", "photos/val/cat/0.jpg"),
+            ("report", "run"),
+            TRAIN,
+        ),
+    )
     return Case(command, ("config", "run", "Experiment", "photos"), what, check="fuzz.test_runs:equals_json")
 
 
@@ -122,7 +169,14 @@ def _differs(values, read, where: str) -> str | None:
     if isinstance(values, list):
         if not isinstance(read, tuple | list) or len(read) != len(values):
             return f"{where}: {read!r} instead of {values!r}"[:300]
-        return next((wrong for i, pair in enumerate(zip(values, read, strict=True)) if (wrong := _differs(*pair, f"{where}[{i}]")) is not None), None)
+        return next(
+            (
+                wrong
+                for i, pair in enumerate(zip(values, read, strict=True))
+                if (wrong := _differs(*pair, f"{where}[{i}]")) is not None
+            ),
+            None,
+        )
     same_kind = type(values) is type(read) or {type(values), type(read)} == {int, float}
     return None if values == read and same_kind else f"{where}: {read!r} instead of {values!r}"[:300]
 
@@ -149,7 +203,8 @@ def equals_undisturbed(folder: Path, arguments: list[str]) -> str | None:
     return equals_saved(folder, arguments)
 
 
-RESULTS = """run,study,status,stage,head,images,depth,seed,steps,images_seen,main_metric,direction,unit,val/top1,val/loss
+RESULTS = """run,study,status,stage,head,images,depth,seed,steps,images_seen,main_metric,direction,unit,\
+val/top1,val/loss
 a,x,done,pretraining,Classification,100,18,0,10,640,val/top1,higher,,0.4,1.5
 b,x,done,pretraining,Classification,200,18,0,10,640,val/top1,higher,,0.5,1.2
 c,x,done,pretraining,Classification,400,18,0,10,640,val/top1,higher,,0.6,1.0
@@ -170,7 +225,7 @@ def run_files(base: Path, rng: np.random.Generator, number: int, folder: Path) -
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         at = int(rng.integers(len(lines)))
         data, what = of_json_bytes(rng, lines[at])
-        data = b"\n".join([*map(json_text, lines[:at]), data, *map(json_text, lines[at + 1:])]) + b"\n"
+        data = b"\n".join([*map(json_text, lines[:at]), data, *map(json_text, lines[at + 1 :])]) + b"\n"
         if rng.random() < 0.3:
             data, what = of_bytes(rng, path.read_bytes())
     else:
@@ -190,7 +245,10 @@ def equals_data_json(folder: Path, arguments: list[str]) -> str | None:
     from big_vision_lite.training.workdir import read_dataset_info
 
     if arguments[0] in ("weights", "predict", "evaluate"):
-        values, info = json.loads((folder / "run" / "data.json").read_text("utf-8-sig")), read_dataset_info(folder / "run")
+        values, info = (
+            json.loads((folder / "run" / "data.json").read_text("utf-8-sig")),
+            read_dataset_info(folder / "run"),
+        )
         for field in ("classes", "multi_label", "fingerprint", "images", "sha256"):
             if (wrong := _differs(values[field], getattr(info, field), field)) is not None:
                 return wrong

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 from fuzz import harness
 from fuzz.harness import Case
+from fuzz.made import NAMES, PHOTO, encoded
 from fuzz.mutate import of_bytes, pick
-from fuzz.test_folders import NAMES, PHOTO
-from fuzz.test_images import encoded
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -53,26 +52,58 @@ def lying_size(size: str) -> bytes:
 
 SOUND = photos("0.jpg", "1.jpg", "2.jpg")
 BY_HAND: tuple = (
-    lambda: b"", lambda: bytes(10_240), lambda: bytes(512), lambda: SOUND[:-10_240], lambda: SOUND + SOUND, lambda: gzip.compress(SOUND),
-    lambda: nested(1), lambda: nested(2), lambda: nested(60), lambda: nested(360), lambda: archive(), lambda: SOUND.rstrip(b"\0"),
-    lambda: photos("a/0.jpg", "b/0.jpg", "./c.jpg"), lambda: photos("0.jpg", "0.jpg"), lambda: photos("./0.jpg", "0.jpg"),
-    lambda: photos("/0.jpg"), lambda: photos("../0.jpg"), lambda: photos(".0.jpg", "__MACOSX/._0.jpg", "1.jpg"), lambda: photos("a" * 300 + ".jpg"),
-    lambda: photos("é.jpg", "é.jpg"), lambda: photos("0.JPG", "0.jpg"), lambda: photos("0.jfif", "1.jpg"), lambda: photos("0.txt"),
+    lambda: b"",
+    lambda: bytes(10_240),
+    lambda: bytes(512),
+    lambda: SOUND[:-10_240],
+    lambda: SOUND + SOUND,
+    lambda: gzip.compress(SOUND),
+    lambda: nested(1),
+    lambda: nested(2),
+    lambda: nested(60),
+    lambda: nested(360),
+    lambda: archive(),
+    lambda: SOUND.rstrip(b"\0"),
+    lambda: photos("a/0.jpg", "b/0.jpg", "./c.jpg"),
+    lambda: photos("0.jpg", "0.jpg"),
+    lambda: photos("./0.jpg", "0.jpg"),
+    lambda: photos("/0.jpg"),
+    lambda: photos("../0.jpg"),
+    lambda: photos(".0.jpg", "__MACOSX/._0.jpg", "1.jpg"),
+    lambda: photos("a" * 300 + ".jpg"),
+    lambda: photos("é.jpg", "é.jpg"),
+    lambda: photos("0.JPG", "0.jpg"),
+    lambda: photos("0.jfif", "1.jpg"),
+    lambda: photos("0.txt"),
     lambda: archive(member("0.jpg"), member("0.cls", b"3"), member("1.jpg"), member("1.cls", b"7")),
     lambda: archive(member("0.jpg"), member("0.json", b'{"label": 3}'), member("0.txt", b"a cat")),
-    lambda: archive(member("0.jpg", b"", tarfile.SYMTYPE, "1.jpg"), member("1.jpg")), lambda: archive(member("0.jpg", b"", tarfile.LNKTYPE, "1.jpg"),
-                                                                                                 member("1.jpg")),
-    lambda: archive(member("0.jpg", b"", tarfile.FIFOTYPE), member("1.jpg")), lambda: archive(member("0.jpg", b"", tarfile.CHRTYPE), member("1.jpg")),
-    lambda: archive(member("d.jpg", b"", tarfile.DIRTYPE), member("1.jpg")), lambda: archive(member("0.jpg", b""), member("1.jpg")),
-    lambda: archive(member("0.jpg", PHOTO, b"Q"), member("1.jpg")), lambda: archive(member("0.jpg", PHOTO, b"S"), member("1.jpg")),
-    lambda: archive(member("0.jpg", **{"size": "99999999999"}), member("1.jpg")), lambda: archive(member("0.jpg", **{"size": "x"})),
-    lambda: archive(member("0.jpg", **{"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "99999999999"})),
-    lambda: archive(member("0.jpg", **{"GNU.sparse.map": "0,1,x"})), lambda: archive(member("0.jpg", **{"path": "../../x.jpg"})),
-    lambda: archive(member("0.jpg", **{"path": "x\0y.jpg"})), lambda: archive(member("0.jpg", **{"mtime": "nan"})),
-    lambda: lying_size("77777777777"), lambda: lying_size("00000000000"), lambda: lying_size("-0000000001"), lambda: lying_size("zzz"),
-    lambda: lying_size("\x7f" + "\x7f" * 10), lambda: photos(*map("{}.jpg".format, range(2000)), form=tarfile.USTAR_FORMAT),
-    lambda: archive(member("in.tar", SOUND), member("0.jpg")), lambda: archive(member("in.tar", b"no tar"), member("0.jpg")),
-    lambda: archive(member("in.tar", gzip.compress(SOUND))), lambda: archive(member("a.tar", SOUND), member("x/a.tar", photos("9.jpg"))),
+    lambda: archive(member("0.jpg", b"", tarfile.SYMTYPE, "1.jpg"), member("1.jpg")),
+    lambda: archive(member("0.jpg", b"", tarfile.LNKTYPE, "1.jpg"), member("1.jpg")),
+    lambda: archive(member("0.jpg", b"", tarfile.FIFOTYPE), member("1.jpg")),
+    lambda: archive(member("0.jpg", b"", tarfile.CHRTYPE), member("1.jpg")),
+    lambda: archive(member("d.jpg", b"", tarfile.DIRTYPE), member("1.jpg")),
+    lambda: archive(member("0.jpg", b""), member("1.jpg")),
+    lambda: archive(member("0.jpg", PHOTO, b"Q"), member("1.jpg")),
+    lambda: archive(member("0.jpg", PHOTO, b"S"), member("1.jpg")),
+    lambda: archive(member("0.jpg", **{"size": "99999999999"}), member("1.jpg")),
+    lambda: archive(member("0.jpg", **{"size": "x"})),
+    lambda: archive(
+        member("0.jpg", **{"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "99999999999"})
+    ),
+    lambda: archive(member("0.jpg", **{"GNU.sparse.map": "0,1,x"})),
+    lambda: archive(member("0.jpg", **{"path": "../../x.jpg"})),
+    lambda: archive(member("0.jpg", **{"path": "x\0y.jpg"})),
+    lambda: archive(member("0.jpg", **{"mtime": "nan"})),
+    lambda: lying_size("77777777777"),
+    lambda: lying_size("00000000000"),
+    lambda: lying_size("-0000000001"),
+    lambda: lying_size("zzz"),
+    lambda: lying_size("\x7f" + "\x7f" * 10),
+    lambda: photos(*map("{}.jpg".format, range(2000)), form=tarfile.USTAR_FORMAT),
+    lambda: archive(member("in.tar", SOUND), member("0.jpg")),
+    lambda: archive(member("in.tar", b"no tar"), member("0.jpg")),
+    lambda: archive(member("in.tar", gzip.compress(SOUND))),
+    lambda: archive(member("a.tar", SOUND), member("x/a.tar", photos("9.jpg"))),
 )
 
 
@@ -93,7 +124,12 @@ def tars(rng: np.random.Generator, number: int, folder: Path) -> Case:
     if rng.random() < 0.2:
         (folder / "tars" / "0.jpg").write_bytes(PHOTO)
     place = pick(rng, ("tars", "tars", f"tars/{name}"))
-    return Case(("data", "inspect", place), (".tar", "tars", "TarImages"), f"{what}, {place}", check="fuzz.test_tars:equals_tarfile")
+    return Case(
+        ("data", "inspect", place),
+        (".tar", "tars", "TarImages"),
+        f"{what}, {place}",
+        check="fuzz.test_tars:equals_tarfile",
+    )
 
 
 def equals_tarfile(folder: Path, arguments: list[str]) -> str | None:

@@ -28,8 +28,13 @@ CHECK_SECONDS = 20.0
 BYTES = 2 * 2**30
 """Resident memory of a command."""
 POLL = 0.01
-OTHERS = ("array_record.python.array_record_module", "pycocotools.mask", "rich.table", "safetensors.numpy",
-          "tensorflow_datasets")
+OTHERS = (
+    "array_record.python.array_record_module",
+    "pycocotools.mask",
+    "rich.table",
+    "safetensors.numpy",
+    "tensorflow_datasets",
+)
 """What the package imports when it is needed."""
 
 

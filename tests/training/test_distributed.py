@@ -1,5 +1,6 @@
 """Several processes train, score, save and stop as one; parameters spread over devices change nothing."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -18,7 +19,8 @@ from big_vision_lite import config as configs
 from big_vision_lite.backbones.resnet import ResNet
 from big_vision_lite.cli import main
 from big_vision_lite.errors import UserError
-from big_vision_lite.training.distributed import Processes, is_multi_process, join, machine_count
+from big_vision_lite.training import distributed
+from big_vision_lite.training.distributed import Processes, is_multi_process, join, leaving_on_error, machine_count
 from big_vision_lite.training.mesh import Mesh
 from big_vision_lite.training.metrics import read_metrics, read_run
 from big_vision_lite.training.optimizers import SGD
@@ -200,6 +202,17 @@ def test_spread_parameters_change_nothing(folder):
     large = {name for name, size in held[1].items() if size >= 4 * 2**12}
     assert large == spread
     assert sum(held[4].values()) < 0.35 * sum(held[1].values())  # of a network of which a tenth is small
+
+
+def test_ctrl_c_before_the_first_step_ends_one_of_several_processes_at_once(monkeypatch):
+    """JAX's orderly exit would wait for the others until they count as gone."""
+    codes = []
+    monkeypatch.setattr(distributed, "hard_exit", codes.append)
+    for count in (1, 2):
+        monkeypatch.setattr(jax, "process_count", lambda count=count: count)
+        with (pytest.raises(KeyboardInterrupt) if count == 1 else contextlib.nullcontext()), leaving_on_error():
+            raise KeyboardInterrupt
+    assert codes == [128 + signal.SIGINT]
 
 
 def test_who_is_who():

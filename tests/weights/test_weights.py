@@ -81,6 +81,20 @@ def test_features_and_logits_are_pytorchs(name, backbone, names):
     assert all(np.array_equal(back[key], tensors[key]) for key in tensors)
 
 
+@pytest.mark.parametrize(("backbone", "names", "stem", "head"), [
+    (SMALL, naming.TORCHVISION, (4, 3, 7, 7), (10, 32)),
+    (ResNetV2(50, 0.5), naming.TIMM_BIT, (32, 3, 7, 7), (10, 1024, 1, 1)),
+    (ResNetV2(50, 0.5), naming.BIT, (7, 7, 3, 32), (1, 1, 1024, 10))], ids=lambda value: getattr(value, "title", ""))
+def test_every_layout_goes_there_and_back(backbone, names, stem, head):
+    rng = np.random.default_rng(0)
+    ours = {name: rng.random(leaf.shape, np.float32) for name, leaf in like(backbone).items()}
+    theirs = convert.to_theirs(names, ours)
+    shape_of = {our_name: theirs[their_name].shape for their_name, our_name, _ in names.rows(names.depth_of(theirs))}
+    assert (shape_of["backbone.stem.kernel"], shape_of["head.kernel"]) == (stem, head)
+    back = convert.to_ours(theirs, like(backbone))
+    assert back.keys() == ours.keys() and all(np.array_equal(back[name], ours[name]) for name in ours)
+
+
 def test_a_width_that_groups_do_not_divide_is_refused():
     with pytest.raises(UserError, match=r"width=0.125 makes 8 channels; expected a multiple of norm.groups=32"):
         ResNetV2(50, 0.125)
