@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
+import os
+import re
 import sys
 import traceback
 import unicodedata
@@ -57,6 +60,8 @@ def first_line(error: BaseException) -> str:
     """The first line of another library's error, for a message of one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, FileNotFoundError):  # a bucket's, which has but the object's address
+        return os.strerror(errno.ENOENT)
     if isinstance(error, MemoryError) and not str(error):
         return "it needs more memory than there is"
     if isinstance(error, RecursionError):
@@ -95,7 +100,9 @@ def exit_code(error: Exception, debug: bool = False) -> int:
 
 
 def printable(text: str) -> str:
-    """The text on one line that any terminal can show: other characters are escaped as in Python."""
+    """The text on one line that any terminal can show: other characters are escaped as in Python, and words of
+    thousands of characters shortened."""
+    text = re.sub(r"\S{1000,}", lambda word: f"{word[0][:400]}...{word[0][-100:]}", text)
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 

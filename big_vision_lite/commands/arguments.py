@@ -11,6 +11,7 @@ import itertools
 import re
 import textwrap
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -34,8 +35,11 @@ COMMON_FIELDS = ("steps", "train.batch_size", "optimizer.learning_rate", "optimi
 
 def parse(kind: type[Options], arguments: list[str], program: str, default: Options | None = None,
           description: str | None = None) -> Options:
-    """Parse arguments as ``kind``. Exits after printing help (for --help), or the nearest valid argument (for a wrong
-    one)."""
+    """Parse arguments as ``kind``. Exits after printing help, for --help.
+
+    Raises:
+      UserError: an argument is missing, unknown or no value of its type; names the nearest valid ones.
+    """
     given = {} if default is None else {"default": default}
 
     def cli() -> Options:
@@ -48,10 +52,30 @@ def parse(kind: type[Options], arguments: list[str], program: str, default: Opti
         for line in re.sub(r"\n{3,}", "\n\n", printed.getvalue().rstrip()).splitlines():
             print(line.rstrip() if line.startswith(" ") else textwrap.fill(line, 80))  # tyro wraps indented lines alone
         raise SystemExit(0)
+    with on_one_line(program):
+        try:
+            return cli()
+        except SystemError:  # before CPython 3.11.8, threads that parse sources at once disturb each other (gh-106905)
+            return cli()
+
+
+@contextlib.contextmanager
+def on_one_line(program: str) -> Iterator[None]:
+    """Turn the box that tyro prints about wrong arguments into a UserError: its first part, and the arguments of the
+    others."""
     try:
-        return cli()
-    except SystemError:  # before CPython 3.11.8, two threads that parse sources at once disturb each other (gh-106905)
-        return cli()
+        with contextlib.redirect_stderr(io.StringIO()) as box:
+            yield
+    except SystemExit as end:
+        if not end.code:
+            raise
+        lines = [line.strip("│ ") for line in box.getvalue().splitlines() if line.startswith("│")]
+        message, *others = (list(part) for rule, part in itertools.groupby(lines, lambda line: line.startswith("───"))
+                            if not rule)
+        similar = [line.split()[0] for part in others for line in part if line.startswith("--")]
+        hint = f"; did you mean {' or '.join(similar[:3])}?" if similar and others[0][0].startswith("Perhaps") else ""
+        wrong = textwrap.shorten(" ".join(message), 1000, placeholder=" ...").rstrip(".")
+        raise UserError(f"{wrong}{hint}; see {program} --help") from None
 
 
 def require_config(arguments: list[str], command: str) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from big_vision_lite import config as configs
-from big_vision_lite.commands.arguments import HELP, parse, parse_with_config, require_config, run_name
+from big_vision_lite.commands.arguments import HELP, on_one_line, parse, parse_with_config, require_config, run_name
 from big_vision_lite.errors import UserError, writing
 
 
@@ -77,8 +77,9 @@ def launch(arguments: list[str]) -> int:
     from big_vision_lite.commands.train import Train
 
     spec = require_config(arguments, "launch")
-    options, overrides = tyro.cli(Launch, args=arguments[1:], prog="bvl launch CONFIG", registry=configs.PARSERS,
-                                  return_unknown_args=True)
+    with on_one_line("bvl launch CONFIG"):
+        options, overrides = tyro.cli(Launch, args=arguments[1:], prog="bvl launch CONFIG", registry=configs.PARSERS,
+                                      return_unknown_args=True)
     parse_with_config(Train, [spec, *overrides], "launch", processes=True)  # only to check them
     from big_vision_lite.launch.clusters import read_cluster
     from big_vision_lite.launch.render import cloud_name, render

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -33,6 +34,8 @@ _UNPACKED = 2**30
 """Bytes from which an archive that unpacks to over 100 times its size is refused; arrays of weights hardly compress."""
 
 Triple = tuple[float, float, float]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Deviations = tuple[Positive, Positive, Positive]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +58,7 @@ class _TimmConfig(msgspec.Struct):
 
     class Pretrained(msgspec.Struct):
         mean: Triple
-        std: Triple
+        std: Deviations
 
     architecture: str
     pretrained_cfg: Pretrained | None = None
@@ -148,7 +151,7 @@ def _safetensors(path: Path) -> Weights:
         arrays = {name: file.get_tensor(name) for name in names}
     pixels = None
     if "pixels" in metadata:
-        mean, std = parse_json(metadata["pixels"], tuple[Triple, Triple], f"metadata 'pixels' of {str(path)!r}",
+        mean, std = parse_json(metadata["pixels"], tuple[Triple, Deviations], f"metadata 'pixels' of {str(path)!r}",
                                "expected [[mean of red, green, blue], [standard deviations]]")
         pixels = PixelNormalization(mean, std)
     return Weights(arrays, pixels, metadata.get("architecture"))

@@ -152,8 +152,9 @@ def commands(rng: np.random.Generator, number: int, folder: Path) -> Case:
         )
     if name in ("train", "bench step", "doctor") and "config.py:root=photos" in words:
         words += ["--steps=0"]  # not to train for minutes
-    parts = re.findall(r"\w{2,}", " ".join(words).replace("-", "_"))
-    named = (*parts, *(part.replace("_", "-") for part in parts), "argument", "there is no", "no config file")
+    parts = [part.strip("_")[:40] for part in re.findall(r"\w{2,}", " ".join(words).replace("-", "_"))]
+    named = (*parts, *(part.replace("_", "-") for part in parts), "argument", "no command", "there is no", "no config")
+    named += ("folder.py", "config.json")
     return Case(tuple(words), named, ascii(" ".join(words))[:150], usage=True)
 
 

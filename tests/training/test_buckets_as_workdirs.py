@@ -147,7 +147,7 @@ def test_it_is_scored_and_started_from(store, in_bucket, config, capsys, tmp_pat
                         "--steps=1")) == 0
     assert "arrays from gs://bucket/runs/whole" in capsys.readouterr().out
     assert main(["evaluate", "gs://bucket/runs/none"]) == 2
-    assert "cannot read config.json in 'gs://bucket/runs/none'" in capsys.readouterr().err
+    assert "cannot read gs://bucket/runs/none/config.json: No such file or directory; a run" in capsys.readouterr().err
 
 
 @needs_gcsfs

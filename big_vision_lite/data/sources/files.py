@@ -169,7 +169,7 @@ def check_classes(names: Sequence[str], where: str) -> None:
     """Raises: UserError when there is no class, two have the same name, or a name is not a line of text."""
     if not names:
         raise UserError(f"{where} has no classes; expected at least one")
-    if odd := [name for name in names if name.splitlines() != [name] or "\0" in name]:
+    if odd := [name for name in names if name.splitlines() != [name] or not name.strip() or "\0" in name]:
         raise UserError(f"{where} has the class {odd[0]!r}; expected a line of text")
     if len(set(names)) < len(names):
         twice = Counter(names).most_common(1)[0][0]
