@@ -10,6 +10,7 @@ wrong reading are failures; the input's folder is then kept.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -62,7 +63,8 @@ class Worker:
     """
 
     def __init__(self, folder: Path):
-        environment = os.environ | {
+        self.folder = folder
+        self.environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT), str(ROOT / "tests")))),
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": "1",
@@ -74,13 +76,12 @@ class Worker:
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
         }
+        self.start()
+
+    def start(self) -> None:
+        command, pipe = [sys.executable, "-m", "fuzz.worker"], subprocess.PIPE
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "fuzz.worker"],
-            stdin=subprocess.PIPE,
-            text=True,
-            stdout=subprocess.PIPE,
-            cwd=folder,
-            env=environment,
+            command, stdin=pipe, stdout=pipe, text=True, cwd=self.folder, env=self.environment
         )
 
     def call(
@@ -91,20 +92,29 @@ class Worker:
         check: str | None = None,
         seconds: float | None = None,
     ) -> dict[str, Any]:
-        """The result of `worker.run`, with "stdout" and "stderr"."""
+        """The result of `worker.run`, with "stdout" and "stderr".
+
+        Raises:
+          Failed: the worker itself has died; the next call has a new one.
+        """
         request = {"entry": entry, "arguments": list(arguments), "folder": str(folder), "check": check}
         if seconds is not None:
             request["seconds"] = seconds
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the worker left with {self.process.wait()}")
+            self.close()
+            died = self.process.returncode
+            self.start()
+            raise Failed(f"the process that forks has left with {died}")
         streams = {name: (Path(f"{folder}.log") / name).read_text(errors="replace") for name in ("stdout", "stderr")}
         return json.loads(line) | streams
 
     def close(self) -> None:
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait(10)
         self.process.stdout.close()
 

@@ -142,6 +142,17 @@ def test_nothing_goes_on(worker, tmp_path):
     pytest.fail(f"{pid} is still there")
 
 
+def kill_the_worker(arguments):
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(1)
+
+
+def test_a_lost_worker_is_one_failure(worker, tmp_path):
+    with pytest.raises(Failed, match="has left with -9"):
+        worker.call((), tmp_path, "fuzz.test_harness:kill_the_worker")
+    assert verdict(Case((), ()), worker.call((), tmp_path, "fuzz.test_harness:accept")) == "accepted"
+
+
 def test_a_failing_input_is_kept(worker, tmp_path, monkeypatch):
     """Over the whole way, with the real command: the file is sound, and the case says that it must be refused."""
     monkeypatch.setattr("fuzz.harness.KEPT", tmp_path / "kept")

@@ -1,6 +1,7 @@
 """The step against independent references: pmap, one device, numpy."""
 
 import dataclasses
+import functools
 from functools import partial
 
 import jax
@@ -109,9 +110,16 @@ def test_accumulation_and_masked_slots_change_nothing():
     assert_close(whole, jax.jit(step.gradient)(params, batch_stats, unmasked))
 
 
+@functools.cache
+def averaging():
+    """A step with a moving average, its first parameters and statistics, and the step compiled."""
+    step, params, batch_stats = train_step(GroupNorm(groups=4), ema=0.75)
+    return step, params, batch_stats, jax.jit(step.train_step)
+
+
 def test_one_image_or_none_is_a_batch():
-    step, params, batch_stats = train_step(GroupNorm(groups=4))
-    run, losses = jax.jit(step.train_step), jax.jit(step.eval_step)(params, batch_stats, batch(2))["loss"]
+    step, params, batch_stats, run = averaging()
+    losses = jax.jit(step.eval_step)(params, batch_stats, batch(2))["loss"]
     for unmasked in (0, 1):
         state, metrics = run(step.init(params, batch_stats), batch(2) | {"mask": np.arange(2) < unmasked})
         np.testing.assert_allclose(metrics["loss"], losses[0] * unmasked, rtol=1e-5)
@@ -138,8 +146,8 @@ def test_evaluation_and_features_use_the_last_stage_in_inference_mode():
 
 
 def test_the_moving_average_follows_the_parameters():
-    step, params, batch_stats = train_step(GroupNorm(groups=4), ema=0.75)
-    state, _ = jax.jit(step.train_step)(step.init(params, batch_stats), batch())
+    step, params, batch_stats, run = averaging()
+    state, _ = run(step.init(params, batch_stats), batch(2) | {"mask": np.ones(2, bool)})
     assert_close(state.ema_params, jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, params, state.params))
     assert state.eval_params is state.ema_params and int(state.step) == 1
 
