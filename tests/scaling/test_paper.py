@@ -46,7 +46,8 @@ def write_run(folder: Path, experiment: Experiment, images: int, classes: int, *
     """A finished run's folder."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(config.dumps(experiment))
-    (folder / "data.json").write_text(json.dumps({"images": images, "classes": ["c"] * classes, "fingerprint": "f"}))
+    (folder / "data.json").write_text(json.dumps({"images": images, "classes": ["c"] * classes, "fingerprint": "f",
+                                                  "multi_label": False, "sha256": ""}))
     run = {"format": config.FORMAT, "step": experiment.steps, "versions": {"jax": "1"},
            "main_metric": {"name": next(iter(metrics)), "direction": "higher", "unit": ""},
            "results": {f"val/{name}": value for name, value in metrics.items()}}
