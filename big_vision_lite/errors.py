@@ -83,14 +83,15 @@ def exit_code(error: Exception, debug: bool = False) -> int:
     if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):  # as compiled modules report it at import
         print("bvl: interrupted", file=sys.stderr)
         return 130
-    is_full = "RESOURCE_EXHAUSTED" in str(error)  # JAX's, of a device
-    code = 2 if is_full or isinstance(error, UserError | OSError | MemoryError) else 1
+    # JAX's, of a device; in a UserError it may be TensorStore's, of a disk.
+    out_of_memory = "RESOURCE_EXHAUSTED" in str(error) and not isinstance(error, UserError)
+    code = 2 if out_of_memory or isinstance(error, UserError | OSError | MemoryError) else 1
     if debug or code == 1:
         traceback.print_exception(error)
     text = str(error) if isinstance(error, UserError) else first_line(error)
     if name := getattr(error, "filename", None):
         text = f"{name}: {text}"
-    if is_full:
+    if out_of_memory:
         text = f"the device is out of memory: {text}; take smaller batches or images, or --grad-accum-steps 2"
     if code == 1:
         text = (f"this is a bug of big_vision_lite {__version__} ({type(error).__name__}: {text}); please report it "

@@ -85,7 +85,7 @@ class DatasetInfo:
     unlabelled: bool = False
     """The images have no annotations: they can only be predicted on."""
     notes: tuple[str, ...] = ()
-    """What users should know of the data, such as files that were passed over; one line each."""
+    """What users should know of the data, such as files that are ignored; one line each."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,7 @@ from big_vision_lite.system.cores import usable_cores
 from big_vision_lite.system.paths import scheme
 from big_vision_lite.training import mesh as meshes
 from big_vision_lite.training.trainer import Trainer
+from big_vision_lite.training.workdir import run_folder
 
 SAMPLE = 64
 """Images decoded per split."""
@@ -177,8 +178,12 @@ def _memory(experiment: Experiment, trainer: Trainer) -> Finding:
 
 def _disk(trainer: Trainer, workdir: Path) -> Finding:
     """Space for the checkpoints that are kept, and one that is being written."""
-    if scheme(workdir):
+    if scheme(workdir) == "gs:/":
         return Finding("disk", "ok", f"{workdir} is a bucket; its space is not checked")
+    try:
+        run_folder(workdir)
+    except UserError as error:
+        return Finding("disk", "problem", str(error))
     checkpoints = trainer.experiment.max_checkpoints + 1
     needed = checkpoints * sum(math.prod(leaf.shape) * leaf.dtype.itemsize
                                for leaf in jax.tree.leaves(trainer.state_spec))

@@ -28,10 +28,16 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
+    """Raises: OSError, which names the file."""
+    try:
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:
+        if error.errno is not None:  # else it is a bucket's, whose text says all
+            error.filename = str(path)  # not the temporary file, or none, as when the disk is full
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
-    """In UTF-8."""
+    """In UTF-8. Raises: as `write_bytes`."""
     write_bytes(path, text.encode())

@@ -26,6 +26,8 @@ STATE, CONFIG, DATA = "state", "config", "data"
 SLICE = 2**24
 """Smallest replicated array, in bytes, that several processes save in parts, one per device. Cutting smaller ones takes
 longer than copying them: for a ResNet-152's 1,550, seven times as long on two CPU devices."""
+_FULL = "No space left on device", "Disk quota exceeded", "File too large"
+"""What the system says when a file cannot grow; TensorStore says it at the end of its messages."""
 
 
 class Damaged(UserError):
@@ -199,7 +201,8 @@ class Checkpoints:
             action()
         except Exception as error:  # the writer's errors come from C++, without a common type
             text = str(error)
-            full = any(sign in text for sign in ("RESOURCE_EXHAUSTED", "No space", "File too large"))
+            reason = next((sign for sign in _FULL if sign in text), first_line(error))
+            full = reason in _FULL or "RESOURCE_EXHAUSTED" in text
             # An error that names a file of ours is the disk's, whatever else it says.
             signs = ("OS error", "Errno", "Error writing", "Error reading", str(self.folder.absolute()))
             if not full and not isinstance(error, OSError) and not any(sign in text for sign in signs) and (
@@ -208,7 +211,7 @@ class Checkpoints:
             newest = self.latest()
             saved = f"the checkpoint of step {newest} is kept" if newest is not None else "there is no earlier one"
             advice = "free some space and start the same command again" if full else "see that the disk is there"
-            raise NotSaved(f"cannot save a checkpoint in {str(self.folder)!r}: {first_line(error)}; {saved}; {advice}",
+            raise NotSaved(f"cannot save a checkpoint in {str(self.folder)!r}: {reason}; {saved}; {advice}",
                            full) from error
 
     def restore_newest(self, like: Any, say: Callable[[str], None]) -> tuple[int, Any, dict[str, int]]:

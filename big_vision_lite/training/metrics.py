@@ -28,6 +28,8 @@ UPLOAD_SECONDS = 60.0
 """Seconds between uploads of the metrics to a bucket; each uploads whole files."""
 MAX_SIDE = 1024
 """Maximum side, in pixels, of pictures in TensorBoard's files, which get one per evaluation."""
+FLUSH_SECONDS = 120.0
+"""Seconds after which TensorBoard sees what was written, at the latest."""
 
 
 class MetricWriter:
@@ -49,25 +51,30 @@ class MetricWriter:
         self._quiet, self._confirm = quiet, confirm
         if quiet:
             return
-        from tensorboardX import SummaryWriter
-
         self._board = board
         self._workdir, self._uploaded_at, self._uploaded_sizes = workdir, time.monotonic(), dict[str, int]()
         self._local = tempfile.TemporaryDirectory() if isinstance(workdir, RemotePath) else None
         folder = Path(self._local.name) if self._local else workdir
         self.path = folder / "metrics.jsonl"
         lines = [line for line in read_metrics(workdir / self.path.name) if line["step"] <= start] if start else []
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
-        self._file = self.path.open("a")
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
+        with self._writing():
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+            self._file = self.path.open("a")
+            self._tensorboard = _EventFile(folder / "tensorboard", start)
         self._upload()
 
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return writing(f"metrics to {str(self.path.parent)!r}", "see that there is space and start the same command "
+                       "again, which goes on from the newest checkpoint")
+
     def write(self, step: int, metrics: dict[str, float | None]) -> None:
+        """Raises: UserError when the disk is full or cannot be written, as all that write here."""
         if self._quiet:
             return
         finite = {name: None if value is None or not math.isfinite(value) else value for name, value in metrics.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")  # JSON knows no NaN
-        self._file.flush()
+        with self._writing():
+            self._file.write(json.dumps({"step": step, **finite}) + "\n")  # JSON knows no NaN
+            self._file.flush()
         self.chart(step, metrics)
         if self._local and time.monotonic() - self._uploaded_at > UPLOAD_SECONDS:
             with contextlib.suppress(UserError):  # the bucket may be away for a moment; the next upload has it all
@@ -77,9 +84,12 @@ class MetricWriter:
         """For TensorBoard and the other board only."""
         if self._quiet:
             return
-        for name, value in metrics.items():
-            if value is not None and math.isfinite(value):
-                self._tensorboard.add_scalar(name, value, step)
+        from tensorboardX.summary import scalar
+
+        with self._writing():
+            for name, value in metrics.items():
+                if value is not None and math.isfinite(value):
+                    self._tensorboard.add(step, summary=scalar(name, value))
         if self._board:
             self._board.write(step, metrics)
 
@@ -89,30 +99,34 @@ class MetricWriter:
             return
         import numpy as np
         from PIL import Image
+        from tensorboardX.summary import image as summary_of
 
         with Image.open(io.BytesIO(path.read_bytes())) as image:
             reduced = image.convert("RGB")
         reduced.thumbnail((MAX_SIDE, MAX_SIDE))
-        self._tensorboard.add_image(name, np.asarray(reduced), step, dataformats="HWC")
+        with self._writing():
+            self._tensorboard.add(step, summary=summary_of(name, np.asarray(reduced), dataformats="HWC"))
 
     def sync(self) -> None:
         """Put all lines on disk: before a checkpoint, so that none is lost of the steps before it.
 
         Raises:
-          UserError: the upload to a bucket fails.
+          UserError: the disk is full, or the upload to a bucket fails.
         """
         if self._quiet:
             return
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._tensorboard.flush()
+        with self._writing():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._tensorboard.flush()
         self._upload()
 
     def _upload(self) -> None:
         if self._local is None:
             return
         self._uploaded_at = time.monotonic()
-        self._tensorboard.flush()
+        with self._writing():
+            self._tensorboard.flush()
         with writing(f"the metrics to {str(self._workdir)!r}", "see that it can be reached and start the same command "
                      "again"):
             if not self._confirm():
@@ -126,12 +140,48 @@ class MetricWriter:
             with contextlib.suppress(UserError):  # it would hide why the run ends
                 self.sync()
         finally:
-            self._file.close()
-            self._tensorboard.close()
+            for file in (self._file, self._tensorboard):
+                with contextlib.suppress(OSError):  # of a full disk, which was reported
+                    file.close()
             if self._board:
                 self._board.close()
             if self._local:
                 self._local.cleanup()
+
+
+class _EventFile:
+    """A file for TensorBoard. tensorboardX's own writer leaves the disk to a thread: when that is full, the thread ends
+    with a traceback, and the run waits for it for ever.
+
+    Args:
+      start: the step that the run resumes from; TensorBoard hides what was written before for later ones.
+    """
+
+    def __init__(self, folder: Path, start: int):
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.record_writer import RecordWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = RecordWriter(str(folder / f"events.out.tfevents.{time.time():.0f}.{platform.node()}"))
+        self._event, self._flushed_at = Event, time.monotonic()
+        self.add(0, file_version="brain.Event:2")
+        if start:
+            self.add(start + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, step: int, **content: Any) -> None:
+        """Raises: OSError."""
+        self._file.write(self._event(wall_time=time.time(), step=step, **content).SerializeToString())
+        if time.monotonic() - self._flushed_at > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Raises: OSError."""
+        self._file.flush()
+        self._flushed_at = time.monotonic()
+
+    def close(self) -> None:
+        """Raises: OSError."""
+        self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -28,6 +28,8 @@ def ended(monkeypatch, capsys):
 @pytest.mark.parametrize(("error", "line"), [
     (UserError("no such thing; did you mean 'it'?"), "no such thing; did you mean 'it'?"),
     (UserError("class 'a\nb' of '\x1b[31m'"), r"class 'a\nb' of '\x1b[31m'"),
+    (UserError("cannot save a checkpoint: RESOURCE_EXHAUSTED: No space left on device; free some space"),
+     "cannot save a checkpoint: RESOURCE_EXHAUSTED: No space left on device; free some space"),
     (OSError(errno.ENOSPC, "No space left on device", "/data/x"), "/data/x: No space left on device"),
     (PermissionError(errno.EACCES, "Permission denied"), "Permission denied"),
     (OSError("the bucket is away\nfor a while"), "the bucket is away"),

@@ -208,6 +208,7 @@ def test_openmoji_has_the_same_classes_and_its_own_scenes():
         ({"images": 0}, "images of at least 1, found 0"),
         ({"size": 8}, "size from 16 to 1024 pixels, found 8"),
         ({"objects": (3, 2)}, r"objects .*found \(3, 2\)"),
+        ({"seed": -1}, "seed of at least 0, found -1"),
         ({"zipf": -1.0}, "zipf exponent of at least 0, found -1.0"),
         ({"quality": 101}, "quality from 1 to 100, found 101"),
     ],

@@ -193,7 +193,7 @@ def test_one_class_is_nothing_to_learn(tmp_path):
         Classification(loss_kind="softmax").build(Toy().build(rngs), dataset, rngs)
 
 
-def test_files_passed_over_are_counted(tmp_path, capsys):
+def test_ignored_files_are_counted(tmp_path, capsys):
     files = "cat/a.jfif", "cat/b.JPE", "cat/c.heif", "dog/d.jpg", "dog/e.xcf", "dog/f.xcf", "dog/.g.tga", "dog/h"
     fill(tmp_path, *files)
     dataset = ImageFolder(str(tmp_path), held_out=0).open()

@@ -102,6 +102,14 @@ def test_a_sheet_that_cannot_be_written_is_an_error_of_one_line(tmp_path):
         inspect(Given([example("a", encoded(4, 4))]), "one", tmp_path / "file" / "sheet.png")
 
 
+@pytest.mark.parametrize("name", ["x.doc", "sheet", "sheet.jpg"])
+def test_a_sheet_is_a_png_file(tmp_path, name):
+    with pytest.raises(UserError, match=f"the contact sheet is '.*{name}'; expected a name that ends in .png"):
+        inspect(Given([example("a", encoded(4, 4))]), "one", tmp_path / name)
+    inspect(Given([example("a", encoded(4, 4))]), "one", tmp_path / "sheet.PNG")
+    assert [path.name for path in tmp_path.glob("*.*")] == ["sheet.PNG"]
+
+
 def test_formats_are_recognised_by_content():
     for kind, name in (("JPEG", "JPEG"), ("PNG", "PNG"), ("GIF", "GIF"), ("BMP", "BMP"), ("TIFF", "TIFF"),
                        ("WEBP", "WebP")):

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import errno
 import io
 import os
 import tarfile
@@ -116,6 +117,15 @@ def test_a_damaged_index_is_made_again(tmp_path, monkeypatch):
         damaged[at] ^= 1 << rng.integers(8)
         path.write_bytes(damaged)
         assert [(e["id"], e["image"], e["labels"].tolist()) for e in source.open().read(range(6))] == expected, at
+
+
+def test_a_full_cache_costs_only_time(tmp_path, monkeypatch):
+    def full(*args, **arrays):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    source = tars(tmp_path / "tars")
+    monkeypatch.setattr(np, "savez", full)
+    assert len(source.open()) == len(source.open()) == 6
 
 
 def test_parts_of_a_class_are_merged_and_threads_share_a_dataset(tmp_path):

@@ -44,8 +44,6 @@ class Case:
     """What is malformed, for people."""
     expect: Literal["any", "refused", "accepted"] = "any"
     """``refused``: a reading of it can only be wrong. ``accepted``: it is sound."""
-    usage: bool = False
-    """Whether the command line itself is malformed, so that the option parser may refuse it, in a box."""
     check: str | None = None
     """MODULE:FUNCTION of (folder, arguments), called after the command has accepted: says how what was read differs
     from an independent reading; None if it does not."""
@@ -133,8 +131,6 @@ def verdict(case: Case, result: dict[str, Any]) -> str:
             raise Failed("accepted, though no reading of it can be right")
         return "accepted"
     lines = error.splitlines()
-    if case.usage and error.startswith("╭─"):  # tyro's box about an option
-        return "refused"
     if len(lines) != 1 or not error.startswith("bvl: "):
         raise Failed(f"refused in {len(lines)} lines instead of one: {error[:500]!r}")
     if len(error) > LONGEST_LINE or not lines[0].isprintable():

@@ -63,6 +63,7 @@ def flat_png(side: int, depth: int, colours: int, more: bytes = b"") -> bytes:
 
 
 PHOTO = encoded("JPEG", size=(8, 8))
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def tree(folder: Path, *files: str, data: bytes = PHOTO) -> None:

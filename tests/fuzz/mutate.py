@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -172,6 +173,4 @@ def of_text(rng: np.random.Generator, text: str) -> tuple[bytes, str]:
 
 def _words(text: str) -> list[str]:
     """Words, numbers and single other characters, which joined are the text."""
-    import re
-
     return re.findall(r"[\w.]+|\s+|[^\w\s]", text) or [""]

@@ -155,7 +155,7 @@ def commands(rng: np.random.Generator, number: int, folder: Path) -> Case:
     parts = [part.strip("_")[:40] for part in re.findall(r"\w{2,}", " ".join(words).replace("-", "_"))]
     named = (*parts, *(part.replace("_", "-") for part in parts), "argument", "no command", "there is no", "no config")
     named += ("folder.py", "config.json")
-    return Case(tuple(words), named, ascii(" ".join(words))[:150], usage=True)
+    return Case(tuple(words), named, ascii(" ".join(words))[:150])
 
 
 @harness.formats(250, 12, commands=commands)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from fuzz import harness
 from fuzz.harness import Case
-from fuzz.made import encoded, special
+from fuzz.made import PHOTO, encoded, special
 from fuzz.mutate import TEXTS, json_text, of_bytes, of_json_bytes, of_text, pick
 
 CLASSES = ("cat", "dog")
@@ -92,7 +92,6 @@ def floats(*values: float) -> bytes:
     return field(2, field(1, b"".join(struct.pack("<f", value) for value in values)))
 
 
-PHOTO = encoded("JPEG", size=(8, 8))
 GOOD = {"id": texts(b"x"), "image": texts(PHOTO), "label": integers(1)}
 ODD_RECORDS: tuple[bytes, ...] = (
     b"",

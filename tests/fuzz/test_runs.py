@@ -156,10 +156,9 @@ def equals_json(folder: Path, arguments: list[str]) -> str | None:
 
 def _differs(values, read, where: str) -> str | None:
     if isinstance(values, dict):
-        fields = values.items()
         if isinstance(read, dict) and set(read) != set(values):
             return f"{where}: {set(read)}"
-        for key, value in fields:
+        for key, value in values.items():
             if key in ("class", "format"):
                 continue
             inner = read[key] if isinstance(read, dict) else getattr(read, key)

@@ -10,10 +10,8 @@ from pathlib import Path
 import numpy as np
 from fuzz import harness
 from fuzz.harness import Case
-from fuzz.made import NAMES, PHOTO, encoded
+from fuzz.made import NAMES, PHOTO, SUFFIXES, encoded
 from fuzz.mutate import of_bytes, pick
-
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def member(name: str, data: bytes = PHOTO, kind: bytes = tarfile.REGTYPE, link: str = "", **headers) -> tuple:
@@ -160,7 +158,7 @@ def equals_tarfile(folder: Path, arguments: list[str]) -> str | None:
     return None
 
 
-def _members(name: str, data: bytes, images: dict[str, bytes], depth: int = 0) -> list[str]:
+def _members(name: str, data: bytes, images: dict[str, bytes]) -> list[str]:
     """Adds the images of a tar file, and returns the other names."""
     others = []
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:", ignore_zeros=False) as tar:
@@ -170,7 +168,7 @@ def _members(name: str, data: bytes, images: dict[str, bytes], depth: int = 0) -
                 continue
             content = tar.extractfile(info).read()
             if info.name.endswith(".tar"):
-                others += _members(file.removesuffix(".tar"), content, images, depth + 1)
+                others += _members(file.removesuffix(".tar"), content, images)
             elif file.lower().endswith((*SUFFIXES, ".heic")):
                 images[f"{name}/{info.name.removeprefix('./')}"] = content
             else:

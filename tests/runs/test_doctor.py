@@ -151,6 +151,8 @@ def test_space_for_checkpoints_and_batches(monkeypatch, tmp_path):
         monkeypatch.setattr(doctors.shutil, "disk_usage", lambda path, free=free: usage(0, 0, int(free)))
         assert doctors._disk(trainer, tmp_path / "not" / "yet").status == status
     assert doctors._disk(trainer, Path("gs://bucket/run")).status == "ok"
+    finding = doctors._disk(trainer, Path("s3://bucket/run"))
+    assert finding.status == "problem" and "expected a folder on a disk, or gs://BUCKET/FOLDER" in finding.found
 
     many = dataclasses.replace(given, train=dataclasses.replace(given.train, prefetch=4, threads=2, workers=3))
     assert doctors._memory(many, trainer).values["needed"] == 3 * (4 + 4) * 8 * 16 * 16 * 3

@@ -1,5 +1,6 @@
 """Files that are complete or absent, and signals that are collected."""
 
+import resource
 import signal
 
 import numpy as np
@@ -22,6 +23,18 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
         first.write_text("first")
         second.write_text("second")
     assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
+
+
+def test_errors_of_a_disk_name_the_file(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))  # beyond it writes fail, as on a full disk
+    try:
+        for path in (tmp_path / "run.json", tmp_path / "gone" / "run.json"):
+            with pytest.raises(OSError) as caught:
+                write_text(path, "x" * 5001)
+            assert caught.value.filename == str(path) and list(tmp_path.iterdir()) == []
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_cache_keeps_the_first_folder_and_is_no_reason_to_fail(tmp_path):

@@ -1,5 +1,6 @@
 """Runs in a bucket that refuses to append and to rename, without TensorFlow: train, resume, evaluate, start from."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -15,8 +16,11 @@ from big_vision_lite.errors import UserError
 from big_vision_lite.system import paths
 from big_vision_lite.system.atomic import replacing
 from big_vision_lite.system.paths import RemotePath, as_path, upload
+from big_vision_lite.training import metrics
+from big_vision_lite.training import workdir as workdirs
 from big_vision_lite.training.checkpoints import Checkpoints, Damaged
-from big_vision_lite.training.metrics import read_run
+from big_vision_lite.training.metrics import MetricWriter, read_metrics, read_run
+from big_vision_lite.training.workdir import OwnedWorkdir
 
 needs_gcsfs = pytest.mark.skipif(importlib.util.find_spec("gcsfs") is None, reason="the extra [gcs] is not installed")
 pytestmark = [
@@ -159,6 +163,31 @@ def test_a_bucket_that_cannot_be_reached(store, config, capsys):
         store.away = False
     err = capsys.readouterr().err
     assert "cannot write to the workdir 'gs://bucket/runs/away': " in err and err.count("\n") == 1
+
+
+@needs_gcsfs
+def test_a_bucket_that_is_away_for_a_while(store, monkeypatch):
+    """Metrics are written once it is back; before a save, a run waits for it."""
+    monkeypatch.setattr(metrics, "UPLOAD_SECONDS", 0)
+    monkeypatch.setattr(workdirs, "PATIENCE", 0.3)
+    run, notes = as_path("gs://bucket/runs/later"), []
+    with OwnedWorkdir(run) as owned, contextlib.closing(MetricWriter(run, 0, confirm=owned.confirm)) as writer:
+        (run / "config.json").write_bytes(b"{}")
+        writer.write(1, {"loss": 1.0})
+        store.away = True
+        try:
+            writer.write(2, {"loss": 1.0})
+            with pytest.raises(UserError, match=r"cannot write the metrics to 'gs://bucket/runs/later': .*; see that"):
+                writer.sync()
+            with pytest.raises(UserError, match="the workdir 'gs://bucket/runs/later' has been away for 0 s; bring it"):
+                owned.wait(notes.append)
+        finally:
+            store.away = False
+        assert notes == ["gs://bucket/runs/later is not there any more; waiting for it"]
+        owned.wait(notes.append)
+        assert len(read_metrics(run / "metrics.jsonl")) == 1
+        writer.write(3, {"loss": 1.0})
+        assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == [1, 2, 3]
 
 
 @needs_gcsfs

@@ -1,6 +1,7 @@
 """Checkpoints are read only as they were written: any damage is noticed before they are used, and named."""
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import pytest
 from processes import free_port
 
 from big_vision_lite.errors import UserError
+from big_vision_lite.training import orbax_hooks
 from big_vision_lite.training.checkpoints import Checkpoints, Damaged
 from big_vision_lite.training.checksums import BLOCK, MARK, GrowingFile, checksum, damage, decode, encode
 
@@ -155,6 +157,24 @@ def test_a_file_that_is_not_only_appended_to(tmp_path, size):
     for end in (size, size // 2 + 1):
         path.write_bytes(np.random.default_rng(0).bytes(end))
         assert growing.finish() == checksum(path)
+
+
+def test_a_save_that_fails_is_dropped_with_a_message(copy, monkeypatch):
+    """As when the disk is away for a moment; the next save is made."""
+    def fail(folder):
+        raise OSError(errno.EIO, "Input/output error")
+
+    notes, checkpoints = [], Checkpoints(copy, max_checkpoints=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(orbax_hooks, "seal", fail)
+        checkpoints.save(3, STATE, {}, {"step": 3})
+        checkpoints.finish_or_drop(notes.append)
+    assert notes == [f"cannot save a checkpoint in '{copy}': Input/output error; the checkpoint of step 2 is kept; see "
+                     "that the disk is there"]
+    checkpoints.save(4, STATE, {}, {"step": 4})
+    checkpoints.finish_or_drop(notes.append)
+    assert len(notes) == 1 and checkpoints.steps() == [1, 2, 4]
+    checkpoints.close()
 
 
 KILLED = """

@@ -22,6 +22,7 @@ from slow_crop import SlowCrop
 
 from big_vision_lite import config as configs
 from big_vision_lite.cli import main
+from big_vision_lite.training import trainer
 from big_vision_lite.training import workdir as workdirs
 from big_vision_lite.training.checkpoints import Checkpoints
 from big_vision_lite.training.distributed import TRY_AGAIN
@@ -178,6 +179,18 @@ def test_a_worker_process_that_dies(untouched, tmp_path, command, capfd, at_step
     assert main([*plain, "--train.workers=1", "--train.prefetch=1"]) == 0
     assert "new ones go on from batch" in capfd.readouterr().err
     assert metrics_of(tmp_path / "run") == metrics_of(untouched)
+
+
+def test_worker_processes_that_die_before_they_made_a_batch(tmp_path, command, capfd, monkeypatch):
+    def die(*arguments):
+        raise RuntimeError("Grain worker process 0 was terminated unexpectedly with exit code -9. Perhaps")
+
+    monkeypatch.setattr(trainer, "batches", die)
+    assert main(command("--train.workers=1")) == 2
+    again, error = capfd.readouterr().err.splitlines()
+    assert "new ones go on from batch 0" in again
+    assert error == ("bvl: worker processes die before they have made batch 0: Grain worker process 0 was terminated "
+                     "unexpectedly with exit code -9; is there memory for workers=1?")
 
 
 def test_a_worker_process_that_is_slow(untouched, folder, tmp_path, capsys):

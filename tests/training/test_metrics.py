@@ -5,12 +5,16 @@ import dataclasses
 import itertools
 import json
 import math
+import resource
+import struct
 
 import numpy as np
 import pytest
 from small_studies import small_experiment
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from big_vision_lite.errors import UserError
+from big_vision_lite.training import metrics
 from big_vision_lite.training.checkpoints import Checkpoints
 from big_vision_lite.training.loop import train
 from big_vision_lite.training.metrics import MetricWriter, last_results, read_metrics, read_run
@@ -39,6 +43,40 @@ def test_metrics_come_back_as_they_were(tmp_path):
     for text in (tmp_path / "metrics.jsonl").read_text().splitlines():  # by the letter of the standard
         json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert read_metrics(tmp_path / "none.jsonl") == []
+
+
+def test_tensorboard_gets_the_metrics_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "FLUSH_SECONDS", 0)
+    writer = MetricWriter(tmp_path, 2)
+    writer.write(3, {"loss": 0.5, "grad_norm": math.nan})
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    data, events = path.read_bytes(), []  # before the end: a run may be watched
+    while data:
+        size, = struct.unpack("<Q", data[:8])
+        events.append(Event.FromString(data[12:12 + size]))
+        data = data[16 + size:]
+    writer.close()
+    version, resumed, loss = events
+    assert version.file_version == "brain.Event:2"
+    assert (resumed.step, resumed.session_log.status) == (3, SessionLog.START)  # hides what was written for step 3
+    assert [(loss.step, value.tag, value.simple_value) for value in loss.summary.value] == [(3, "loss", 0.5)]
+
+
+@pytest.mark.parametrize("method", ["write", "chart"])
+def test_a_disk_that_is_full_ends_a_run_in_one_line(tmp_path, method):
+    """chart: in TensorBoard's file, behind which a run once waited for ever."""
+    writer = MetricWriter(tmp_path, 0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))  # beyond it writes fail, as on a full disk
+    try:
+        with pytest.raises(UserError, match=f"^cannot write metrics to '{tmp_path}': .*; see that there is space"):
+            for step in range(1, 1000):
+                getattr(writer, method)(step, {"loss": 1.0})
+        writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, step if method == "write" else 1))
 
 
 @pytest.mark.parametrize("damage", [*DAMAGE.values(), b'{"loss": 1}', b'{"step": "4"}', b'{"step": 4, "loss": "x"}',

@@ -38,7 +38,7 @@ from big_vision_lite.data.ragged import Ragged, id_key, random_bits
 from big_vision_lite.data.source import Dataset
 from big_vision_lite.data.sources.files import read_lines
 from big_vision_lite.errors import UserError, nearest
-from big_vision_lite.system.fields import check
+from big_vision_lite.system.fields import at_least, check
 from big_vision_lite.system.parse import BOM, read_bytes
 
 
@@ -102,6 +102,7 @@ class NestedSubset(Curation):
         if not (self.images >= 1 if self.fraction is None else 0 < self.fraction <= 1):
             raise UserError(f"NestedSubset: images={self.images}, fraction={self.fraction}; expected 1 image or more, "
                             "or a fraction above 0 and up to 1")
+        at_least(self, 0, "seed")
 
     def apply(self, data: Curated) -> Curated:
         images = self.images if self.images is not None else max(1, round(self.fraction * len(data)))
@@ -291,6 +292,7 @@ class LabelNoise(Curation):
                 name = "hierarchy" if kind == "parent" else "confusion"
                 raise UserError(f"LabelNoise: kind={self.kind!r} with {name}={file!r}; kind={kind!r} needs a file for "
                                 f"{name}, and no other kind does")
+        at_least(self, 0, "seed")
 
     def identity(self) -> str:
         files = [hashlib.sha256(read_bytes(Path(os.path.expanduser(file)))).hexdigest()

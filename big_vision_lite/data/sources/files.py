@@ -22,7 +22,8 @@ from big_vision_lite.system.cache import cache_dir, cached_bytes
 from big_vision_lite.system.cores import usable_cores
 from big_vision_lite.system.parse import open_regular
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 EXTENSIONS = frozenset(("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "heic", "heif"))
 
@@ -67,14 +68,14 @@ def read_lines(path: str | Path, field: str, expected: str) -> list[str]:
 
 
 def scan(folder: str, wanted: Callable[[str], bool] = is_image, parents: tuple[str, ...] = (),
-         passed_over: Counter[str] | None = None, below: str = "") -> Iterator[tuple[str, int, int]]:
+         ignored: Counter[str] | None = None, below: str = "") -> Iterator[tuple[str, int, int]]:
     """(path relative to ``folder`` with forward slashes, size in bytes, modification time in ns) of all wanted files in
-    it and its subfolders, in any order; hidden ones are ignored.
+    it and its subfolders, in any order; hidden ones are left out.
 
     Args:
       wanted: whether a file of this name is wanted.
       parents: the real paths of the enclosing folders: a link back to one of them is not followed.
-      passed_over: counts the other files by their extension.
+      ignored: counts the other files by their extension.
     """
     current = os.path.realpath(f"{folder}/{below}")
     if current in parents:
@@ -84,11 +85,11 @@ def scan(folder: str, wanted: Callable[[str], bool] = is_image, parents: tuple[s
             if entry.name.startswith("."):
                 continue
             if is_folder(entry):
-                yield from scan(folder, wanted, (*parents, current), passed_over, f"{below}{entry.name}/")
+                yield from scan(folder, wanted, (*parents, current), ignored, f"{below}{entry.name}/")
             elif wanted(entry.name):
                 yield below + entry.name, *_size_and_time(entry.path)
-            elif passed_over is not None:
-                passed_over[os.path.splitext(entry.name)[1]] += 1
+            elif ignored is not None:
+                ignored[os.path.splitext(entry.name)[1]] += 1
 
 
 def is_folder(entry: os.DirEntry) -> bool:

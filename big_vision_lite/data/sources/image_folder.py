@@ -130,9 +130,9 @@ def _scan(source: ImageFolder, prefix: str, folders: list[str], classes: list[st
     label_of = {name: label for label, name in enumerate(classes)}
     digest = hashlib.blake2b("\0".join((prefix, *classes)).encode(errors="surrogateescape"), digest_size=8)
     parents = (os.path.realpath(root), os.path.realpath(f"{root}/{prefix}"))
-    names, labels, stats, passed_over, nested = [], [], [], Counter(), True
+    names, labels, stats, ignored, nested = [], [], [], Counter(), True
     for name in folders:
-        images = sorted(scan(f"{root}/{prefix}{name}", parents=parents, passed_over=passed_over))
+        images = sorted(scan(f"{root}/{prefix}{name}", parents=parents, ignored=ignored))
         if not images:
             raise UserError(f"folder {f'{root}/{prefix}{name}'!r} has no images ({', '.join(sorted(EXTENSIONS))}); add "
                             "some or remove the folder")
@@ -160,10 +160,10 @@ def _scan(source: ImageFolder, prefix: str, folders: list[str], classes: list[st
     ids = (dataset.labels(index)[0] for index in range(len(dataset)))
     identity = files_identity(root, ids, np.concatenate(stats), source.fingerprint)
     dataset.fingerprint = f"folder-{digest.hexdigest()}-{identity}"
-    if passed_over:
-        kinds = ", ".join(f"{count:,} {suffix!r}" for suffix, count in passed_over.most_common(5))
-        dataset.notes = (f"{sum(passed_over.values()):,} files in {f'{root}/{prefix}'!r} are passed over, as their "
-                         f"names do not end as those of images do: {kinds}",)
+    if ignored:
+        kinds = ", ".join(f"{count:,} {suffix!r}" for suffix, count in ignored.most_common(5))
+        dataset.notes = (f"{sum(ignored.values()):,} files in {f'{root}/{prefix}'!r} are ignored, because they have "
+                         f"no extension of an image: {kinds}",)
     return dataset
 
 

@@ -4,6 +4,7 @@ or the shards of a WebDataset."""
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -162,7 +163,7 @@ def _index(files: list[str], key: str) -> _Index:
     with concurrent.futures.ThreadPoolExecutor(min(16, 2 * usable_cores())) as pool:
         tars = list(itertools.chain.from_iterable(pool.map(_class_tars, range(len(files)), files)))
     index = _sorted(tars, files)
-    with cached_file(path) as temporary:
+    with contextlib.suppress(OSError), cached_file(path) as temporary:
         offsets, joined = _offsets_and_bytes(index.ids)
         np.savez(temporary, classes=np.array(index.classes), id_offsets=offsets, id_bytes=joined,
                  label_of=index.label_of, file_of=index.file_of, places=index.places, digest=index.digest)

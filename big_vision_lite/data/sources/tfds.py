@@ -15,9 +15,11 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import json
 import os
 import re
 import reprlib
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -69,8 +71,8 @@ class Tfds(Source):
         return {"name": f"{path.parent.name}:{path.name}", "data_dir": str(path.parent.parent)}
 
     def open(self) -> TfdsDataset:
-        """Raises: UserError when the dataset is not prepared, a file is missing or truncated, the split is empty, or
-        there is no such split or feature."""
+        """Raises: UserError when the dataset is not prepared, a file is missing or truncated, the split is empty, there
+        is no such split or feature, or a feature is of a class that TFDS does not have and nobody has imported."""
         return TfdsDataset(find(self.name, self.data_dir), self.split, self.image_key, self.label_key,
                            self.min_confidence)
 
@@ -284,10 +286,33 @@ def _check_regular(folder: str) -> None:
 
 
 def _builder(folder: str):
+    """The ``ReadOnlyBuilder`` of a prepared dataset. Raises: UserError when it is damaged, or reading it runs code."""
     import tensorflow_datasets as tfds
+    from etils import epath
 
     with reading(folder, "it is not a prepared TFDS dataset, or damaged: prepare it again"):
+        features = epath.Path(folder, "features.json")
+        for name in _class_names(json.loads(features.read_text())):
+            # TFDS imports the module of any class that is named there, and so would run code that came with data.
+            if not name.startswith("tensorflow_datasets.") and name.rpartition(".")[0] not in sys.modules:
+                raise UserError(f"{features} names the class {reprlib.repr(name)}; expected classes of "
+                                "tensorflow_datasets: import its module first, if you trust it")
         return tfds.builder_from_directory(folder)
+
+
+def _class_names(value: Any) -> Iterator[str]:
+    """The names of classes in features.json, of any version of TFDS; some hold JSON in texts."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            if not isinstance(entry, str):
+                yield from _class_names(entry)
+            elif key in ("pythonClassName", "python_class_name", "type"):
+                yield entry
+            elif key == "json":
+                yield from _class_names(json.loads(entry))
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _class_names(entry)
 
 
 def _split(info, split: str, folder: str):

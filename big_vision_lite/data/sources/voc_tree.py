@@ -97,7 +97,8 @@ class VocTree(Source):
         """Reads the XML files, and the headers of images whose XML has no size.
 
         Raises:
-          UserError: a missing folder, split, image or mask, a damaged XML file, or a class that is not in ``classes``.
+          UserError: a missing folder, split, image or mask, a damaged XML file, a class that is not in ``classes``, or
+            all boxes are empty.
         """
         root = Path(os.path.expanduser(self.root))
         for folder in ("Annotations", "JPEGImages"):

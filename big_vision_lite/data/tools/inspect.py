@@ -16,7 +16,7 @@ from big_vision_lite.data.decode import DecodeError, image_size
 from big_vision_lite.data.masks import mask_values
 from big_vision_lite.data.source import Dataset, Example
 from big_vision_lite.data.tools.contact_sheet import contact_sheet, shorten
-from big_vision_lite.errors import BadImageError, writing
+from big_vision_lite.errors import BadImageError, UserError, writing
 
 SAMPLE = 512
 """Images whose headers are read, evenly spaced over the source."""
@@ -36,8 +36,10 @@ def inspect(dataset: Dataset, name: str, out: Path | None = None) -> dict[str, A
       out: a PNG file; None: no sheet.
 
     Raises:
-      UserError: ids are not unique, labels are out of range, or ``out`` cannot be written.
+      UserError: ids are not unique, labels are out of range, or ``out`` is no PNG file or cannot be written.
     """
+    if out is not None and out.suffix.lower() != ".png":
+        raise UserError(f"the contact sheet is {str(out)!r}; expected a name that ends in .png")
     statistics = {"name": name, "multi_label": dataset.multi_label, "classes": len(dataset.classes),
                   "fingerprint": dataset.fingerprint, **manifest(dataset), **image_statistics(dataset)}
     console = Console(highlight=False)
