@@ -92,6 +92,11 @@ def test_a_bucket_smaller_than_a_batch_joins_the_largest():
     assert [len(m) for m in few.members] == [0, 0, 3] and few.at(7) == (2, 7)
 
 
+def test_two_shapes_are_buckets_too():
+    make = maker(SizedDataset(SIZES), transform=ResizeToFit(20, 40, flip=False))
+    assert {make(step)["image"].shape[1:3] for step in range(12)} == {(32, 64), (64, 32)}
+
+
 def test_a_single_shape_needs_no_sizes_and_keeps_its_order():
     dataset = SizedDataset(SIZES, fingerprint="never")
     make = maker(dataset, transform=Resize(8))

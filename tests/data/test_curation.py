@@ -291,6 +291,7 @@ def test_fingerprints_follow_the_content_of_files(source, tmp_path):
     (lambda t: NestedSubset(0), "expected 1 image or more"),
     (lambda t: NestedSubset(), "expected one of them"),
     (lambda t: NestedSubset(fraction=1.5), "fraction above 0 and up to 1"),
+    (lambda t: NestedSubset(fraction=-0.5), "fraction above 0 and up to 1"),
     (lambda t: LabelNoise(1.2), "LabelNoise: precision=1.2"),
     (lambda t: LabelNoise(0.5, recall=0.0), "recall=0.0; expected above 0 to 1"),
     (lambda t: LabelNoise(0.5, kind="parent"), "needs a file for hierarchy"),

@@ -14,6 +14,7 @@ from big_vision_lite.errors import UserError
 @pytest.mark.parametrize(("spoil", "message"), [
     (lambda e, i: {**e, "labels": np.array([i + 31], np.int32)} if i > 8 else e,
      "'bad/9' has label 40; expected 0 to 39, because there are 40 classes; 41 labels are out"),
+    (lambda e, i: {**e, "labels": np.array([-1], np.int32)} if i == 4 else e, "'bad/4' has label -1; expected 0 to 39"),
     (lambda e, i: {**e, "id": "bad/7"} if i == 9 else e, "examples 7 and 9 have the same id 'bad/7'"),
 ])
 def test_invalid_labels_and_ids_are_refused(spoil, message, tmp_path):
@@ -23,6 +24,15 @@ def test_invalid_labels_and_ids_are_refused(spoil, message, tmp_path):
 
     with pytest.raises(UserError, match=message):
         label_index(Bad(50, name="bad"))
+
+
+def test_the_first_image_without_its_one_label_is_named():
+    class Single(Simulated):
+        def __getitem__(self, index):
+            return {**super().__getitem__(index), "labels": np.arange(3 if index == 20 else 0 if index == 30 else 1)}
+
+    with pytest.raises(UserError, match="'simulated/20' has 3 labels in a source with one label per image"):
+        label_index(Single(50, multi_label=False))
 
 
 def test_the_index_is_memory_mapped_and_keeps_ids_that_are_no_utf8():

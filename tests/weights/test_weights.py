@@ -93,6 +93,10 @@ def test_every_layout_goes_there_and_back(backbone, names, stem, head):
     assert (shape_of["backbone.stem.kernel"], shape_of["head.kernel"]) == (stem, head)
     back = convert.to_ours(theirs, like(backbone))
     assert back.keys() == ours.keys() and all(np.array_equal(back[name], ours[name]) for name in ours)
+    if len(head) == 4:  # a classifier of one-by-one convolutions, which some files hold as a matrix
+        their_name = next(their_name for their_name, our_name, _ in names.rows(50) if our_name == "head.kernel")
+        theirs[their_name] = theirs[their_name].squeeze()
+        assert np.array_equal(convert.to_ours(theirs, like(backbone))["head.kernel"], ours["head.kernel"])
 
 
 def test_a_width_that_groups_do_not_divide_is_refused():
@@ -160,6 +164,7 @@ def plus(name, *shape):
     (ResNet(10, 1 / 16, stem="half"), dict, "its stem is 7x7, the run's 3x3"),
     (SMALL, plus("conv1.weight", 5, 7, 4, 3), r"'conv1.weight' has shape \(4, 3, 7, 5\)"),
     (SMALL, replaced("layer2.0.conv1.weight", lambda x: x[:, :1]), "'layer2.0.conv1.weight' .*; it is an unsupported"),
+    (SMALL, replaced("layer2.0.conv1.weight", lambda x: x[:1]), "'layer2.0.conv1.weight' .*; it is an unsupported"),
     (SMALL, plus("layer1.0.se.fc1.weight", 2), "has 'layer1.0.se.fc1.weight', which .*variant"),
     (SMALL, without("layer2.0.bn2.running_var"), "lacks 'layer2.0.bn2.running_var'"),
     (SMALL, plus("layer1.5.conv1.weight", 2), "has an unknown number of blocks for a BatchNorm ResNet"),
