@@ -7,7 +7,9 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Sequence
+from types import FrameType
 from typing import NamedTuple
 
 from big_vision_lite import __version__
@@ -71,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 2 for bad input, 1 for an error of this package, 128 + n when signal n
     ended it."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    interrupted = _note_ctrl_c()
     try:
         _check_words(arguments)
         return _run([word for word in arguments if word != "--debug"])
@@ -81,7 +84,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("bvl: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except Exception as error:
+        if interrupted:  # some libraries turn a KeyboardInterrupt into another error, as compiled modules at import
+            print("bvl: interrupted", file=sys.stderr)
+            return 128 + signal.SIGINT
         return exit_code(error, debug="--debug" in arguments)
+
+
+def _note_ctrl_c() -> list[int]:
+    """A list that gets an entry with each Ctrl-C, unless this process ignores it."""
+    interrupted: list[int] = []
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        interrupted.append(signum)
+        signal.default_int_handler(signum, frame)
+
+    if (threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN):
+        signal.signal(signal.SIGINT, note)
+    return interrupted
 
 
 def _check_words(arguments: Sequence[str]) -> None:

@@ -78,11 +78,8 @@ def exit_code(error: Exception, debug: bool = False) -> int:
 
     Returns:
       2, after one line, for bad input, a disk, a network, or too little memory; 1, after the traceback, for anything
-      else, which is a bug of this package; 130 if Ctrl-C is behind it.
+      else, which is a bug of this package.
     """
-    if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):  # as compiled modules report it at import
-        print("bvl: interrupted", file=sys.stderr)
-        return 130
     # JAX's, of a device; in a UserError it may be TensorStore's, of a disk.
     out_of_memory = "RESOURCE_EXHAUSTED" in str(error) and not isinstance(error, UserError)
     code = 2 if out_of_memory or isinstance(error, UserError | OSError | MemoryError) else 1

@@ -72,10 +72,10 @@ def set_up_jax(experiment: Experiment, processes: Processes | None = None) -> No
 
 def run_training(experiment: Experiment, workdir: Path, processes: Processes | None = None, **options: Any) -> int:
     """Make JAX ready, train, and return the exit code. ``options``: those of `training.loop.train`."""
-    set_up_jax(experiment, processes)
-    from big_vision_lite.training.loop import Stopped, train
-
     with leaving_on_error():
+        set_up_jax(experiment, processes)
+        from big_vision_lite.training.loop import Stopped, train
+
         try:
             train(experiment, workdir, **options)
         except Stopped as stop:

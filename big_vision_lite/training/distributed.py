@@ -97,12 +97,18 @@ def join(processes: Processes, environment: Mapping[str, str] = os.environ) -> N
     timer = threading.Timer(processes.init_timeout, give_up)
     timer.daemon = True
     timer.start()
+    handler = signal.getsignal(signal.SIGINT)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and handler is not signal.SIG_IGN:  # JAX waits where Python's own handler is not called
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         jax.distributed.initialize(**arguments, initialization_timeout=processes.init_timeout + 60)
     except (RuntimeError, ValueError) as error:
         raise timed_out(f": {first_line(error)}") from None
     finally:
         timer.cancel()
+        if in_main_thread:
+            signal.signal(signal.SIGINT, handler)
 
 
 def is_multi_process(environment: Mapping[str, str]) -> bool:
@@ -189,12 +195,12 @@ def leaving_on_error() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:  # before the loop collects signals
-        if jax.process_count() == 1:
+        if not jax.distributed.is_initialized():
             raise
         print("bvl: interrupted", file=sys.stderr)
         hard_exit(128 + signal.SIGINT)
     except Exception as error:
-        if jax.process_count() == 1:
+        if not jax.distributed.is_initialized():
             raise
         code = TRY_AGAIN
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):

@@ -1,6 +1,8 @@
 """How commands end: their exit codes, and the lines on stderr that explain them."""
 
+import contextlib
 import errno
+import signal
 
 import pytest
 
@@ -57,10 +59,18 @@ def test_a_bug_is_said_to_be_one(ended, error):
 
 
 def test_control_c_is_no_error(ended):
-    imported = ImportError("initialization failed")  # of a compiled module that was being imported
-    imported.__cause__ = KeyboardInterrupt()
-    for error in (KeyboardInterrupt(), imported):
-        assert ended(error) == (130, "bvl: interrupted\n")
+    assert ended(KeyboardInterrupt()) == (130, "bvl: interrupted\n")
+
+
+def test_control_c_that_a_library_turns_into_an_error(monkeypatch, capsys):
+    """As compiled modules do that are being imported."""
+    def fail(words: list[str]) -> int:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise ImportError("Encountered an error while initializing the extension.")
+
+    monkeypatch.setattr(train, "config_list", fail)
+    assert (main(["config", "list"]), capsys.readouterr().err) == (130, "bvl: interrupted\n")
 
 
 def test_a_run_of_a_study_ends_like_a_command(capsys, monkeypatch, tmp_path):
