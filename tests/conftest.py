@@ -1,7 +1,10 @@
 """Eight CPU devices for every test; types and shapes in signatures are checked at each call."""
 
 import os
+import signal
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell; the commands under test inherit
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 # Tests compile much and compute little.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
