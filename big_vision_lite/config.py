@@ -98,9 +98,9 @@ def _running(path: Path) -> Iterator[None]:
     """Turn what a file's own code raises into one line that names the line of the file. Raises: UserError."""
     try:
         yield
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         file = str(path.absolute())
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
         if isinstance(error, SyntaxError) and error.filename == file:

@@ -3,6 +3,7 @@ meets only what it expects."""
 
 from __future__ import annotations
 
+import codecs
 import errno
 import math
 import os
@@ -18,6 +19,7 @@ from big_vision_lite.system.paths import RemotePath
 
 T = TypeVar("T")
 BOM = b"\xef\xbb\xbf"
+_PIECE = 2**24
 
 
 def read_bytes(path: Path, advice: str = "", limit: float = math.inf) -> bytes:
@@ -82,7 +84,17 @@ def parse_json(data: bytes | str, kind: type[T] | GenericAlias, source: object, 
     decoder = msgspec.json.Decoder(kind)  # a type that msgspec does not know is no fault of the data
     with reading(source, advice):
         data = data.encode() if isinstance(data, str) else data
+        _check_utf8(data)
         return decoder.decode(data.removeprefix(BOM))
+
+
+def _check_utf8(data: bytes) -> None:
+    """msgspec passes over the bytes of fields that ``kind`` lacks. In pieces, as the text may be four times as large.
+    Raises: UnicodeDecodeError."""
+    if not data.isascii():
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        for start in range(0, len(data), _PIECE):
+            decoder.decode(data[start:start + _PIECE], final=start + _PIECE >= len(data))
 
 
 def convert(values: Any, kind: type[T] | GenericAlias, source: object, advice: str = "", strict: bool = True) -> T:

@@ -30,22 +30,25 @@ class Optimizer(abc.ABC):
     grad_clip_norm: float | None = None
     """Maximum global norm of the gradient; None: no clipping."""
 
-    @abc.abstractmethod
-    def parts(self, decay: GradientTransformation, rate: GradientTransformation) -> tuple[GradientTransformation, ...]:
-        """What follows clipping, in order: weight decay and learning rate among the optimiser's own parts."""
-
-    def build(self, steps: int) -> GradientTransformation:
-        """The chain for a run of ``steps`` steps. Raises: UserError for values out of range."""
+    def __post_init__(self) -> None:
+        """Raises: UserError for values out of range."""
         clip_norm = self.grad_clip_norm
         if self.learning_rate <= 0 or self.weight_decay < 0 or (clip_norm is not None and clip_norm <= 0):
             raise UserError(f"{type(self).__name__}: learning_rate={self.learning_rate}, weight_decay="
                             f"{self.weight_decay}, grad_clip_norm={clip_norm}; expected learning_rate and "
                             "grad_clip_norm above 0 and weight_decay of at least 0")
+
+    @abc.abstractmethod
+    def parts(self, decay: GradientTransformation, rate: GradientTransformation) -> tuple[GradientTransformation, ...]:
+        """What follows clipping, in order: weight decay and learning rate among the optimiser's own parts."""
+
+    def build(self, steps: int) -> GradientTransformation:
+        """The chain for a run of ``steps`` steps. Raises: UserError as the schedule."""
         factor = self.schedule.build(steps)
         mask = None if self.decay_mask == "all" else lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
         decay = optax.add_decayed_weights(self.weight_decay, mask)
         rate = optax.scale_by_learning_rate(lambda step: self.learning_rate * factor(step))
-        clip = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
+        clip = [] if self.grad_clip_norm is None else [optax.clip_by_global_norm(self.grad_clip_norm)]
         return optax.chain(*clip, *self.parts(decay, rate))
 
 

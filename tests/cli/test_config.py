@@ -135,6 +135,7 @@ def test_what_a_file_says_about_itself(arguments):
     ("def get_config():\n    x = 1\n    raise KeyError('a\\nb')", r", line 3: KeyError: 'a\nb'"),
     ("def get_config():\n    return get_config()", ", line 2: RecursionError: "),
     ("def get_config():\n    raise SystemExit('stop')", ", line 2: SystemExit: stop"),
+    ("def get_config():\n    raise BaseException('stop')", ", line 2: BaseException: stop"),
     ("from __future__ import annotations\ndef get_config(depth: imt): pass", "NameError: name 'imt' is not defined"),
     ("x = 1\0", "SyntaxError: source code string cannot contain null bytes"),
     ("get_config = 5", "TypeError: 5 is not a callable object"),

@@ -117,6 +117,7 @@ def test_errors(tmp_path):
     with pytest.raises(UserError, match=r"mask 'd' has no image in '.*images' \(1 such\)"):
         MaskFolder(root, "all", classes=("x", "y")).open()
     paired = {"root": root, "split": "all", "unpaired": "skip"}
+    (tmp_path / "twice.txt").write_text("0 background\n1 x\n0 background\n2 y\n")
     assert len(MaskFolder(classes=("x", "y"), **paired).open()) == 3
     for fields, message in [({"classes": ("x",), "values": (255,)}, "255 is class 'x' and also void"),
                          ({"classes": ("x",), "values": (0,)}, "0 is class 'x' and also background"),
@@ -124,6 +125,7 @@ def test_errors(tmp_path):
                          ({"classes": ("x", "y"), "values": (1,)}, "1 numbers and classes 2 names"),
                          ({"classes": ("x", "x")}, "has the class 'x' twice"),
                          ({"classes": tuple(map(str, range(255))), "values": tuple(range(1000, 1255))}, "at most 254"),
+                         ({"class_file": "twice.txt"}, "twice.txt: the value 0 is there twice"),
                          ({"class_file": "no.txt"}, "cannot read MaskFolder.class_file"),
                          ({"class_file": "images/a.jpg"}, "cannot read .* expected lines of names"),
                          ({"masks": "maks"}, "there is no folder")]:

@@ -154,7 +154,7 @@ def commands(rng: np.random.Generator, number: int, folder: Path) -> Case:
         words += ["--steps=0"]  # not to train for minutes
     parts = [part.strip("_")[:40] for part in re.findall(r"\w{2,}", " ".join(words).replace("-", "_"))]
     named = (*parts, *(part.replace("_", "-") for part in parts), "argument", "no command", "there is no", "no config")
-    named += ("folder.py", "config.json")
+    named += ("folder.py", "config.json", "results.csv")
     return Case(tuple(words), named, ascii(" ".join(words))[:150])
 
 

@@ -374,9 +374,11 @@ def equals_graph(folder: Path, arguments: list[str]) -> str | None:
             parents.setdefault(names[0], set()).add(names[1])
     for index in range(len(dataset)):
         id_, labels = dataset.labels(index)
-        expected = {id_.split("/")[1]}
-        while (more := expected | {parent for name in expected for parent in parents.get(name, ())}) != expected:
-            expected = more
+        expected, above = set(), [id_.split("/")[1]]
+        while above:
+            name = above.pop()
+            above += parents.get(name, set()) - expected if name not in expected else ()
+            expected.add(name)
         if {dataset.classes[label] for label in labels} != expected:
             return f"{id_} has {[dataset.classes[label] for label in labels]} instead of {expected}"[:400]
     return None

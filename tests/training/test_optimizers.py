@@ -91,5 +91,5 @@ def test_defaults():
 @pytest.mark.parametrize("fields", [{"learning_rate": 0.0}, {"weight_decay": -1e-9}, {"grad_clip_norm": 0.0}])
 def test_values_out_of_range(fields):
     with pytest.raises(UserError, match="expected learning_rate and grad_clip_norm above 0 and weight_decay of"):
-        SGD(**fields).build(10)
+        SGD(**fields)
     SGD(1e-9, Constant(), 0.0, grad_clip_norm=1e-9).build(10)

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -203,7 +204,11 @@ class MaskFolder(Source):
             return list(zip(values, self.classes, strict=True))
         files = [self.class_file] if self.class_file else [name for name in CLASS_FILES if (root / name).is_file()]
         if files:
-            return [(value, name) for value, name in _read_classes(root / files[0], first)
+            entries = _read_classes(root / files[0], first)
+            twice = [value for value, count in Counter(value for value, _ in entries).items() if count > 1]
+            if twice:
+                raise UserError(f"{root / files[0]}: the value {twice[0]} is there twice; expected each value once")
+            return [(value, name) for value, name in entries
                     if not (value == self.background and name.lower() in BACKGROUND)
                     and not (value in self.void and name.lower() in NO_CLASS)]
         folder = root / self.masks.partition("{split}")[0]  # all masks, so that every split has the same classes
