@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -14,13 +15,28 @@ from big_vision_lite.errors import UserError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class Laws:
-    """Fit laws to the learning curves in a csv file, choose by extrapolation, and say how many images an error takes.
+    """Predict from learning curves: the score at sizes that were not tried, and how many images a score takes.
 
-    Columns: the size, the error, and optionally split (train or extrapolate), seed and curve (a name).
+    Takes the folder of a study, a results.csv, or a csv file with a column of sizes and one of errors; optionally with
+    split (train or extrapolate), seed and curve (a name).
     """
 
-    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.csv")]
-    """Csv file with a header."""
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.csv|FOLDER")]
+    """Csv file with a header, or folder of a study."""
+    at: tuple[float, ...] = ()
+    """Sizes to predict the score at; by default 2 and 10 times the largest."""
+    target: tuple[float, ...] = ()
+    """Scores: how many images does each take?"""
+    target_error: tuple[float, ...] = ()
+    """The same as errors: 1 - accuracy, 1 - mAP."""
+    score: str | None = None
+    """Column of results.csv, such as validation/mAP; by default the main metric of the runs."""
+    lower_is_better: bool = False
+    """Direction of --score where it is no run's main metric."""
+    chance: float | None = None
+    """The score of guessing, where the runs do not tell; of a csv of errors, the error of guessing."""
+    law: str | None = None
+    """Predict by one law alone: log-linear, power, asymptote, shifted, sigmoid, broken or "broken (2 breaks)"."""
     x: str | None = None
     """Column of the size; by default x, images or seen_examples, whichever exists."""
     error: str = "error"
@@ -31,73 +47,157 @@ class Laws:
     """Column that distinguishes runs of equal size."""
     curve: str = "curve"
     """Column that names the curves of a file with several."""
-    target_error: tuple[float, ...] = ()
-    """Errors: how many images does each take?"""
-    law: str | None = None
-    """Law to use instead of the one that extrapolates best: log-linear, power, asymptote, shifted or sigmoid."""
-    chance: float | None = None
-    """Known chance-level error, from which the sigmoid law then starts."""
     upstream: str | None = None
     """Column of the upstream error: fit downstream against upstream error instead (Abnar et al. 2021)."""
-    bootstrap: int = 200
-    """Bootstrap samples for the intervals."""
+    bootstrap: int = 64
+    """Fits per law, to copies of the curve with other noise, from which intervals follow."""
     figure: Path | None = None
-    """File (.png or .svg) to draw curves and laws into."""
+    """File (.png or .svg) to draw curves and predictions into."""
+    imports: Imports = ()
 
 
 def laws(arguments: list[str]) -> int:
     options = parse(Laws, arguments, "bvl laws")
-    from big_vision_lite.scaling.laws import curves, extrapolation, fitting
-    from big_vision_lite.scaling.laws.families import laws as all_laws
+    from big_vision_lite.scaling.laws import answers, curves, downstream
+    from big_vision_lite.scaling.laws.prediction import TooFewSizes
 
     _check_bootstrap(options.bootstrap)
     if options.figure is not None and options.figure.suffix not in (".png", ".svg"):
         raise UserError(f"--figure {str(options.figure)!r}: expected a name that ends in .png or .svg")
-    for name, errors in (("--target-error", options.target_error), ("--chance", (options.chance,))):
-        for error in errors:
-            if error is not None and not curves.LEAST <= error <= curves.MOST:
-                raise UserError(f"{name} {error:g}: expected errors above 0, up to {curves.MOST:g}")
+    for name, values in (("--target-error", options.target_error), ("--at", options.at)):
+        for value in values:
+            if not curves.LEAST <= value <= curves.MOST:
+                raise UserError(f"{name} {value:g}: expected numbers above 0, up to {curves.MOST:g}")
     if options.upstream is not None:
-        print(extrapolation.downstream_report(options.file, options.upstream, options.error, options.bootstrap))
+        print(downstream.report(options.source, options.upstream, options.error, options.bootstrap))
         return 0
-    fitted = []
-    for curve in curves.read_curves(options.file, options.x, options.error, options.split, options.seed, options.curve):
-        comparison = extrapolation.compare(curve, all_laws(options.chance))
-        if options.law is not None:
-            comparison = _choose(comparison, options.law)
-        law = extrapolation.ChosenLaw(comparison, fitting.bootstrap(comparison.fit, curve, options.bootstrap))
-        fitted.append(law)
-        points = int((~curve.held_out).sum())
-        print(f"{curve.name or options.file}: {points} points at {curve.train.sizes} sizes"
-              + (f", {int(curve.held_out.sum())} held out" if curve.held_out.any() else ""))
-        print(_columns(extrapolation.law_table(law)))
-        for error in options.target_error:
-            print(extrapolation.estimate_size(law, error))
+    law = None if options.law is None else _law_number(options.law)
+    predictions = []
+    found = list(_curves(options))
+    for name, get_curve, chance, terms in found:
+        errors = [*options.target_error, *(_error(terms, target) for target in options.target)]
+        try:
+            predicted = _predict(name, get_curve(), chance, law, options)
+        except UserError as error:  # other curves may have answers
+            if len(found) == 1 and not isinstance(error, TooFewSizes):
+                raise
+            print(f"{error}\n")
+            continue
+        predictions.append((predicted, terms))
+        sizes = options.at or (2 * predicted.largest, 10 * predicted.largest)
+        for line in (*(answers.value_at(predicted, size, terms) for size in sizes),
+                     *(answers.size_for(predicted, error, terms) for error in errors),
+                     answers.next_size(predicted, sizes[-1], terms)):
+            print(f"  {line}" if line else "", end="\n" if line else "")
         print()
     print("fit, inner, extrapolate: RMS of the log error. inner: of a fit to the sizes up to half the largest, on the\n"
-          "rest; this alone is the criterion of the choice. Intervals: 95 %, bootstrap over seeds and points.")
+          "rest. Laws in the table describe; the prediction takes all that have enough sizes. docs/scaling_laws.md\n"
+          "says how often its intervals hold.")
     if options.figure is not None:
+        if not predictions:
+            raise UserError("--figure: there is nothing to draw, as no curve has an answer")
         from big_vision_lite.scaling.report import figures
 
-        figures.save(figures.draw_laws(fitted), options.figure)
+        figures.save(figures.draw_predictions(predictions), options.figure)
         print(f"figure: {options.figure}")
     return 0
+
+
+def _predict(name: str, curve, chance: float | None, law: int | None, options: Laws):
+    """Prints the table of laws; returns the prediction by all of them, or by the one with a number."""
+    from big_vision_lite.scaling.laws import comparison, prediction
+    from big_vision_lite.scaling.laws.families import laws as all_laws
+
+    held_out, sizes = int(curve.held_out.sum()), curve.train.sizes
+    print(f"{name}: {curve.x.size - held_out} points at {sizes} sizes" + (f", {held_out} held out" if held_out else ""))
+    scores = comparison.compare(curve, all_laws(chance))
+    print(_columns(comparison.table(scores)))
+    only = () if law is None else (scores[law].law,)
+    if law is not None and scores[law].fit is None:
+        raise UserError(f"--law {options.law!r}: {scores[law].note}, the curve has {sizes}")
+    predicted = prediction.predict(curve, chance, only, options.bootstrap)
+    print(f"by {only[0].name if only else 'all laws together'}:")
+    return predicted
+
+
+def _curves(options: Laws):
+    """Yields name, a function that returns the curve, chance-level error and terms of each curve of a csv file or of
+    results."""
+    from big_vision_lite.scaling.laws import answers, curves
+
+    path = options.source
+    if not path.is_dir() and "run" not in curves.read_rows(path)[0]:
+        if options.score is not None:
+            raise UserError(f"--score {options.score!r}: {path} has no column 'run', so it is no results.csv; give "
+                            "--error instead")
+        chance = None if options.chance is None else _error(answers.ERRORS, options.chance, "--chance")
+        for curve in curves.read_curves(path, options.x, options.error, options.split, options.seed, options.curve):
+            yield curve.name or str(path), functools.partial(_itself, curve), chance, answers.ERRORS
+        return
+    from big_vision_lite.scaling.report import series
+
+    for column in ("x", "error", "split", "seed", "curve"):
+        if getattr(options, column) != getattr(Laws, column):
+            raise UserError(f"--{column} {getattr(options, column)!r}: {path} holds the results of runs, whose columns "
+                            "are known; give --score to choose a metric")
+    found = False
+    for task, line in series.curves_of(path, options.score, options.lower_is_better, options.imports):
+        metric = line.metric
+        terms = answers.Terms(metric.name, metric.to_error, metric.higher_is_better)
+        chance = line.chance if options.chance is None else _error(terms, options.chance, "--chance")
+        found = True
+        name = ", ".join(filter(None, (task, line.label))) or str(path)
+        yield name, functools.partial(_curve_of, line, name), chance, terms
+    if not found:
+        raise UserError(f"{path}: no runs that differ in images alone, so there is no curve; expected two sizes or "
+                        "more")
+
+
+def _itself(curve):
+    return curve
+
+
+def _curve_of(line, name: str):
+    """The curve of a series. Raises: UserError when a value is no error above 0."""
+    from big_vision_lite.scaling.laws import curves
+
+    metric = line.metric
+    for run, value, error in zip(line.runs, line.values, metric.to_error(line.values), strict=True):
+        if not curves.LEAST <= error <= curves.MOST:
+            expected = (f"expected scores below {metric.best:g}; evaluate on more images, choose another --score, or "
+                        "give --lower-is-better with it" if metric.higher_is_better else "expected values above 0")
+            raise UserError(f"{name}: {metric.name} of run {run.run!r} is {value:g}, {expected}")
+    return line.curve()
+
+
+def _error(terms, value: float, option: str = "--target") -> float:
+    """A score as an error. Raises: UserError when it is none."""
+    from big_vision_lite.scaling.laws import curves
+
+    error = terms.convert(value)
+    if not curves.LEAST <= error <= curves.MOST:
+        raise UserError(f"{option} {value:g}: expected " + (
+            f"a score below {terms.convert(0.0):g}" if terms.higher_is_better else
+            f"an error above 0, up to {curves.MOST:g}"))
+    return error
+
+
+def _law_number(name: str) -> int:
+    """The place of a law, named whole or by its first word, in `families.laws`. Raises: UserError: there is none."""
+    from big_vision_lite.scaling.laws.families import LAWS
+
+    numbers: dict[str, int] = {}
+    for number, law in enumerate(LAWS):
+        numbers.setdefault(law.name.split(" ")[0], number)
+        numbers[law.name] = number
+    if name not in numbers:
+        raise UserError(f"--law {name!r}: no such law" + nearest(name, numbers))
+    return numbers[name]
 
 
 def _check_bootstrap(samples: int) -> None:
     if samples < 20:
         raise UserError(f"--bootstrap {samples}: an interval needs at least 20 samples")
-
-
-def _choose(comparison, name: str):
-    """The same comparison with another law. Raises: UserError when there is no such law, or it was not fitted."""
-    by_name = {score.law.name.split(" ")[0]: score for score in comparison.scores}
-    score = by_name.get(name.split(" ")[0])
-    if score is None:
-        raise UserError(f"--law {name!r}: no such law" + nearest(name, by_name))
-    if score.fit is None:
-        raise UserError(f"--law {name!r}: {score.note}, the curve has {comparison.curve.train.sizes}")
-    return dataclasses.replace(comparison, chosen=score)
 
 
 def _columns(cells: list[list[str]]) -> str:
@@ -122,8 +222,8 @@ class Report:
     """Column to draw; by default the main metric of the runs."""
     lower_is_better: bool = False
     """Direction of --metric where it is no run's main metric."""
-    bootstrap: int = 200
-    """Bootstrap samples for the intervals."""
+    bootstrap: int = 64
+    """Fits per law, from which intervals follow."""
     imports: Imports = ()
 
 

@@ -2,11 +2,11 @@
 
     bvl study configs/studies/photos.py:root=/photos --workdir runs/photos
     bvl study configs/studies/photos.py:root=/photos,subsets=(500,2000,8000),seeds=3 --workdir runs/photos
-    bvl laws runs/photos/results.csv
+    bvl laws runs/photos
 
 Layout, network and recipe as in configs/image_folder.py, at half its width. Subsets are nested and keep the proportions
 of the classes; every run takes the same number of steps. For 32-pixel images, 1,000 steps of 128 are 2 to 4 minutes per
-run on two cores. `bvl laws` then says how far the curve goes on. docs/results/studies.md has the result for CIFAR-10.
+run on two cores. `bvl laws` then says what more photos would buy. docs/results/studies.md has the result for CIFAR-10.
 """
 
 import dataclasses

@@ -87,6 +87,7 @@ def curves(rng: np.random.Generator, number: int, folder: Path) -> Case:
             ("--chance", "0.9"),
             ("--law", "power"),
             ("--upstream", "images"),
+            ("--law", "log-linear", "--at", "50", "1e6"),
         ),
     )
     return Case(

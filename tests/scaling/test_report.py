@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.collections import PolyCollection
 from PIL import Image
 from scipy import stats
 from small_studies import small_experiment
@@ -18,8 +19,7 @@ from toy_head import ToyHead
 from big_vision_lite.commands.laws import report as command
 from big_vision_lite.errors import UserError
 from big_vision_lite.heads.head import MainMetric
-from big_vision_lite.scaling.laws import curves, extrapolation, fitting
-from big_vision_lite.scaling.laws.families import Power
+from big_vision_lite.scaling.laws import answers, curves, prediction
 from big_vision_lite.scaling.paper.tables import TABLES
 from big_vision_lite.scaling.report import figures, report, series
 from big_vision_lite.scaling.report.series import Metric
@@ -74,7 +74,8 @@ def reported(tmp_path_factory):
 
 def test_page_holds_every_part(reported):
     folder, page, _ = reported
-    for part in ("Capacity", "Noise", "Vocabulary", "Frozen against fine-tuned", "Laws: pretraining", "you need about",
+    for part in ("Capacity", "Noise", "Vocabulary", "Frozen against fine-tuned", "More images: pretraining",
+                 "at 256,000 images: test/mAP 0.", "at 1.28 million images: test/mAP 0.", "one more run of ",
                  "Predictions", "Where the numbers come from", "<th>median</th>", "sigmoid (M4)"):
         assert part in page, part
     names = {path.name for path in (folder / "figures").iterdir()}
@@ -138,8 +139,11 @@ def test_renders_with_what_is_there(tmp_path, capsys):
     cases = {
         "nothing is finished": ([row("a", 500, status="missing")], "no run is finished"),
         "sizes": ([row("a", 500), row("b", 500, 1)], "no runs with two or more numbers of images"),
+        "three sizes": ([row(str(n), n) for n in (500, 1000, 2000)],
+                        "too few sizes to say: 3 different ones; run also N = 250, 4,000"),
         "no images": ([{"run": "a", "accuracy": 0.5}], "no runs with two or more numbers of images"),
         "equal": ([row(str(n), n, 0, 0.5) for n in (1, 2, 3)], "all 3 errors are 0.5"),
+        "rising": ([row(str(n), n, 0, 0.5 - n / 100) for n in (1, 2, 3, 4)], "errors rise with the size"),
         "no main": ([{"run": "a", "images": 5, "top1": 0.5}], "no run names its main metric; top1 is drawn"),
         "perfect": ([row(str(n), n, 0, 1.0) for n in (1, 2, 3)], "error 0 in point 1"),
         "not a number": ([{**row("a", 5), "test/mAP": "nan"}], "test/mAP is 'nan', not a number"),
@@ -155,12 +159,12 @@ def test_renders_with_what_is_there(tmp_path, capsys):
 
 
 def test_several_studies_and_the_paper(tmp_path, capsys):
-    one = write_results(tmp_path / "one", [row(f"n{n}", n) for n in (500, 2000, 8000)])
+    one = write_results(tmp_path / "one", [row(f"n{n}", n) for n in (500, 2000, 8000, 32000)])
     name = next(iter(TABLES))
     first = next(iter(TABLES[name].rows))
     photos = {"study": "photos", "classes": 10, "table": name, "row": first, "test/mAP": "", "main_metric": "test/top1"}
     two = write_results(tmp_path / "two", [{**row(f"n{n}", n), **photos, "test/top1": 1 - n**-0.2}
-                                           for n in (500, 2000, 8000)])
+                                           for n in (500, 2000, 8000, 32000)])
     assert command([str(one), str(two), "--out", str(tmp_path / "out"), "--bootstrap", "20"]) == 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert "data_size (test/mAP)" in page and "photos (test/top1)" in page and TABLES[name].title in page
@@ -171,12 +175,12 @@ def test_several_studies_and_the_paper(tmp_path, capsys):
     assert "reported" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("main, label, error", [
-    (("test/r2", "higher", ""), "test/r2", "error (1 - test/r2)"),
-    (("test/rmse", "lower", "px"), "test/rmse (px, lower is better)", "test/rmse"),
-    (("test/accuracy", "higher", "%"), "test/accuracy (%)", "error (100 - test/accuracy)"),
+@pytest.mark.parametrize("main, label, score", [
+    (("test/r2", "higher", ""), "test/r2", "test/r2 0.799"),
+    (("test/rmse", "lower", "px"), "test/rmse (px, lower is better)", "test/rmse 1.51"),
+    (("test/accuracy", "higher", "%"), "test/accuracy (%)", "test/accuracy 98.5"),
 ])
-def test_main_metrics_keep_their_direction_and_unit(tmp_path, main, label, error):
+def test_main_metrics_keep_their_direction_and_unit(tmp_path, main, label, score):
     sizes = (500, 2000, 8000, 32000)
     values = {"test/r2": [1 - 40 * n**-0.5 for n in sizes], "test/rmse": [300 * n**-0.5 for n in sizes],
               "test/accuracy": [100 - 300 * n**-0.5 for n in sizes]}[main[0]]
@@ -196,8 +200,8 @@ def test_main_metrics_keep_their_direction_and_unit(tmp_path, main, label, error
     assert (drawn.get_ylim()[0] == 0) == (main[0] == "test/accuracy")
     report.write_report([folder], bootstrap=20)
     page = html.unescape((folder / "report.html").read_text())
-    assert f"Table: {label}<" in page and f"{label} against images, with the law" in page
-    assert f"a tenth less {error} than the best so far" in page
+    assert f"Table: {label}<" in page and f"{label} against images; predictions by all laws together" in page
+    assert f"a tenth less error than the best so far, {score}: " in page
     assert f"{min(values):.4g}</td>" in page
 
 
@@ -221,7 +225,7 @@ def test_a_metric_that_is_no_runs_main_metric(tmp_path, capsys):
     # Without a known best value there is no error to fit.
     rows = [row(f"n{n}", n, main_metric="test/psnr", unit="dB", **{"test/psnr": n**0.1}) for n in (500, 2000, 8000)]
     assert command([str(write_results(tmp_path / "psnr", rows)), "--bootstrap", "20"]) == 0
-    assert "no law was fitted: the highest value of test/psnr (dB) is unknown" in capsys.readouterr().out
+    assert "nothing was predicted: the highest value of test/psnr (dB) is unknown" in capsys.readouterr().out
 
 
 def test_bad_input(tmp_path):
@@ -295,19 +299,51 @@ def test_what_figures_show_is_what_they_say(tmp_path):
     (x, mean, _), *_ = error_bars(axis)
     assert x.tolist() == [0.0, 0.1, 0.2] and mean[1:] == pytest.approx([0.5 - w + 100 / 1e5 for w in (0.1, 0.2)])
 
-    curve = curves.from_points([100, 200, 400, 800], [0.5, 0.4, 0.3, 0.24], held_out=[False, False, False, True])
-    comparison = extrapolation.compare(curve, [Power()])
-    law = extrapolation.ChosenLaw(comparison, fitting.bootstrap(comparison.fit, curve, 40))
-    axis = figures.draw_laws([law]).axes[0]
-    assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_xscale(), axis.get_yscale()) == ("x", "error", "log", "log")
+
+def bands(axis) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Positions and ends of each band, as drawn."""
+    read = []
+    for band in axis.collections:
+        if not isinstance(band, PolyCollection):  # an error bar
+            continue
+        x, y = band.get_paths()[0].vertices.T
+        at = np.unique(x)
+        read.append((at, *(np.array([end(y[x == one]) for one in at]) for end in (np.min, np.max))))
+    return read
+
+
+@pytest.mark.parametrize("terms", [answers.ERRORS, answers.Terms("accuracy", lambda error: 1 - error, True)],
+                         ids=["error", "accuracy"])
+def test_figures_of_predictions_show_what_the_answers_say(terms):
+    curve = curves.from_points([100, 200, 400, 800, 1600], [0.5, 0.41, 0.33, 0.27, 0.24],
+                               held_out=[False, False, False, False, True])
+    predicted = prediction.predict(curve, samples=20)
+    axis = figures.draw_predictions([(predicted, terms)]).axes[0]
+    assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_xscale()) == ("images", terms.name, "log")
+    assert axis.get_yscale() == ("linear" if terms.higher_is_better else "log")
     fitted, held_out = (line for line in axis.lines if line.get_linestyle() == "None")
-    assert fitted.get_xdata().tolist() == [100, 200, 400] and held_out.get_xdata().tolist() == [800]
+    assert fitted.get_xdata().tolist() == [100, 200, 400, 800] and held_out.get_xdata().tolist() == [1600]
+    assert held_out.get_ydata()[0] == pytest.approx(terms.convert(0.24))
     assert fitted.get_markerfacecolor() != held_out.get_markerfacecolor() == "none"
     solid, dashed = (line for line in axis.lines if line.get_linestyle() != "None")
-    assert solid.get_xdata().min() == pytest.approx(100) and 380 < solid.get_xdata().max() <= 400
-    assert dashed.get_xdata().max() == pytest.approx(4000) and dashed.is_dashed()
-    np.testing.assert_allclose(dashed.get_ydata(), comparison.fit.predict(dashed.get_xdata())[0])
-    band = axis.collections[0].get_paths()[0].vertices
-    low, high = fitting.interval(comparison.fit.predict(np.array([100.0]), law.samples)[:, 0], 3, 2)
-    at_100 = band[np.isclose(band[:, 0], 100)][:, 1]
-    assert at_100.min() == pytest.approx(low) and at_100.max() == pytest.approx(high)
+    assert solid.get_xdata()[[0, -1]].tolist() == pytest.approx([100, 800]) and dashed.is_dashed()
+    assert dashed.get_xdata()[[0, -1]].tolist() == pytest.approx([800, 8000])
+    wide, narrow = bands(axis)
+    for x in (100.0, 800.0, 8000.0):
+        error, = predicted.errors([x])
+        drawn = np.interp(x, *(dashed if x > 800 else solid).get_data())
+        assert drawn == pytest.approx(terms.convert(error.median))
+        for (at, low, high), interval in zip((narrow, wide), error.intervals, strict=True):
+            i = np.abs(at - x).argmin()
+            assert [low[i], high[i]] == pytest.approx(sorted(map(terms.convert, interval)), rel=1e-3)
+
+
+def test_studies_and_csv_files_share_the_band(tmp_path):
+    rows = [row(f"n{n}-s{seed}", n, seed) for n in (500, 2000, 8000, 32000) for seed in (0, 1)]
+    line = series.main_series(series.read_results([write_results(tmp_path, rows)]).runs, Metric("test/mAP"), "mAP")
+    predicted = prediction.predict(line.curve(), samples=20)
+    terms = answers.Terms("test/mAP", line.metric.to_error, True)
+    one, other = (bands(figure.axes[0]) for figure in (figures.draw_sizes([line], [predicted], ""),
+                                                       figures.draw_predictions([(predicted, terms)])))
+    assert len(one) == 2
+    np.testing.assert_array_equal(one, other)

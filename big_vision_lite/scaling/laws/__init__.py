@@ -1,1 +1,1 @@
-"""Scaling laws: families, fits, extrapolation."""
+"""Scaling laws: families, fits, predictions."""

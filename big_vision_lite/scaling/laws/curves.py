@@ -145,3 +145,15 @@ def read_number(path: Path, line: int, column: str, row: dict[str, str]) -> floa
         raise UserError(f"{path}: line {line}: {column} is {text}, expected a number above 0, from {LEAST:g} to "
                         f"{MOST:g}; leave the row out")
     return value
+
+
+def format_count(value: float) -> str:
+    """Such as 12,300, 4.5 million, 3.1e+15."""
+    if math.isinf(value):
+        return "no bound"
+    if value < 1e6:
+        return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"
+    for unit, size in (("million", 1e6), ("billion", 1e9)):
+        if value < 999.5 * size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.2e}"

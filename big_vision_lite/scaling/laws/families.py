@@ -1,56 +1,19 @@
-"""Laws of error against data size: each predicts the error at a size, and the size at which an error is reached.
+"""Laws of error against data size from the literature: each predicts the error at a size.
 
 M1 to M4 are those of Alabdulmohsin, Neyshabur and Zhai, "Revisiting Neural Scaling Laws in Language and Vision" (2022);
-the log-linear law is that of Sun et al. (2017); the law of downstream against upstream error is that of Abnar et al.,
-"Exploring the Limits of Large Scale Pre-training" (2021).
-
-Laws work on z = ln(x / x0), where x0 is the geometric mean of a curve's sizes: scale and exponent are then nearly
-uncorrelated, which makes fits converge. `Law.natural` converts the parameters to those of the papers.
+the log-linear law is that of Sun et al. (2017); the broken law is in `broken`; the law of downstream against upstream
+error is that of Abnar et al., "Exploring the Limits of Large Scale Pre-training" (2021).
 """
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 import itertools
-from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Float
 
-SMALL = 1e-12
-MAX_EXPONENT = 10.0
-
-
-class Law(abc.ABC):
-    """A family of curves. Each row of ``theta`` is a fit; all methods work on many at once."""
-
-    name: ClassVar[str]
-    formula: ClassVar[str]
-    parameters: ClassVar[tuple[str, ...]]
-    """Names of theta's columns, as in `natural`. ``c`` is always the exponent."""
-
-    @abc.abstractmethod
-    def predict(self, theta: Float[np.ndarray, "b p"], z: Float[np.ndarray, " n"]
-                ) -> tuple[Float[np.ndarray, "b n"], Float[np.ndarray, "b n p"]]:
-        """Errors and their derivatives with respect to theta."""
-
-    @abc.abstractmethod
-    def invert(self, theta: Float[np.ndarray, "b p"], error: float) -> Float[np.ndarray, " b"]:
-        """The z at which the error falls to ``error``: inf if it never does, -inf if it is always below."""
-
-    @abc.abstractmethod
-    def bounds(self, z: Float[np.ndarray, " n"], error: Float[np.ndarray, " n"]
-               ) -> tuple[Float[np.ndarray, " p"], Float[np.ndarray, " p"]]:
-        """Lowest and highest sensible theta for a curve."""
-
-    @abc.abstractmethod
-    def starts(self, z: Float[np.ndarray, " n"], error: Float[np.ndarray, " n"]) -> Float[np.ndarray, "s p"]:
-        """Starting points of a fit."""
-
-    @abc.abstractmethod
-    def natural(self, theta: Float[np.ndarray, "b p"], log_x0: float) -> dict[str, Float[np.ndarray, " b"]]:
-        """Parameters of the formula, in terms of x."""
+from big_vision_lite.scaling.laws.broken import Broken
+from big_vision_lite.scaling.laws.law import MAX_EXPONENT, SMALL, Law, clip, line, sigmoid, softplus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +29,11 @@ class LogLinear(Law):
         slopes = np.stack([np.ones_like(error), np.broadcast_to(-z, error.shape)], axis=-1)
         return error, slopes
 
-    def invert(self, theta, error):
-        return _divide(theta[:, 0] - error, theta[:, 1])
-
     def bounds(self, z, error):
         return np.array([0.0, 0.0]), np.array([10 * error.max(), 10 * error.max()])
 
     def starts(self, z, error):
-        level, slope = _line(z, error, 1 / error**2)
+        level, slope = line(z, error, 1 / error**2)
         return np.array([[level, max(-slope, SMALL)]])
 
     def natural(self, theta, log_x0):
@@ -89,8 +49,6 @@ class Power(Law):
     >>> errors, _ = Power().predict(theta, np.log([1.0, 10.0, 100.0]))
     >>> errors.round(3).tolist()
     [[0.5, 0.315, 0.199]]
-    >>> np.exp(Power().invert(theta, 0.25)).round(2).tolist()  # half the error takes 2^5 times the data
-    [32.0]
     """
 
     name = "power (M1)"
@@ -98,22 +56,19 @@ class Power(Law):
     parameters = ("beta", "c")
 
     def predict(self, theta, z):
-        error = np.exp(_clip(theta[:, :1] - theta[:, 1:2] * z))
+        error = np.exp(clip(theta[:, :1] - theta[:, 1:2] * z))
         return error, np.stack([error, -z * error], axis=-1)
-
-    def invert(self, theta, error):
-        return _divide(theta[:, 0] - _log(error), theta[:, 1])
 
     def bounds(self, z, error):
         level = np.log(error).mean()
         return np.array([level - 20, 0.0]), np.array([level + 20, MAX_EXPONENT])
 
     def starts(self, z, error):
-        level, slope = _line(z, np.log(error))
+        level, slope = line(z, np.log(error))
         return np.array([[level, max(-slope, 1e-3)]])
 
     def natural(self, theta, log_x0):
-        return {"beta": np.exp(_clip(theta[:, 0] + theta[:, 1] * log_x0)), "c": -theta[:, 1]}
+        return {"beta": np.exp(clip(theta[:, 0] + theta[:, 1] * log_x0)), "c": -theta[:, 1]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,11 +80,8 @@ class Asymptote(Law):
     parameters = ("beta", "c", "e_inf")
 
     def predict(self, theta, z):
-        falling = np.exp(_clip(theta[:, :1] - theta[:, 1:2] * z))
+        falling = np.exp(clip(theta[:, :1] - theta[:, 1:2] * z))
         return theta[:, 2:] + falling, np.stack([falling, -z * falling, np.ones_like(falling)], axis=-1)
-
-    def invert(self, theta, error):
-        return _divide(theta[:, 0] - _log(error - theta[:, 2]), theta[:, 1])
 
     def bounds(self, z, error):
         low, high = Power().bounds(z, error)
@@ -140,7 +92,7 @@ class Asymptote(Law):
         starts = []
         for share in (0.0, 0.3, 0.6, 0.8, 0.95):
             e_inf = share * error.min()
-            level, slope = _line(z, np.log(error - e_inf), (error - e_inf)**2)
+            level, slope = line(z, np.log(error - e_inf), (error - e_inf)**2)
             starts.append((level, max(-slope, 1e-3), e_inf))
         return np.array(starts)
 
@@ -159,12 +111,8 @@ class Shifted(Law):
     def predict(self, theta, z):
         gamma = np.exp(theta[:, 2:])
         inner = np.exp(-z) + gamma
-        error = np.exp(_clip(theta[:, :1] + theta[:, 1:2] * np.log(inner)))
+        error = np.exp(clip(theta[:, :1] + theta[:, 1:2] * np.log(inner)))
         return error, np.stack([error, error * np.log(inner), error * theta[:, 1:2] * gamma / inner], axis=-1)
-
-    def invert(self, theta, error):
-        inner = np.exp(_clip((_log(error) - theta[:, 0]) / np.maximum(theta[:, 1], SMALL)))
-        return -_log(inner - np.exp(theta[:, 2]))
 
     def bounds(self, z, error):
         level = np.log(error).mean()
@@ -173,12 +121,12 @@ class Shifted(Law):
     def starts(self, z, error):
         starts = []
         for log_gamma in (-z.max() - 12, -z.max() - 2, -z.max(), -0.5 * z.max()):
-            level, slope = _line(np.log(np.exp(-z) + np.exp(log_gamma)), np.log(error))
+            level, slope = line(np.log(np.exp(-z) + np.exp(log_gamma)), np.log(error))
             starts.append((level, max(slope, 1e-3), log_gamma))
         return np.array(starts)
 
     def natural(self, theta, log_x0):
-        beta = np.exp(_clip(theta[:, 0] + theta[:, 1] * log_x0))
+        beta = np.exp(clip(theta[:, 0] + theta[:, 1] * log_x0))
         return {"beta": beta, "c": -theta[:, 1], "gamma": np.exp(theta[:, 2] - log_x0)}
 
 
@@ -200,24 +148,18 @@ class Sigmoid(Law):
         y = level - steep * z - (1 - alpha) * np.log(width)
         t = np.where(y < 0, y, y / alpha)
         for _ in range(50):
-            s = 1 / (1 + np.exp(-_clip(t)))
-            gap = _softplus_negative(-t) * alpha - _softplus_negative(t) - y
+            s = sigmoid(t)
+            gap = softplus(t) * alpha - softplus(-t) - y
             step = gap / (1 - s + alpha * s)
             t = t - step
             if np.abs(step).max() < 1e-10 * (1 + np.abs(t).max()):
                 break
-        s = 1 / (1 + np.exp(-_clip(t)))
+        s = sigmoid(t)
         by_y = width * s * (1 - s) / (1 - s + alpha * s)
         by_width = -(1 - alpha) / width * by_y
-        by_alpha = (np.log(width) - _softplus_negative(-t)) * by_y
+        by_alpha = (np.log(width) - softplus(t)) * by_y
         slopes = [by_y, -z * by_y, 1 - s - by_width, by_alpha, s + by_width]
         return e_inf + width * s, np.stack(slopes, axis=-1)
-
-    def invert(self, theta, error):
-        level, steep, e_inf, alpha, e0 = theta.T
-        with np.errstate(invalid="ignore"):
-            z = _divide(level - _log(error - e_inf) + alpha * _log(e0 - error), steep)
-        return np.where(error >= e0, -np.inf, np.where(error <= e_inf, np.inf, z))
 
     def bounds(self, z, error):
         low, high = Asymptote().bounds(z, error)
@@ -231,7 +173,7 @@ class Sigmoid(Law):
         for share, alpha, towards in itertools.product((0.0, 0.5, 0.9), (0.1, 0.5, 1.0, 3.0), (0.1, 0.9)):
             e_inf = share * error.min()
             e0 = error.max() + towards * (highest - error.max())
-            level, slope = _line(z, np.log(error - e_inf) - alpha * np.log(e0 - error + 1e-9))
+            level, slope = line(z, np.log(error - e_inf) - alpha * np.log(e0 - error + 1e-9))
             starts.append((level, max(-slope, 1e-3), e_inf, alpha, e0))
         return np.array(starts)
 
@@ -256,9 +198,6 @@ class SigmoidFrom(Law):
         error, slopes = Sigmoid().predict(self._with_e0(theta), z)
         return error, slopes[..., :4]
 
-    def invert(self, theta, error):
-        return Sigmoid().invert(self._with_e0(theta), error)
-
     def bounds(self, z, error):
         low, high = Sigmoid().bounds(z, error)
         high[2] = min(high[2], 0.999 * self.e0)
@@ -269,7 +208,7 @@ class SigmoidFrom(Law):
         for share, alpha in itertools.product((0.0, 0.5, 0.9), (0.1, 0.5, 1.0, 3.0)):
             e_inf = share * min(error.min(), self.e0)
             gap = np.maximum(self.e0 - error, 1e-3 * self.e0)
-            level, slope = _line(z, np.log(error - e_inf) - alpha * np.log(gap))
+            level, slope = line(z, np.log(error - e_inf) - alpha * np.log(gap))
             starts.append((level, max(-slope, 1e-3), e_inf, alpha))
         return np.array(starts)
 
@@ -288,48 +227,16 @@ class Downstream(Asymptote):
     def predict(self, theta, z):
         return super().predict(theta, -z)
 
-    def invert(self, theta, error):
-        return -super().invert(theta, error)
-
     def starts(self, z, error):
         return super().starts(-z, error)
 
     def natural(self, theta, log_x0):
-        return {"k": np.exp(_clip(theta[:, 0] - theta[:, 1] * log_x0)), "alpha": theta[:, 1], "e_IR": theta[:, 2]}
+        return {"k": np.exp(clip(theta[:, 0] - theta[:, 1] * log_x0)), "alpha": theta[:, 1], "e_IR": theta[:, 2]}
 
 
-LAWS: tuple[Law, ...] = (LogLinear(), Power(), Asymptote(), Shifted(), Sigmoid())
+LAWS: tuple[Law, ...] = (LogLinear(), Power(), Asymptote(), Shifted(), Sigmoid(), Broken(1), Broken(2))
 
 
 def laws(chance: float | None = None) -> tuple[Law, ...]:
-    """All laws of error against data, simplest first; with ``chance``, also M4 from that chance-level error."""
-    return LAWS if chance is None else (*LAWS[:-1], SigmoidFrom(chance), LAWS[-1])
-
-
-def _line(z: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> tuple[float, float]:
-    """Level at z = 0 and slope of a straight line by weighted least squares."""
-    weights = np.ones_like(z) if weights is None else weights
-    centre = np.average(z, weights=weights)
-    mean = np.average(y, weights=weights)
-    spread = np.average((z - centre)**2, weights=weights)
-    slope = np.average((z - centre) * (y - mean), weights=weights) / max(spread, SMALL)
-    return float(mean - slope * centre), float(slope)
-
-
-def _clip(exponent: np.ndarray) -> np.ndarray:
-    return np.clip(exponent, -500, 500)
-
-
-def _softplus_negative(t: np.ndarray) -> np.ndarray:
-    """ln(1 + exp(-t)), which is -ln(sigmoid(t))."""
-    return np.logaddexp(0.0, -t)
-
-
-def _log(value):
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(np.asarray(value) > 0, np.log(np.maximum(value, 1e-300)), -np.inf)
-
-
-def _divide(gap: np.ndarray, steep: np.ndarray) -> np.ndarray:
-    """z = gap / steep; a flat curve is either always or never below."""
-    return np.where(steep > SMALL, gap / np.maximum(steep, SMALL), np.where(gap > 0, np.inf, -np.inf))
+    """All laws of error against data, simplest first; with ``chance``, M4 from that chance-level error."""
+    return tuple(SigmoidFrom(chance) if isinstance(law, Sigmoid) and chance is not None else law for law in LAWS)

@@ -1,7 +1,7 @@
 """Fits laws to curves: robust, weighted, bounded, from several starting points.
 
 One solver (Levenberg-Marquardt on residuals of the log error, with steps clipped to the bounds) runs a batch of fits of
-one law: all starting points of a curve, or all its bootstrap samples. scipy's runs one fit at a time.
+one law: all starting points of a curve, or all its perturbed copies. scipy's runs one fit at a time.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from big_vision_lite.scaling.laws.families import Law
 
 FLOOR = 1e-3
 """Predictions are clipped at this share of the lowest error: a straight line may fall below 0."""
-PRIOR = 4.0
-"""Degrees of freedom with which the variance pooled over sizes counts towards that of each size."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +31,16 @@ class LawFit:
     floor: float
     rmse: float
     """Of the log error, on the fitted points."""
+    bounds: tuple[Float[np.ndarray, " p"], Float[np.ndarray, " p"]]
+
+    @property
+    def at_bounds(self) -> tuple[str, ...]:
+        """Parameters that a bound holds back, other than an asymptote of 0."""
+        low, high = self.bounds
+        near = 1e-6 * (high - low)
+        return tuple(name for name, value, lowest, highest, close in zip(
+            self.law.parameters, self.theta, low, high, near, strict=True)
+            if value >= highest - close or (value <= lowest + close and lowest != 0))
 
     def predict(self, x: Float[np.ndarray, " n"], theta: Float[np.ndarray, "b p"] | None = None
                 ) -> Float[np.ndarray, "b n"]:
@@ -40,21 +48,18 @@ class LawFit:
         theta = self.theta[None] if theta is None else theta
         return self.law.predict(theta, np.log(x) - self.log_x0)[0]
 
-    def size_at(self, error: float, theta: Float[np.ndarray, "b p"] | None = None) -> Float[np.ndarray, " b"]:
-        """The size at which the error falls to ``error``; inf if it never does."""
-        z = self.law.invert(self.theta[None] if theta is None else theta, error)
-        with np.errstate(over="ignore"):
-            return np.exp(z + self.log_x0)
-
     def natural(self, theta: Float[np.ndarray, "b p"] | None = None) -> dict[str, Float[np.ndarray, " b"]]:
         return self.law.natural(self.theta[None] if theta is None else theta, self.log_x0)
 
 
-def fit(law: Law, curve: Curve) -> LawFit:
+def fit(law: Law, curve: Curve, weights: Float[np.ndarray, " n"] | None = None) -> LawFit:
     """Fit a law to the points of a curve that are not held out.
 
     The loss is the soft L1 of residuals of the log error. Its scale is three robust standard deviations (MAD / 0.6745)
     of a first fit's residuals.
+
+    Args:
+      weights: of the points, with mean 1; by default all 1.
 
     Raises:
       UserError: fewer different sizes than the law has parameters.
@@ -65,81 +70,31 @@ def fit(law: Law, curve: Curve) -> LawFit:
                         "add sizes, or choose a law with fewer parameters")
     log_x0 = float(np.log(curve.x).mean())
     z, log_error = np.log(curve.x) - log_x0, np.log(curve.error)
-    weights = seed_weights(curve)
+    weights = np.ones(z.size) if weights is None else weights
     bounds = law.bounds(z, curve.error)
     floor = FLOOR * float(curve.error.min())
-    starts = np.clip(law.starts(z, curve.error), *bounds)
-    problem = (law, z, log_error, bounds, floor)
-    theta, cost = _solve(*problem, starts, np.tile(weights, (len(starts), 1)), 0.1, steps=12)
-    best = theta[np.argsort(cost, kind="stable")[:4]]
+    best = np.clip(law.starts(z, curve.error), *bounds)
     delta = 0.1
-    for steps in (60, 200):
-        theta, cost = _solve(*problem, best, np.tile(weights, (len(best), 1)), delta, steps=steps)
-        best = theta[np.argsort(cost, kind="stable")[:2]]
+    for steps, kept in ((12, 4), (60, 2), (200, 2)):
+        theta, cost = _solve(law, z, log_error, bounds, floor, best, weights, delta, steps)
+        best = theta[np.argsort(cost, kind="stable")[:kept]]
         residuals = _residuals(law, best[:1], z, log_error, floor)[0][0]
-        delta = max(3 * float(np.median(np.abs(residuals))) / 0.6745, 1e-4)
-    rmse = float(np.sqrt(np.mean(residuals**2)))
-    return LawFit(law, best[0], log_x0, delta, floor, rmse)
+        if kept == 2:
+            delta = max(3 * float(np.median(np.abs(residuals))) / 0.6745, 1e-4)
+    return LawFit(law, best[0], log_x0, delta, floor, float(np.sqrt(np.mean(residuals**2))), bounds)
 
 
-def seed_weights(curve: Curve) -> Float[np.ndarray, " n"]:
-    """Inverse variance of each point's log error over seeds of the same size, normalized to mean 1.
+def refit(fitted: LawFit, curve: Curve, log_errors: Float[np.ndarray, "b n"], weights: Float[np.ndarray, " n"],
+          noise: float) -> Float[np.ndarray, "b p"]:
+    """Parameters of fits to each row of log errors at the sizes of a curve. Each fit starts from ``fitted``.
 
-    The variance of a few seeds is itself uncertain, so each is shrunk towards the one pooled over sizes. Without
-    repeated sizes all weights are 1.
+    Args:
+      noise: standard deviation of the log errors; residuals up to three times that are no outliers.
     """
-    _, at, count = np.unique(curve.x, return_inverse=True, return_counts=True)
-    log_error = np.log(curve.error)
-    mean = np.bincount(at, log_error) / count
-    square = np.bincount(at, (log_error - mean[at])**2)
-    freedom = count - 1
-    pooled = square.sum() / max(freedom.sum(), 1)
-    if pooled <= 0:
-        return np.ones(curve.x.size)
-    weights = 1 / ((square + PRIOR * pooled) / (freedom + PRIOR))[at]
-    return weights / weights.mean()
-
-
-def bootstrap(fitted: LawFit, curve: Curve, samples: int = 200, seed: int = 0) -> Float[np.ndarray, "samples p"]:
-    """Parameters of fits to resampled curves: seeds are drawn first, then points of each seed, both with replacement.
-
-    Each fit starts from the full one. A sample with fewer different sizes than parameters is redrawn.
-
-    Raises:
-      UserError: 100 redraws did not give a sample.
-    """
-    curve = curve.train
-    rng = np.random.default_rng(seed)
-    z = np.log(curve.x) - fitted.log_x0
-    counts = np.stack([_resample(curve, len(fitted.law.parameters), rng) for _ in range(samples)])
-    start = np.tile(fitted.theta, (samples, 1))
-    theta, _ = _solve(fitted.law, z, np.log(curve.error), fitted.law.bounds(z, curve.error), fitted.floor, start,
-                      counts * seed_weights(curve), fitted.delta, steps=100)
+    start = np.tile(fitted.theta, (len(log_errors), 1))
+    theta, _ = _solve(fitted.law, np.log(curve.x) - fitted.log_x0, log_errors, fitted.bounds, fitted.floor, start,
+                      weights, max(3 * noise, fitted.delta), steps=40)
     return theta
-
-
-def _resample(curve: Curve, parameters: int, rng: np.random.Generator) -> Float[np.ndarray, " n"]:
-    """How often each point is in a bootstrap sample."""
-    by_seed = [np.flatnonzero(curve.seed == s) for s in np.unique(curve.seed)]
-    for _ in range(100):
-        counts = np.zeros(curve.x.size)
-        for which in rng.integers(len(by_seed), size=len(by_seed)):
-            np.add.at(counts, rng.choice(by_seed[which], size=by_seed[which].size), 1)
-        if np.unique(curve.x[counts > 0]).size >= parameters:
-            return counts
-    raise UserError(f"{curve.x.size} points are too few to resample for a law of {parameters} parameters; add seeds")
-
-
-def interval(values: Float[np.ndarray, " samples"], points: int, parameters: int) -> tuple[float, float]:
-    """Expanded percentile interval (95 %) of bootstrap samples (Hesterberg 2015, section 4): the quantiles are widened
-    as by Student's t with the fit's degrees of freedom, because samples of few points vary too little."""
-    from scipy import stats
-
-    freedom = max(points - parameters, 1)
-    tail = stats.norm.cdf(-np.sqrt(points / freedom) * stats.t.ppf(0.975, freedom))
-    ordered = np.sort(values)
-    low, high = (float(ordered[round(q * (len(ordered) - 1))]) for q in (tail, 1 - tail))
-    return low, high
 
 
 def _residuals(law: Law, theta: np.ndarray, z: np.ndarray, log_error: np.ndarray, floor: float):
@@ -154,8 +109,10 @@ def _cost(residuals: np.ndarray, weights: np.ndarray, delta: float) -> np.ndarra
 
 def _solve(law: Law, z: np.ndarray, log_error: np.ndarray, bounds: tuple[np.ndarray, np.ndarray], floor: float,
            theta: np.ndarray, weights: np.ndarray, delta: float, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Run a batch of fits to convergence or for ``steps``; returns theta ``[b, p]`` and costs ``[b]``."""
+    """Run a batch of fits to convergence or for ``steps``; returns theta ``[b, p]`` and costs ``[b]``. Log errors and
+    weights may differ from fit to fit (``[b, n]``)."""
     low, high = bounds
+    log_error, weights = (np.broadcast_to(values, (len(theta), z.size)) for values in (log_error, weights))
     theta = np.clip(theta, low, high)
     residuals, slopes = _residuals(law, theta, z, log_error, floor)
     cost = _cost(residuals, weights, delta)
@@ -176,7 +133,7 @@ def _solve(law: Law, z: np.ndarray, log_error: np.ndarray, bounds: tuple[np.ndar
         normal = normal + eye * size[:, None]
         step = np.linalg.solve(normal, -gradient[..., None])[..., 0]
         tried = np.clip(current + step, low, high)
-        new_residuals, new_slopes = _residuals(law, tried, z, log_error, floor)
+        new_residuals, new_slopes = _residuals(law, tried, z, log_error[active], floor)
         new_cost = _cost(new_residuals, weights[active], delta)
         better = new_cost < cost[active]
         done = ((better & (cost[active] - new_cost <= 1e-10 * cost[active] + 1e-300))

@@ -1,4 +1,4 @@
-"""Figures of a study: curves over the number of images, and laws with their extrapolation.
+"""Figures of a study: curves over the number of images, and predictions beyond the largest.
 
 Colours are those of Okabe and Ito (2008), distinguishable by colour-blind readers; markers and dashes repeat them.
 """
@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from big_vision_lite.scaling.laws import fitting
-from big_vision_lite.scaling.laws.extrapolation import ChosenLaw
+from big_vision_lite.scaling.laws.answers import Terms
+from big_vision_lite.scaling.laws.prediction import Prediction
 from big_vision_lite.scaling.report.series import Series
 from big_vision_lite.scaling.studies.results import write_file
 from big_vision_lite.system.palette import OKABE_ITO
@@ -24,7 +24,10 @@ COLOURS = (*OKABE_ITO, "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 BEYOND = 10.0
-"""Laws are drawn up to this many times the largest size."""
+"""Predictions are drawn up to this many times the largest size."""
+BANDS = "lines: median; bands: 50 % and 95 % intervals"
+HEIGHT = 4.3
+"""Of a figure in inches, to which a legend below the axes adds."""
 MAX_LABEL = 90
 """Characters of a label in a legend."""
 _STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
@@ -46,20 +49,18 @@ def _styled(draw: Any) -> Any:
 
 
 @_styled
-def draw_sizes(lines: Sequence[Series], laws: Sequence[ChosenLaw | None], title: str, legend: str = "") -> Any:
-    """Metric against images: each run as a faint point, means with 95 % intervals, and laws with their bands.
+def draw_sizes(lines: Sequence[Series], predictions: Sequence[Prediction | None], title: str, legend: str = "") -> Any:
+    """Metric against images: each run as a faint point, means with 95 % intervals, and predictions with their bands.
 
     Args:
-      laws: of each lines, or None.
+      predictions: of each of the lines, or None.
       legend: title of the legend.
     """
     figure, axis = _axes(title)
-    for i, (line, law) in enumerate(zip(lines[:len(COLOURS)], laws, strict=False)):
-        label = line.label
-        if law is not None:
-            label += f": {law.comparison.chosen.law.name}"
-            _draw_law(axis, law, i, line.metric.to_error)
-        _draw_runs(axis, line, line.images, i, label, connected=law is None)
+    for i, (line, prediction) in enumerate(zip(lines[:len(COLOURS)], predictions, strict=False)):
+        if prediction is not None:
+            _draw_prediction(axis, prediction, i, line.metric.to_error)
+        _draw_runs(axis, line, line.images, i, line.label, connected=prediction is None)
     axis.set_xscale("log")
     _format_counts(axis.xaxis)
     axis.set_xlabel("images")
@@ -87,25 +88,28 @@ def draw_levels(lines: Sequence[Series], title: str, factor: str, log: bool = Fa
 
 
 @_styled
-def draw_laws(laws: Sequence[ChosenLaw]) -> Any:
-    """Errors of curves from a csv file on logarithmic axes, held-out points hollow, with laws and bands."""
+def draw_predictions(predictions: Sequence[tuple[Prediction, Terms]]) -> Any:
+    """Curves with what is predicted beyond them, held-out points hollow. Errors are on a logarithmic axis, as they span
+    decades; metrics whose higher values are better are not."""
     figure, axis = _axes("")
-    for i, law in enumerate(laws[:len(COLOURS)]):
-        curve = law.comparison.curve
-        _draw_law(axis, law, i, lambda error: error)
-        name = f"{curve.name}: " if curve.name else ""
-        for points, face, label in ((~curve.held_out, COLOURS[i], f"fitted, {law.comparison.chosen.law.name}"),
-                                    (curve.held_out, "none", "held out")):
-            if points.any():
-                axis.plot(curve.x[points], curve.error[points], MARKERS[i], color=COLOURS[i], mfc=face, ms=4,
-                          label=name + label)
+    for i, (prediction, terms) in enumerate(predictions[:len(COLOURS)]):
+        curve = prediction.curve
+        _draw_prediction(axis, prediction, i, terms.to_metric)
+        values = terms.to_metric(curve.error)
+        for points, face, label in ((~curve.held_out, COLOURS[i], _label(curve.name or "runs")),
+                                    (curve.held_out, "none", None)):
+            axis.plot(curve.x[points], values[points], MARKERS[i], color=COLOURS[i], mfc=face, ms=4, label=label)
+    all_terms = [terms for _, terms in predictions]
     axis.set_xscale("log")
-    axis.set_yscale("log")
     _format_counts(axis.xaxis)
-    _format_counts(axis.yaxis, minor=True)
-    axis.set_xlabel("x")
-    axis.set_ylabel("error")
-    axis.legend()
+    if not any(terms.higher_is_better for terms in all_terms):
+        axis.set_yscale("log")
+        _format_counts(axis.yaxis, minor=True)
+    axis.set_xlabel(", ".join(dict.fromkeys(terms.unit for terms in all_terms)))
+    axis.set_ylabel(", ".join(dict.fromkeys(terms.name for terms in all_terms)))
+    held_out = "\nhollow: held out" if any(prediction.curve.held_out.any() for prediction, _ in predictions) else ""
+    _add_legend(axis, BANDS + held_out, sum(len(prediction.curve.name) for prediction, _ in predictions))
+    _say_hidden(axis, len(predictions))
     return figure
 
 
@@ -125,7 +129,7 @@ def to_bytes(figure: Any, form: str) -> bytes:
 def _axes(title: str) -> tuple[Any, Any]:
     from matplotlib.figure import Figure  # without pyplot: no global state, no display
 
-    figure = Figure(figsize=(6.8, 4.3), layout="constrained")
+    figure = Figure(figsize=(6.8, HEIGHT), layout="constrained")
     axis = figure.subplots()
     axis.set_title(title, loc="left")
     return figure, axis
@@ -158,29 +162,41 @@ def _finish(axis: Any, lines: Sequence[Series], legend: str) -> None:
     values = np.concatenate([line.values for line in lines])
     if all(metric.higher_is_better for metric in metrics) and values.min() >= 0:
         axis.set_ylim(bottom=0)
-    if sum(len(line.label) for line in lines) > 80:  # too long to leave the curves visible
-        axis.legend(title=legend or None, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    _add_legend(axis, legend, sum(len(line.label) for line in lines))
+    if axis.get_xlabel() == "images":
+        _say_hidden(axis, len(lines))
+
+
+def _add_legend(axis: Any, title: str, characters: int) -> None:
+    if characters > 80:  # too long to leave the curves visible
+        legend = axis.legend(title=title or None, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+        axis.figure.set_figheight(HEIGHT + 0.2 * len(legend.get_texts()))
     else:
-        axis.legend(title=legend or None)
-    if len(lines) > len(COLOURS) and axis.get_xlabel() == "images":
-        axis.annotate(f"{len(lines) - len(COLOURS)} more are not shown", (1, 1), xycoords="axes fraction", ha="right",
+        axis.legend(title=title or None)
+
+
+def _say_hidden(axis: Any, lines: int) -> None:
+    if lines > len(COLOURS):
+        axis.annotate(f"{lines - len(COLOURS)} more are not shown", (1, 1), xycoords="axes fraction", ha="right",
                       va="bottom", fontsize=8)
 
 
-def _draw_law(axis: Any, law: ChosenLaw, i: int, to_metric: Callable[[np.ndarray], np.ndarray]) -> None:
-    curve, fit = law.comparison.curve.train, law.comparison.fit
-    x = np.geomspace(curve.x.min(), BEYOND * curve.x.max(), 120)
-    error = fit.predict(x)[0]
-    intervals = [fitting.interval(column, curve.x.size, len(fit.law.parameters))
-                 for column in fit.predict(x, law.samples).T]
-    low, high = np.array(intervals).T
-    positive = error > 0  # a straight line ends at 0
-    inside = positive & (x <= curve.x.max() * 1.0001)
-    outside = positive & ~inside
-    axis.fill_between(x[positive], to_metric(np.maximum(low, 0))[positive], to_metric(high)[positive],
-                      color=COLOURS[i], alpha=0.15, linewidth=0)
-    axis.plot(x[inside], to_metric(error)[inside], color=COLOURS[i], lw=1.6)
-    axis.plot(x[outside], to_metric(error)[outside], color=COLOURS[i], lw=1.6, ls=(0, (4, 2)))
+def _label(text: str) -> str:
+    return text if len(text) <= MAX_LABEL else f"{text[:MAX_LABEL]}..."
+
+
+def _draw_prediction(axis: Any, prediction: Prediction, i: int, to_metric: Callable[[np.ndarray], np.ndarray]) -> None:
+    """The median, dashed beyond the largest size, and the bands of its intervals. Where no law has an answer, nothing.
+    """
+    x = np.append(np.geomspace(prediction.curve.train.x.min(), prediction.largest, 60),
+                  np.geomspace(prediction.largest, BEYOND * prediction.largest, 40)[1:])
+    ranges = prediction.errors(x)
+    for level, opacity in ((1, 0.13), (0, 0.22)):  # the 95 % interval, and on it that of 50 %
+        low, high = np.array([one.intervals[level] for one in ranges]).T
+        axis.fill_between(x, to_metric(low), to_metric(high), color=COLOURS[i], alpha=opacity, linewidth=0)
+    median = to_metric(np.array([one.median for one in ranges]))
+    axis.plot(x[:60], median[:60], color=COLOURS[i], lw=1.6)
+    axis.plot(x[59:], median[59:], color=COLOURS[i], lw=1.6, ls=(0, (4, 2)))
 
 
 def _draw_runs(axis: Any, line: Series, x: np.ndarray, i: int, label: str, connected: bool) -> None:
@@ -190,7 +206,7 @@ def _draw_runs(axis: Any, line: Series, x: np.ndarray, i: int, label: str, conne
     half = _half_width(x, line.values, at)
     axis.errorbar(at, mean, yerr=half if half.any() else None, color=COLOURS[i], marker=MARKERS[i], ms=6, mfc="white",
                   mew=1.5, lw=1.4, ls=DASHES[i] if connected else "none", elinewidth=1.2, capsize=3,
-                label=label if len(label) <= MAX_LABEL else f"{label[:MAX_LABEL]}...")
+                label=_label(label))
 
 
 def _half_width(x: np.ndarray, values: np.ndarray, at: np.ndarray) -> np.ndarray:

@@ -18,14 +18,13 @@ h1 { font-size: 26px; line-height: 1.2; margin: 8px 0; } h2 { font-size: 20px; m
 h3 { font-size: 16px; margin: 24px 0 4px; }
 p, li { max-width: 70ch; }
 .soft, figcaption { color: var(--soft); font-size: 14px; }
-.answer { background: var(--mark); padding: 8px 12px; border-left: 3px solid #E69F00; }
+.answer { background: var(--mark); margin: 8px 0; padding: 8px 12px 8px 28px; border-left: 3px solid #E69F00; }
 figure { margin: 12px 0; }
 figure img { display: block; width: 100%; height: auto; background: #fff; border-radius: 4px; }
 .wide { overflow-x: auto; margin: 12px 0; overflow-wrap: normal; }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { padding: 3px 14px 3px 0; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 600; } td.text, th.text { text-align: left; }
-tr.chosen { background: var(--mark); }
 summary { cursor: pointer; }
 @media print {
   :root { --ink: #000; --soft: #444; --line: #bbb; --paper: #fff; --mark: #fff; }
@@ -52,26 +51,25 @@ def heading(value: str, level: int = 2) -> str:
 
 
 def paragraph(value: str, kind: str = "") -> str:
-    attribute = f' class="{kind}"' if kind else ""
-    return f"<p{attribute}>{text(value)}</p>"
+    return f"<p{_class(kind)}>{text(value)}</p>"
 
 
-def points(values: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{text(value)}</li>" for value in values) + "</ul>"
+def points(values: Sequence[str], kind: str = "") -> str:
+    return f"<ul{_class(kind)}>" + "".join(f"<li>{text(value)}</li>" for value in values) + "</ul>"
 
 
-def table(rows: Sequence[Sequence[str]], chosen: int | None = None) -> str:
-    """Rows of cells, header first. Columns of numbers are right-aligned.
+def _class(kind: str) -> str:
+    return f' class="{kind}"' if kind else ""
 
-    Args:
-      chosen: index of a row to highlight, header included.
-    """
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, header first. Columns of numbers are right-aligned."""
     left = [not all(_numeric(row[i]) for row in rows[1:]) for i in range(len(rows[0]))]
     lines = []
     for index, row in enumerate(rows):
         tag = "td" if index else "th"
         cells = "".join(f'<{tag}{" class=text" if left[i] else ""}>{text(cell)}</{tag}>' for i, cell in enumerate(row))
-        lines.append(f"<tr{' class=chosen' if index == chosen else ''}>{cells}</tr>")
+        lines.append(f"<tr>{cells}</tr>")
     return '<div class="wide"><table>' + "\n".join(lines) + "</table></div>"
 
 

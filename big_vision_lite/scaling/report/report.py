@@ -1,7 +1,8 @@
 """The report of a study: report.html, which needs no other file, and its figures as PNG and SVG.
 
-It shows what results.csv holds, in this order: what is missing, curves and laws of each task, the effect of each
-factor, tables, predictions, and where the numbers come from. Missing results are noted, never an error.
+It shows what results.csv holds, in this order: what is missing, curves of each task and what more images would buy, the
+effect of each factor, tables, pictures of predictions, and where the numbers come from. Missing results are noted,
+never an error.
 """
 
 from __future__ import annotations
@@ -17,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from big_vision_lite.errors import UserError, nearest
-from big_vision_lite.scaling.laws import extrapolation, fitting
-from big_vision_lite.scaling.laws.curves import read_rows
-from big_vision_lite.scaling.laws.extrapolation import ChosenLaw
-from big_vision_lite.scaling.laws.families import laws as laws_for
+from big_vision_lite.scaling.laws import answers, comparison, families, prediction
+from big_vision_lite.scaling.laws.curves import format_count, read_rows
+from big_vision_lite.scaling.laws.prediction import Prediction
 from big_vision_lite.scaling.paper import tables
 from big_vision_lite.scaling.report import figures, html, series
 from big_vision_lite.scaling.report.series import Metric, Result, Results
@@ -28,6 +28,8 @@ from big_vision_lite.scaling.studies.results import write_file
 
 PICTURES = 4
 """Runs per task whose predictions are shown: those with most images."""
+MULTIPLES = (2, 10)
+"""Of the largest size, at which the metric is predicted."""
 _FACTORS = {
     "depth": ("Capacity", "one line per depth"),
     "noise": ("Noise", "share of labels that are wrong"),
@@ -61,7 +63,8 @@ class _Page:
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None, metric: str | None = None,
-                 lower_is_better: bool = False, bootstrap: int = 200, imports: Sequence[str] = ()) -> list[str]:
+                 lower_is_better: bool = False, bootstrap: int = prediction.SAMPLES, imports: Sequence[str] = ()
+                 ) -> list[str]:
     """Write the report of the results.csv, or the run, of each folder. Returns lines that say what was written and what
     is missing.
 
@@ -70,7 +73,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None, metric: str |
       out: folder to write to; by default the first.
       metric: column to draw; by default the main metric of most runs of a task and study.
       lower_is_better: direction of a metric that is no run's main metric.
-      bootstrap: samples for the intervals of laws.
+      bootstrap: fits per law, from which intervals follow.
 
     Raises:
       UserError: as `series.read_results`, no such metric, or a file that cannot be written.
@@ -120,7 +123,7 @@ def _counts(results: Results) -> str:
     sizes = sorted({run.images for run in results.runs if run.images})
     text = f"{len(results.runs)} of {runs} runs are finished and have metrics"
     if sizes:
-        text += f"; {extrapolation.format_count(sizes[0])} to {extrapolation.format_count(sizes[-1])} images"
+        text += f"; {format_count(sizes[0])} to {format_count(sizes[-1])} images"
     return text + ". A point is a run, a mark the mean over seeds, a bar the 95 % interval of that mean."
 
 
@@ -136,7 +139,7 @@ def _task(page: _Page, task: str, runs: Sequence[Result], metrics: dict[str, Met
 
 
 def _sizes(page: _Page, task: str, runs: Sequence[Result], metrics: dict[str, Metric], bootstrap: int) -> None:
-    """Metric against images with the law of each study's main series, and the table of laws."""
+    """Metric against images, what is predicted for each study's main series, and the table of laws."""
     several = len(set(metrics.values())) > 1
     shown = []
     for study, study_runs in series.by_study(runs).items():
@@ -149,41 +152,44 @@ def _sizes(page: _Page, task: str, runs: Sequence[Result], metrics: dict[str, Me
     if not shown:
         page.notes.append(f"{task}: no runs with two or more numbers of images, so there is no curve")
         return
-    laws: list[ChosenLaw | None] = []
-    law_tables: list[str] = []
+    predictions: list[Prediction | None] = []
+    said: list[str] = []
     for line in shown:
-        law = None
+        predicted = None
         name = f"{task}, {line.label}" if len(shown) > 1 else task
         try:
-            curve = line.curve()
-            comparison = extrapolation.compare(curve, laws_for(line.chance))
-            law = ChosenLaw(comparison, fitting.bootstrap(comparison.fit, curve, bootstrap))
+            predicted = prediction.predict(line.curve(), line.chance, samples=bootstrap)
         except UserError as error:
-            page.notes.append(f"{name}: no law was fitted: {error}")
+            page.notes.append(f"{name}: nothing was predicted: {error}")
         else:
-            law_tables += _law(name, line.metric, law)
-        laws.append(law)
-    extrapolated = any(law is not None for law in laws)
+            said += _answers(name, line.metric, predicted)
+        predictions.append(predicted)
     drawn = ", ".join(dict.fromkeys(line.metric.label for line in shown))
     caption = f"{drawn} against images" + (
-        f", with the law that extrapolates best, up to {figures.BEYOND:g} times the largest size"
-        if extrapolated else "")
-    page.draw(f"{task} images", lambda: figures.draw_sizes(shown, laws, task), caption)
-    page.parts += law_tables
+        f"; predictions by all laws together, up to {figures.BEYOND:g} times the largest size, with bands of 50 % and "
+        "95 %" if any(predictions) else "")
+    page.draw(f"{task} images", lambda: figures.draw_sizes(shown, predictions, task), caption)
+    page.parts += said
 
 
-def _law(name: str, metric: Metric, law: ChosenLaw) -> Iterator[str]:
-    comparison, curve = law.comparison, law.comparison.curve
-    chosen = 1 + [score.law for score in comparison.scores].index(comparison.chosen.law)
-    best = min(errors.mean() for errors in (curve.error[curve.x == x] for x in set(curve.x)))
-    estimate = str(extrapolation.estimate_size(law, float(f"{0.9 * best:.3g}")))
-    error = f"error ({metric.best:g} - {metric.name})" if metric.higher_is_better else metric.name
-    yield html.heading(f"Laws: {name}", 3)
-    yield html.paragraph(f"{estimate[0].upper()}{estimate[1:]}. That is a tenth less {error} than the best so far.",
-                         "answer")
-    yield html.table(extrapolation.law_table(law), chosen)
-    yield html.paragraph("Numbers are RMS of the log error. fit: of a fit to all sizes. inner: at the sizes above half "
-                         "the largest, of a fit to the others; this is the criterion of the choice.", "soft")
+def _answers(name: str, metric: Metric, predicted: Prediction) -> Iterator[str]:
+    """What more images would buy, in words; and the laws one by one."""
+    curve = predicted.curve
+    terms = answers.Terms(metric.name, metric.to_error, metric.higher_is_better)
+    sizes = [multiple * predicted.largest for multiple in MULTIPLES]
+    best = min(curve.error[curve.x == x].mean() for x in set(curve.x))
+    lines = [answers.value_at(predicted, size, terms) for size in sizes]
+    lines.append("a tenth less error than the best so far, "
+                 + answers.size_for(predicted, float(f"{0.9 * best:.3g}"), terms))
+    lines.append(answers.next_size(predicted, sizes[-1], terms))
+    yield html.heading(f"More images: {name}", 3)
+    yield html.points([line for line in lines if line], "answer")
+    yield html.paragraph("Predicted by all laws together. The largest sizes count most: the smallest may lie off the "
+                         "line. Intervals are of the curve; a single run scatters around it.", "soft")
+    yield html.table(comparison.table(comparison.compare(curve, families.laws(predicted.chance))))
+    yield html.paragraph("The laws one by one, as information: none of them is chosen. Numbers are RMS of the log "
+                         "error. fit: of a fit to all sizes. inner: at the sizes above half the largest, of a fit to "
+                         "the others.", "soft")
 
 
 def _own_factors(runs: Sequence[Result]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -180,9 +180,36 @@ def read_results(folders: Sequence[Path], imports: Sequence[str] = ()) -> Result
     return Results(tuple(row for _, row in rows), tuple(runs), tuple(metrics), tuple(notes))
 
 
+def curves_of(path: Path, metric: str | None, lower_is_better: bool, imports: Sequence[str] = ()
+              ) -> Iterator[tuple[str, Series]]:
+    """Task and series of each curve of two sizes or more in a results.csv or a study's folder.
+
+    Args:
+      metric: its column; by default the main metric of each task's runs.
+      lower_is_better: direction of ``metric`` where it is no run's main metric.
+
+    Raises:
+      UserError: no such metric, or none is given and no run names its main metric; or as `read_results`.
+    """
+    results = read_results([path], imports)
+    if metric is not None and metric not in results.metrics:
+        raise UserError(f"--score {metric!r}: no such column in {path}" + nearest(metric, results.metrics))
+    tasks = results.tasks()
+    for task, runs in tasks.items():
+        chosen = main_metric(runs)
+        if metric is not None:
+            chosen = next((run.main for run in runs if run.main is not None and run.main.name == metric),
+                          Metric(metric, not lower_is_better))
+        elif chosen is None:
+            raise UserError(f"{path}: no run names its main metric; give --score, one of {', '.join(results.metrics)}")
+        for line in all_series(runs, chosen):
+            if len(line.sizes()) > 1:
+                yield task if len(tasks) > 1 else "", line
+
+
 def _read_folder(folder: Path, imports: Sequence[str]) -> list[tuple[Path, dict[str, str]]]:
     """The rows of a folder's results.csv, or that of its own run, each with the run's parent folder."""
-    path = folder / "results.csv"
+    path = folder if folder.is_file() else folder / "results.csv"
     if not path.is_file() and (folder / "config.json").is_file():
         row = row_of(folder, imports)
         return [(folder.resolve().parent, {name: "" if value is None else str(value) for name, value in row.items()})]
@@ -192,7 +219,7 @@ def _read_folder(folder: Path, imports: Sequence[str]) -> list[tuple[Path, dict[
     rows = read_rows(path)
     if "run" not in rows[0]:
         raise UserError(f"{path}: no column 'run'" + nearest("run", rows[0]))
-    return [(folder, row) for row in rows]
+    return [(path.parent, row) for row in rows]
 
 
 def _main_metric_of(row: dict[str, str]) -> Metric | None:
