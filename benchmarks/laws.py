@@ -1,7 +1,7 @@
 """How good predictions are on curves whose larger sizes are known: accuracy, coverage and width of intervals, time.
 
     python benchmarks/laws.py FILE.csv [--json OUT]    # per law, and all laws together
-    python benchmarks/laws.py FILE.csv --choose        # noise.DEPARTURE, by leaving networks out
+    python benchmarks/laws.py FILE.csv --choose        # noise.DEPARTURE and prediction.SHARES, by leaving networks out
     python benchmarks/laws.py --synthetic 200          # coverage where the truth is known
 
 The file is one of `bvl laws` with a column ``split``. The curves of Alabdulmohsin et al. (2022) have names such as

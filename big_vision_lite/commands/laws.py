@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -84,15 +83,12 @@ def laws(arguments: list[str]) -> int:
             print(f"{error}\n")
             continue
         predictions.append((predicted, terms))
-        sizes = options.at or (2 * predicted.largest, 10 * predicted.largest)
-        for line in (*(answers.value_at(predicted, size, terms) for size in sizes),
-                     *(answers.size_for(predicted, error, terms) for error in errors),
-                     answers.next_size(predicted, sizes[-1], terms)):
-            print(f"  {line}" if line else "", end="\n" if line else "")
+        for line in answers.in_words(predicted, terms, options.at, errors):
+            print(f"  {line}")
         print()
     print("fit, inner, extrapolate: RMS of the log error. inner: of a fit to the sizes up to half the largest, on the\n"
-          "rest. Laws in the table describe; the prediction takes all that have enough sizes. docs/scaling_laws.md\n"
-          "says how often its intervals hold.")
+          "rest. Laws in the table describe; the prediction takes all that have enough sizes, and holds for the\n"
+          "training budget of the runs. docs/scaling_laws.md says how often its intervals hold.")
     if options.figure is not None:
         if not predictions:
             raise UserError("--figure: there is nothing to draw, as no curve has an answer")
@@ -132,7 +128,7 @@ def _curves(options: Laws):
                             "--error instead")
         chance = None if options.chance is None else _error(answers.ERRORS, options.chance, "--chance")
         for curve in curves.read_curves(path, options.x, options.error, options.split, options.seed, options.curve):
-            yield curve.name or str(path), functools.partial(_itself, curve), chance, answers.ERRORS
+            yield curve.name or str(path), (lambda curve=curve: curve), chance, answers.ERRORS
         return
     from big_vision_lite.scaling.report import series
 
@@ -143,31 +139,13 @@ def _curves(options: Laws):
     found = False
     for task, line in series.curves_of(path, options.score, options.lower_is_better, options.imports):
         metric = line.metric
-        terms = answers.Terms(metric.name, metric.to_error, metric.higher_is_better)
-        chance = line.chance if options.chance is None else _error(terms, options.chance, "--chance")
+        chance = line.chance if options.chance is None else _error(metric.terms, options.chance, "--chance")
         found = True
         name = ", ".join(filter(None, (task, line.label))) or str(path)
-        yield name, functools.partial(_curve_of, line, name), chance, terms
+        yield name, line.curve, chance, metric.terms
     if not found:
         raise UserError(f"{path}: no runs that differ in images alone, so there is no curve; expected two sizes or "
                         "more")
-
-
-def _itself(curve):
-    return curve
-
-
-def _curve_of(line, name: str):
-    """The curve of a series. Raises: UserError when a value is no error above 0."""
-    from big_vision_lite.scaling.laws import curves
-
-    metric = line.metric
-    for run, value, error in zip(line.runs, line.values, metric.to_error(line.values), strict=True):
-        if not curves.LEAST <= error <= curves.MOST:
-            expected = (f"expected scores below {metric.best:g}; evaluate on more images, choose another --score, or "
-                        "give --lower-is-better with it" if metric.higher_is_better else "expected values above 0")
-            raise UserError(f"{name}: {metric.name} of run {run.run!r} is {value:g}, {expected}")
-    return line.curve()
 
 
 def _error(terms, value: float, option: str = "--target") -> float:

@@ -136,7 +136,7 @@ def test_one_curve_without_an_answer_leaves_that_of_the_others(tmp_path, capsys)
 
 @pytest.mark.parametrize(("change", "flags", "message"), [
     ({"value": 1.0}, [], "test/top1 of run 'd18-n8000-s0' is 1, expected scores below 1; evaluate on more images"),
-    ({}, ["--score", "test/loss"], "is 3.2, expected scores below 1; evaluate on more images, choose another --score, "
+    ({}, ["--score", "test/loss"], "is 3.2, expected scores below 1; evaluate on more images, choose another metric, "
                                    "or give --lower-is-better"),
     ({"test/loss": 0.0}, ["--score", "test/loss", "--lower-is-better"], "is 0, expected values above 0"),
     ({}, ["--score", "test/top"], "no such column in .*; did you mean 'test/top1'"),

@@ -145,7 +145,7 @@ def test_renders_with_what_is_there(tmp_path, capsys):
         "equal": ([row(str(n), n, 0, 0.5) for n in (1, 2, 3)], "all 3 errors are 0.5"),
         "rising": ([row(str(n), n, 0, 0.5 - n / 100) for n in (1, 2, 3, 4)], "errors rise with the size"),
         "no main": ([{"run": "a", "images": 5, "top1": 0.5}], "no run names its main metric; top1 is drawn"),
-        "perfect": ([row(str(n), n, 0, 1.0) for n in (1, 2, 3)], "error 0 in point 1"),
+        "perfect": ([row(str(n), n, 0, 1.0) for n in (1, 2, 3)], "test/mAP of run '1' is 1, expected scores below 1"),
         "not a number": ([{**row("a", 5), "test/mAP": "nan"}], "test/mAP is 'nan', not a number"),
         "factors": ([row(str(n), n, classes=c) for n in (5, 50) for c in ("None", 8, "x" * 3000)], "figures as PNG"),
         "noise": ([row(str(n), n, noise=c) for n in (5, 50) for c in ("nan", 0.1)], "figures as PNG"),

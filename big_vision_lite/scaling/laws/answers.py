@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from big_vision_lite.scaling.laws.curves import Curve, format_count
 from big_vision_lite.scaling.laws.prediction import HORIZON, Prediction
 
+ASKED = (2.0, 10.0)
+"""Multiples of the largest size at which values are given where none is asked for."""
 MULTIPLES = (2.0, 4.0)
 """Of the largest size, that may be run next; so may sizes between those that were run."""
 WORTH_RUNNING = 0.9
@@ -45,6 +47,15 @@ class Terms:
 
 
 ERRORS = Terms()
+
+
+def in_words(prediction: Prediction, terms: Terms = ERRORS, sizes: Sequence[float] = (), errors: Sequence[float] = ()
+             ) -> list[str]:
+    """All answers, a line each: values at sizes (by default `ASKED`), sizes for errors, and the next size to run."""
+    sizes = sizes or [multiple * prediction.largest for multiple in ASKED]
+    lines = [*(value_at(prediction, size, terms) for size in sizes),
+             *(size_for(prediction, error, terms) for error in errors), next_size(prediction, sizes[-1], terms)]
+    return [line for line in lines if line]
 
 
 def value_at(prediction: Prediction, size: float, terms: Terms = ERRORS) -> str:

@@ -28,8 +28,6 @@ from big_vision_lite.scaling.studies.results import write_file
 
 PICTURES = 4
 """Runs per task whose predictions are shown: those with most images."""
-MULTIPLES = (2, 10)
-"""Of the largest size, at which the metric is predicted."""
 _FACTORS = {
     "depth": ("Capacity", "one line per depth"),
     "noise": ("Noise", "share of labels that are wrong"),
@@ -175,16 +173,13 @@ def _sizes(page: _Page, task: str, runs: Sequence[Result], metrics: dict[str, Me
 def _answers(name: str, metric: Metric, predicted: Prediction) -> Iterator[str]:
     """What more images would buy, in words; and the laws one by one."""
     curve = predicted.curve
-    terms = answers.Terms(metric.name, metric.to_error, metric.higher_is_better)
-    sizes = [multiple * predicted.largest for multiple in MULTIPLES]
     best = min(curve.error[curve.x == x].mean() for x in set(curve.x))
-    lines = [answers.value_at(predicted, size, terms) for size in sizes]
-    lines.append("a tenth less error than the best so far, "
-                 + answers.size_for(predicted, float(f"{0.9 * best:.3g}"), terms))
-    lines.append(answers.next_size(predicted, sizes[-1], terms))
     yield html.heading(f"More images: {name}", 3)
-    yield html.points([line for line in lines if line], "answer")
-    yield html.paragraph("Predicted by all laws together. The largest sizes count most: the smallest may lie off the "
+    less = "a tenth less error than the best so far, " + answers.size_for(predicted, float(f"{0.9 * best:.3g}"),
+                                                                          metric.terms)
+    yield html.points([*answers.in_words(predicted, metric.terms), less], "answer")
+    yield html.paragraph("Predicted by all laws together, for the training budget of these runs: with more steps the "
+                         "curve may level off elsewhere. The largest sizes count most: the smallest may lie off the "
                          "line. Intervals are of the curve; a single run scatters around it.", "soft")
     yield html.table(comparison.table(comparison.compare(curve, families.laws(predicted.chance))))
     yield html.paragraph("The laws one by one, as information: none of them is chosen. Numbers are RMS of the log "

@@ -13,7 +13,8 @@ import numpy as np
 
 from big_vision_lite.errors import UserError, nearest
 from big_vision_lite.heads.head import MainMetric
-from big_vision_lite.scaling.laws.curves import MOST, Curve, from_points, read_rows
+from big_vision_lite.scaling.laws.answers import Terms
+from big_vision_lite.scaling.laws.curves import LEAST, MOST, Curve, from_points, read_rows
 from big_vision_lite.scaling.studies.results import AFTER_FACTORS, FIRST, row_of
 
 FACTORS = ("study", "depth", "noise", "classes", "frozen", "init")
@@ -32,6 +33,11 @@ class Metric(MainMetric):
         """Such as "test/top1" or "test/rmse (px, lower is better)"."""
         notes = [self.unit] * bool(self.unit) + ["lower is better"] * (not self.higher_is_better)
         return self.name + (f" ({', '.join(notes)})" if notes else "")
+
+    @property
+    def terms(self) -> Terms:
+        """What answers of laws are put in."""
+        return Terms(self.name, self.to_error, self.higher_is_better)
 
     @property
     def best(self) -> float:
@@ -113,7 +119,14 @@ class Series:
         return {float(size): self.values[self.images == size] for size in np.unique(self.images)}
 
     def curve(self) -> Curve:
-        """As errors. Raises: UserError when they are not positive, or as `Metric.best`."""
+        """As errors. Raises: UserError when they are not positive, with the run; or as `Metric.best`."""
+        for run, value, error in zip(self.runs, self.values, self.metric.to_error(self.values), strict=True):
+            if not LEAST <= error <= MOST:
+                expected = (f"expected scores below {self.metric.best:g}; evaluate on more images, choose another "
+                            "metric, or give --lower-is-better with it" if self.metric.higher_is_better else
+                            "expected values above 0")
+                raise UserError(f"{self.label + ': ' if self.label else ''}{self.metric.name} of run {run.run!r} is "
+                                f"{value:g}, {expected}")
         return from_points(self.images, self.metric.to_error(self.values), [run.seed for run in self.runs], self.label)
 
 
