@@ -20,6 +20,7 @@ from jaxtyping import Float, UInt8, UInt32
 from big_vision_lite.backbones.backbone import Backbone, BackboneModule, Keys, ModuleList, PixelNormalization
 from big_vision_lite.backbones.conv import same_conv
 from big_vision_lite.backbones.norm import BatchNorm, GroupNorm, StandardizedConv
+from big_vision_lite.backbones.pool import max_pool
 from big_vision_lite.errors import UserError
 
 BLOCKS = {
@@ -170,7 +171,7 @@ class ResNetModule(BackboneModule):
         x = self.config.pixels.normalize(images)
         x = nnx.relu(self.stem_norm(self.stem(x), train))
         if self.config.stem == "imagenet":
-            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = max_pool(x, 3, 2, padding=1)
         return x
 
     def stage(self, index: int, x: Float[Array, "b h w c"], train: bool,

@@ -19,6 +19,7 @@ from jaxtyping import Float, UInt8
 from big_vision_lite.backbones.backbone import Backbone, BackboneModule, Keys, ModuleList, PixelNormalization
 from big_vision_lite.backbones.conv import same_conv
 from big_vision_lite.backbones.norm import GroupNorm, StandardizedConv
+from big_vision_lite.backbones.pool import max_pool
 from big_vision_lite.backbones.resnet import BLOCKS
 from big_vision_lite.errors import UserError
 
@@ -112,7 +113,7 @@ class ResNetV2Module(BackboneModule):
         x = self.stem(self.config.pixels.normalize(images))
         # The stem's output has no ReLU yet, so zeros at the border are not what max-pooling would pad with.
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        return nnx.max_pool(x, (3, 3), strides=(2, 2), padding="VALID")
+        return max_pool(x, 3, 2)
 
     def stage(self, index: int, x: Float[Array, "b h w c"], train: bool,
               keys: Keys = None) -> Float[Array, "b h2 w2 c2"]:

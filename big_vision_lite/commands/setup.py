@@ -14,8 +14,10 @@ import filelock
 
 from big_vision_lite.errors import UserError, first_line
 from big_vision_lite.experiment import Experiment, read_experiment
+from big_vision_lite.system import cpu
 from big_vision_lite.system.cache import cache_dir
 from big_vision_lite.system.cores import usable_cores
+from big_vision_lite.system.cpu import CpuSettings
 from big_vision_lite.training.distributed import Processes, join, leaving_on_error
 
 CACHE_BYTES = 10 * 2**30
@@ -41,17 +43,19 @@ def set_up_for(run: Path, imports: Sequence[str] = ()) -> Experiment:
     return experiment
 
 
-def set_up_jax(experiment: Experiment, processes: Processes | None = None) -> None:
+def set_up_jax(experiment: Experiment, processes: Processes | None = None, earlier: CpuSettings | None = None) -> None:
     """Make the settings that must precede JAX's search for devices.
 
     Args:
       processes: which of a run's processes this is; None: the only one.
+      earlier: how a run that is to be resumed computed on CPUs; None: as suits this machine.
 
     Raises:
       UserError: there is no device, or the other processes cannot be reached.
     """
     if experiment.deterministic:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    cpu.use_settings(earlier or cpu.default_settings(_cpu_devices(experiment, processes or Processes())))
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:  # set neither by $JAX_COMPILATION_CACHE_DIR nor before
@@ -61,19 +65,25 @@ def set_up_jax(experiment: Experiment, processes: Processes | None = None) -> No
         jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
     if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", "") and "JAX_NUM_CPU_DEVICES" not in os.environ:
         with contextlib.suppress(RuntimeError):  # a second command in a process keeps the first one's devices
-            jax.config.update("jax_num_cpu_devices", _cpu_devices(experiment, processes or Processes()))
+            jax.config.update("jax_num_cpu_devices", cpu.settings().devices or 1)
     if processes is not None:
         join(processes)
     try:
         jax.devices()
     except RuntimeError as error:
         raise UserError(f"JAX finds no device: {error}") from None
+    if jax.default_backend() == "cpu":
+        cpu.keep_freed_memory()
 
 
 def run_training(experiment: Experiment, workdir: Path, processes: Processes | None = None, **options: Any) -> int:
     """Make JAX ready, train, and return the exit code. ``options``: those of `training.loop.train`."""
+    from big_vision_lite.training.metrics import earlier_cpu_settings
+    from big_vision_lite.training.workdir import run_folder
+
     with leaving_on_error():
-        set_up_jax(experiment, processes)
+        # Another number of processes has another number of devices.
+        set_up_jax(experiment, processes, None if processes else earlier_cpu_settings(run_folder(workdir)))
         from big_vision_lite.training.loop import Stopped, train
 
         try:
@@ -98,14 +108,14 @@ def remove_incomplete_programs(folder: Path) -> None:
 
 
 def _cpu_devices(experiment: Experiment, processes: Processes) -> int:
-    """Number of CPU devices for a run: at most one per core, at most 8, and such that batches divide. XLA computes much
-    of a convolution's step on one core, so only a batch split over devices keeps all cores busy
-    (docs/performance.md)."""
+    """Number of CPU devices for a run: at most one per two cores, at most 8, and such that batches divide. One device
+    computes on all cores, but not all of a step; on two cores one device is faster than two (docs/performance.md), and
+    more cores were not measured."""
     count = processes.processes or 1
     local = count if processes.on_this_machine else 1
     batches = [experiment.train.batch_size // experiment.grad_accum_steps]
     batches += [inputs.batch_size for inputs in experiment.evals.values()]
-    devices = min(max(usable_cores() // local, 1), 8)
+    devices = min(max(usable_cores() // local // 2, 1), 8)
     while devices > 1 and (any(size % (devices * count) for size in batches)
                            or devices * count % experiment.mesh.fsdp):
         devices -= 1

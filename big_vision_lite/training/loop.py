@@ -17,6 +17,7 @@ import jax
 
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
+from big_vision_lite.system import cpu
 from big_vision_lite.system.atomic import write_bytes, write_text
 from big_vision_lite.system.signals import Stopped, collect_signals
 from big_vision_lite.training.checkpoints import Checkpoints
@@ -92,6 +93,8 @@ def train(experiment: Experiment, workdir: Path, profile: str | None = None, wat
         run = describe_run(seed=experiment.seed, data=data.fingerprint, images=len(data), noise=noise,
                            main_metric=experiment.head.main_metric(data).to_json())
         earlier = read_run(workdir) if start else {}
+        if start and "cpu" in run and (changed := cpu.differences(earlier.get("cpu"), run["cpu"])):
+            display.say(f"{changed}: the result will differ by rounding from that of an uninterrupted run")
         earlier_seconds, save_seconds = earlier.get("wall_seconds", 0.0), earlier.get("checkpoint_seconds", 0.0)
         rate = experiment.optimizer.schedule.build(steps)
         results: dict[str, float | None] = {}

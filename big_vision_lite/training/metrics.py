@@ -19,7 +19,9 @@ from typing import Any, Literal, TypedDict
 import big_vision_lite
 from big_vision_lite.config import FORMAT, check_format
 from big_vision_lite.errors import UserError, writing
+from big_vision_lite.system import cpu
 from big_vision_lite.system.atomic import write_text
+from big_vision_lite.system.cpu import CpuSettings
 from big_vision_lite.system.parse import convert, parse_json, read_bytes, read_json
 from big_vision_lite.system.paths import RemotePath, upload
 from big_vision_lite.training.wandb import WandB
@@ -233,6 +235,7 @@ class _Run(TypedDict, total=False):
     platform: str
     devices: tuple[str, int]
     cpu_cores: int | None
+    cpu: CpuSettings
     git_commit: str | None
     main_metric: _MainMetric
     results: dict[str, float | None]
@@ -248,6 +251,13 @@ def read_run(workdir: Path) -> dict[str, Any]:
     check_format(run, path)
     convert(run, _Run, path, advice)
     return run
+
+
+def earlier_cpu_settings(workdir: Path) -> CpuSettings | None:
+    """How a run computed on CPUs so far; None where there is no run or it computed elsewhere. Raises: UserError as
+    `read_run`."""
+    run = read_run(workdir)
+    return convert(run["cpu"], CpuSettings, workdir / "run.json") if "cpu" in run else None
 
 
 def describe_run(**more: Any) -> dict[str, Any]:
@@ -266,6 +276,7 @@ def describe_run(**more: Any) -> dict[str, Any]:
         "devices": [devices[0].device_kind, len(devices)],
         "processes": jax.process_count(),
         "cpu_cores": os.cpu_count(),
+        **({"cpu": cpu.to_json(cpu.settings(), jax.local_device_count())} if devices[0].platform == "cpu" else {}),
         "git_commit": _git_commit(),
         **more,
     }

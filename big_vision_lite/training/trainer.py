@@ -21,6 +21,7 @@ from big_vision_lite.data.source import Dataset, DatasetInfo
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.heads.head import Metrics
+from big_vision_lite.system import cpu
 from big_vision_lite.system.atomic import replacing
 from big_vision_lite.training import mesh as meshes
 from big_vision_lite.training.distributed import is_primary
@@ -105,21 +106,27 @@ class Trainer:
     def _shardings(self) -> TrainState:
         return jax.tree.map(lambda leaf: leaf.sharding, self.state_spec)
 
+    @property
+    def _compiler_options(self) -> dict[str, str] | None:
+        return cpu.settings().options or None if self.mesh.devices.flat[0].platform == "cpu" else None
+
     @cached_property
     def train_step(self):
         """``(state, batch) -> (state, metrics)``, jitted; the old state's memory is reused."""
-        return jax.jit(self.step.train_step, donate_argnums=0,
+        return jax.jit(self.step.train_step, donate_argnums=0, compiler_options=self._compiler_options,
                        out_shardings=(self._shardings, meshes.replicated(self.mesh)))
 
     @cached_property
     def eval_step(self):
         """``(params, batch_stats, batch) -> outputs``, jitted; every process gets all rows."""
-        return jax.jit(self.step.eval_step, out_shardings=meshes.replicated(self.mesh))
+        return jax.jit(self.step.eval_step, out_shardings=meshes.replicated(self.mesh),
+                       compiler_options=self._compiler_options)
 
     @cached_property
     def feature_step(self):
         """``(params, batch_stats, images) -> features``, jitted; every process gets all rows."""
-        return jax.jit(self.step.features, out_shardings=meshes.replicated(self.mesh))
+        return jax.jit(self.step.features, out_shardings=meshes.replicated(self.mesh),
+                       compiler_options=self._compiler_options)
 
     def open_eval(self, name: str, scored: bool = True) -> tuple[Input, Dataset]:
         """Input and data of an evaluation.

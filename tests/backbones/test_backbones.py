@@ -9,9 +9,11 @@ from flax import nnx
 from big_vision_lite.backbones import conv
 from big_vision_lite.backbones.backbone import PixelNormalization
 from big_vision_lite.backbones.norm import BatchNorm, GroupNorm, standardize
+from big_vision_lite.backbones.pool import max_pool
 from big_vision_lite.backbones.resnet import ResNet
 from big_vision_lite.backbones.resnet_v2 import ResNetV2
 from big_vision_lite.errors import UserError
+from big_vision_lite.system import cpu
 
 
 def built(config: ResNet) -> nnx.Module:
@@ -44,6 +46,36 @@ def test_features_have_the_declared_strides_and_channels(depth, stem, output_str
         assert feature.shape == (2, 64 // stride, 96 // stride, channels)
 
 
+@pytest.mark.parametrize(("size", "stride", "padding"), [(3, 2, 1), (3, 2, 0), (2, 2, 0), (3, 1, 1), (5, 3, 2)])
+def test_max_pooling_and_its_gradient_equal_flaxs(size, stride, padding):
+    x = jnp.round(normal(0, 2, 14, 11, 3))  # many equal maxima
+    window = dict(window_shape=(size, size), strides=(stride, stride), padding=((padding, padding),) * 2)
+    ours, back = jax.vjp(lambda x: max_pool(x, size, stride, padding), x)
+    theirs, their_back = jax.vjp(lambda x: nnx.max_pool(x, **window), x)
+    np.testing.assert_array_equal(ours, theirs)
+    gradient = normal(1, *ours.shape)
+    np.testing.assert_allclose(*back(gradient), *their_back(gradient), atol=1e-6)
+
+
+def test_a_step_in_plain_forms_equals_one_in_the_forms_for_cpus(monkeypatch):
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3)), jnp.uint8)
+    model = built(ResNet(10, 0.125, norm=BatchNorm(group=2)))
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def gradient():
+        def loss(params):
+            features = nnx.merge(graphdef, params, rest, copy=True)(images, True)
+            return sum(jnp.cos(feature).sum() for feature in features)
+
+        return jax.jit(jax.grad(loss))(params)
+
+    fast = gradient()
+    monkeypatch.setattr(cpu, "_current", cpu.CpuSettings("plain", {}))
+    plain = gradient()
+    for a, b in zip(jax.tree.leaves(fast), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * (1 + float(abs(b).max())))
+
+
 def test_dilation_computes_what_stride_would_at_the_points_both_have():
     # With stride 1 and dilation 2 in place of stride 2, every second output is that of the strided network.
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)), jnp.uint8)
@@ -54,7 +86,7 @@ def test_dilation_computes_what_stride_would_at_the_points_both_have():
 
 @pytest.mark.parametrize(("side", "size", "stride", "dilation"), [
     (26, 3, 1, 1), (50, 3, 2, 1), (9, 1, 1, 1), (8, 1, 2, 1), (2, 3, 1, 1), (5, 3, 2, 1), (3, 3, 1, 2), (12, 3, 1, 1),
-    (20, 7, 2, 1)])
+    (20, 7, 2, 1), (9, 3, 3, 1), (7, 1, 3, 1), (3, 3, 2, 1), (9, 3, 2, 2)])
 def test_convolution_and_its_gradients_equal_xlas(side, size, stride, dilation):
     pad = dilation * (size // 2)
     form = ((stride, stride), ((pad, pad), (pad, pad)), (dilation, dilation))
