@@ -17,6 +17,7 @@ import numpy as np
 from big_vision_lite.data.buckets import Buckets, bucket_seed
 from big_vision_lite.data.curation.steps import Curation, curated
 from big_vision_lite.data.masks import check_mask_values
+from big_vision_lite.data.shuffle import ShuffledStream
 from big_vision_lite.data.source import Dataset, Example, Source
 from big_vision_lite.data.transforms.image import ExactAugmentation, ImageTransform, Transform
 from big_vision_lite.errors import BadImageError, UserError
@@ -114,30 +115,33 @@ class BatchMaker:
             return len(self._buckets.bucket)
         return -(-len(self.dataset) // self.inputs.batch_size)
 
-    def _index(self, bucket: int, position: int) -> int:
-        """The dataset's index at a position of a bucket's stream; -1 past the end of an evaluation."""
-        members = self._buckets.members[bucket] if self._buckets else range(len(self.dataset))
+    def _indices(self, bucket: int, positions: range) -> np.ndarray:
+        """The dataset's indices at positions of a bucket's stream, int64 ``[k]``; -1 past the end of an evaluation."""
+        members = self._buckets.members[bucket] if self._buckets else None
+        length = len(self.dataset) if members is None else len(members)
         if self.seed is None:
-            return int(members[position]) if position < len(members) else -1
-        if bucket not in self._orders:
-            import grain
-
-            seed = bucket_seed(self.seed, bucket) if self._buckets else self.seed
-            self._orders[bucket] = grain.MapDataset.range(len(members)).seed(seed).shuffle().repeat()
-        return int(members[self._orders[bucket][position]])
+            indices = np.asarray(positions, np.int64)
+        else:
+            if bucket not in self._orders:
+                seed = self.seed if members is None else bucket_seed(self.seed, bucket)
+                self._orders[bucket] = ShuffledStream(length, seed)
+            indices = self._orders[bucket](positions)
+        inside = indices < length
+        return np.where(inside, indices if members is None else members[np.where(inside, indices, 0)], -1)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_orders": {}}  # cheap to rebuild in a worker process
 
     def __call__(self, step: int) -> dict[str, Any]:
         """Raises: BadImageError, unless bad images are masked."""
-        return self.gather(*self.slots(step))
+        indices, positions, shape = self.slots(step)
+        return self.gather(indices.tolist(), positions, shape)
 
-    def slots(self, step: int) -> tuple[list[int], range, tuple[int, int, int]]:
+    def slots(self, step: int) -> tuple[np.ndarray, range, tuple[int, int, int]]:
         """The indices, positions and shape of a batch, see `gather`."""
         bucket, batch = self._buckets.at(int(step)) if self._buckets else (0, int(step))
         first, keys = (k * self.inputs.batch_size + self.first_row for k in (batch, int(step)))
-        indices = [self._index(bucket, position) for position in range(first, first + self.rows)]
+        indices = self._indices(bucket, range(first, first + self.rows))
         return indices, range(keys, keys + self.rows), self.inputs.transform.shapes[bucket]
 
     def gather(self, indices: Sequence[int], positions: Sequence[int],

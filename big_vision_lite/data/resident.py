@@ -1,7 +1,7 @@
 """Images that are decoded once and kept: the same batches as the pipeline's, without reading or decoding.
 
-All random choices of a batch are drawn at once. The same function applies them to the kept images in NumPy and in JAX, so
-that a batch can be made on the host (`ResidentBatchMaker`) or where the images lie (`ViewMaker`).
+All random choices of a batch are drawn at once. The same function applies them to the kept images in NumPy and in JAX,
+so that a batch can be made on the host (`ResidentBatchMaker`) or where the images lie (`ViewMaker`).
 """
 
 from __future__ import annotations
