@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from big_vision_lite.data.resident import ViewMaker, check_space, keep, viewed
 from big_vision_lite.experiment import Experiment
@@ -18,61 +19,95 @@ from big_vision_lite.training import mesh as meshes
 from big_vision_lite.training.step import TrainState
 from big_vision_lite.training.trainer import Trainer
 
+Metrics = dict[str, jax.Array]
+
 
 class Call(NamedTuple):
-    """A number of training steps that are dispatched together."""
+    """Training steps that are dispatched together."""
 
     steps: int
     bad_images: int
     """Masked images in this process's rows."""
-    run: Callable[[TrainState], tuple[TrainState, dict[str, jax.Array]]]
-    """Dispatches the steps. Metrics are scalars for one step with its batch, else ``[steps]``."""
+    batch: dict[str, Any]
+    """Of one step; or, with a leading axis for steps, batches whose images are views of those on the devices."""
 
 
-def training_calls(trainer: Trainer, start: int) -> Iterator[Call]:
-    """The calls that train from step ``start`` on. With ``resident="device"``, images are decoded here.
+class Dispatcher:
+    """Dispatches the training steps of a run, or of several that differ in their seed only.
+
+    With ``resident="device"``, images are decoded here, and all of them are put on every device. What is sent for a
+    step is small: which images, and the random choices about them, drawn on the host as ever, and their targets.
+
+    Args:
+      trainer: of one of these runs.
 
     Raises:
-      UserError: those do not fit into memory, or one cannot be decoded; or, while iterating, as `Trainer.batches`.
+      UserError: images that are to be kept do not fit into memory, or one cannot be decoded.
     """
-    experiment = trainer.experiment
-    if experiment.train.resident == "device":
-        return _resident_calls(trainer, start)
-    stream = trainer.batches(experiment.train, trainer.data, experiment.seed, start, experiment.steps)
-    return (Call(1, int((~batch["mask"]).sum()), functools.partial(_one_step, trainer, batch)) for batch in stream)
 
+    def __init__(self, trainer: Trainer):
+        self._trainer, self._inputs = trainer, trainer.experiment.train
+        self._kept, self._images, self._programs = None, None, dict[int, Any]()
+        if self._inputs.resident == "device":
+            kept = keep(trainer.data, self._inputs, trainer.heartbeat)
+            check_space(kept.images.nbytes, _free_device_memory(), len(trainer.data), "a device's memory")
+            self._images = meshes.replicate(kept.images, trainer.mesh)
+            self._kept = dataclasses.replace(kept, images=kept.images[:0])
 
-def _one_step(trainer: Trainer, batch: dict[str, Any], state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
-    return trainer.train_step(state, trainer.to_devices(batch))
+    def calls(self, trainer: Trainer, start: int) -> Iterator[Call]:
+        """The calls that train a run from step ``start`` on. Raises: UserError as `Trainer.batches`."""
+        experiment, head = trainer.experiment, trainer.experiment.head
+        if self._kept is None:
+            stream = trainer.batches(self._inputs, trainer.data, experiment.seed, start, experiment.steps)
+            return (Call(1, int((~batch["mask"]).sum()), batch) for batch in stream)
+        maker = ViewMaker(self._kept, trainer.data, self._inputs, head.targets, experiment.seed, jax.process_index(),
+                          jax.process_count(), head.fixed_targets)
+        maker.starts = call_starts(experiment, start)
 
+        def call(views: dict[str, Any]) -> Call:
+            batch = jax.tree.map(lambda rows: rows.reshape(-1, maker.rows, *rows.shape[1:]), views)
+            return Call(len(batch["mask"]), int((~batch["mask"]).sum()), batch)
 
-def _resident_calls(trainer: Trainer, start: int) -> Iterator[Call]:
-    """All kept images are on every device. What is sent for a step is small: which images, and the choices about them,
-    drawn on the host as ever, and their targets."""
-    experiment, head, inputs = trainer.experiment, trainer.experiment.head, trainer.experiment.train
-    kept = keep(trainer.data, inputs, trainer.heartbeat)
-    check_space(kept.images.nbytes, _free_device_memory(), len(trainer.data), "a device's memory")
-    images = meshes.replicate(kept.images, trainer.mesh)
-    maker = ViewMaker(dataclasses.replace(kept, images=kept.images[:0]), trainer.data, inputs, head.targets,
-                      experiment.seed, jax.process_index(), jax.process_count(), head.fixed_targets)
-    maker.starts = call_starts(experiment, start)
-    sharding = meshes.batch_sharding(trainer.mesh)
+        return map(call, trainer.stream(maker, 0, len(maker.starts) - 1))
 
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=trainer.step_shardings)
-    def run(state: TrainState, images: jax.Array, batches: dict[str, Any]) -> tuple[TrainState, dict[str, jax.Array]]:
-        def step(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, dict[str, jax.Array]]:
-            image = viewed(inputs.transform, images, batch["view"], batch["mask"], jnp)
+    def run(self, state: TrainState, call: Call) -> tuple[TrainState, Metrics]:
+        """The state after a call, and metrics: scalars for one step with its batch, else ``[steps]``."""
+        if self._images is None:
+            return self._trainer.train_step(state, self._trainer.to_devices(call.batch))
+        return self._steps(state, self._images, self._trainer.to_devices(call.batch, axis=1))
+
+    def run_together(self, states: Sequence[TrainState], calls: Sequence[Call]) -> Sequence[tuple[TrainState, Metrics]]:
+        """As `run`, of runs whose calls have the same number of steps, in one program."""
+        batch = jax.tree.map(lambda *rows: np.stack(rows), *(call.batch for call in calls))
+        program = self._steps_of_runs(len(states))
+        return program(tuple(states), self._images, self._trainer.to_devices(batch, axis=2))
+
+    def _scan(self, state: TrainState, images: jax.Array, batches: dict[str, Any]) -> tuple[TrainState, Metrics]:
+        sharding = meshes.batch_sharding(self._trainer.mesh)
+
+        def step(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, Metrics]:
+            image = viewed(self._inputs.transform, images, batch["view"], batch["mask"], jnp)
             batch = {key: value for key, value in batch.items() if key != "view"}
-            return trainer.step.train_step(state, batch | {"image": jax.lax.with_sharding_constraint(image, sharding)})
+            batch["image"] = jax.lax.with_sharding_constraint(image, sharding)
+            return self._trainer.step.train_step(state, batch)
 
         return jax.lax.scan(step, state, batches)
 
-    def dispatch(batches: dict[str, Any], state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
-        batches = jax.tree.map(lambda rows: rows.reshape(-1, maker.rows, *rows.shape[1:]), batches)
-        return run(state, images, trainer.to_devices(batches, axis=1))
+    @cached_property
+    def _steps(self):
+        return jax.jit(self._scan, donate_argnums=0, out_shardings=self._trainer.step_shardings)
 
-    return (Call(len(mask := batches["mask"]) // maker.rows, int((~mask).sum()), functools.partial(dispatch, batches))
-            for batches in trainer.stream(maker, 0, len(maker.starts) - 1))
+    def _steps_of_runs(self, count: int):
+        """As `_steps`, of tuples of ``count`` states and results, and batches with a leading axis for runs."""
+        def steps(states: tuple[TrainState, ...], images: jax.Array, batches: dict[str, Any]):
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+            results = jax.vmap(self._scan, in_axes=(0, None, 0))(stacked, images, batches)
+            return tuple(jax.tree.map(lambda leaf, i=i: leaf[i], results) for i in range(count))
+
+        if count not in self._programs:
+            self._programs[count] = jax.jit(steps, donate_argnums=0,
+                                            out_shardings=(self._trainer.step_shardings,) * count)
+        return self._programs[count]
 
 
 def call_starts(experiment: Experiment, start: int) -> list[int]:

@@ -10,8 +10,9 @@ import math
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.system.atomic import write_bytes, write_text
 from big_vision_lite.system.signals import Stopped, collect_signals
-from big_vision_lite.training.calls import training_calls
+from big_vision_lite.training.calls import Call, Dispatcher
 from big_vision_lite.training.checkpoints import Checkpoints
 from big_vision_lite.training.distributed import all_agree_to_stop, is_primary
 from big_vision_lite.training.metrics import MetricWriter, describe_run, last_results, read_run
@@ -34,6 +35,16 @@ from big_vision_lite.training.workdir import OwnedWorkdir, open_workdir, run_fol
 
 IN_FLIGHT = 2
 """Calls dispatched to the devices before the host looks at the losses of the oldest."""
+
+
+class Turn(NamedTuple):
+    """What a run in `training` waits for: the results of a call of the devices."""
+
+    step: int
+    """Steps done before."""
+    state: TrainState
+    call: Call
+    dispatcher: Dispatcher
 
 
 def train(experiment: Experiment, workdir: Path, profile: str | None = None, watchdog: float = 0,
@@ -53,11 +64,33 @@ def train(experiment: Experiment, workdir: Path, profile: str | None = None, wat
       UserError: bad input, a workdir in use, a loss that is not finite, or a full disk. Saved checkpoints stay.
       Stopped: by SIGTERM or SIGINT.
     """
+    with contextlib.closing(training(experiment, workdir, profile, watchdog, wandb, patience)) as run:
+        turn = None
+        try:
+            while True:
+                turn = run.send(turn and turn.dispatcher.run(turn.state, turn.call))
+        except StopIteration as end:
+            return end.value
+
+
+def training(experiment: Experiment, workdir: Path, profile: str | None = None, watchdog: float = 0,
+             wandb: str | None = None, patience: float = 0, trainer: Trainer | None = None,
+             dispatcher: Dispatcher | None = None, quiet: bool = False,
+             signals: Callable[[], contextlib.AbstractContextManager[list[int]]] | None = None,
+             ) -> Generator[Turn, Any, dict[str, float | None]]:
+    """`train`, step by step: yields a call of the devices and is sent the new state and metrics, so that several runs
+    can share the devices (`training.seeds`).
+
+    Args:
+      trainer, dispatcher: if shared with other runs.
+      quiet: print nothing.
+      signals: collects those that ask to stop.
+    """
     began = time.perf_counter()
     workdir = run_folder(workdir)
     steps, batch_size = experiment.steps, experiment.train.batch_size
     profiler = Profiler(profile, workdir / "profile")
-    trainer = Trainer(experiment)
+    trainer = trainer or Trainer(experiment)
     data = trainer.data
     for name in experiment.evals:
         trainer.open_eval(name)  # a missing split is an error now, not after hours
@@ -75,8 +108,8 @@ def train(experiment: Experiment, workdir: Path, profile: str | None = None, wat
         board = WandB(wandb, resolved, workdir, start) if wandb is not None and is_primary() else None
         writer = stack.enter_context(contextlib.closing(
             MetricWriter(workdir, start, quiet=not is_primary(), board=board, confirm=owned.confirm)))
-        display = stack.enter_context(Display(steps, start, quiet=not is_primary()))
-        received = stack.enter_context(_stop_signals())
+        display = stack.enter_context(Display(steps, start, quiet or not is_primary()))
+        received = stack.enter_context((signals or _stop_signals)())
         wait = functools.partial(owned.wait, display.say, received if jax.process_count() == 1 else ())
         dog = stack.enter_context(Watchdog(watchdog, lambda: _last_saved(saved)))
         trainer.heartbeat = dog.heartbeat
@@ -99,13 +132,14 @@ def train(experiment: Experiment, workdir: Path, profile: str | None = None, wat
         results: dict[str, float | None] = {}
         clock, pending, dispatched = Clock(), collections.deque(), 0
         bad_images = position.get("bad_images", 0)
-        calls = training_calls(trainer, start)
+        dispatcher = dispatcher or Dispatcher(trainer)
+        calls = dispatcher.calls(trainer, start)
 
         while step < steps:
             with clock.waiting():
                 call = next(calls)
             profiler.before(step + 1, step + call.steps)
-            state, metrics = call.run(state)
+            state, metrics = yield Turn(step, state, call, dispatcher)
             step, dispatched = step + call.steps, dispatched + 1
             profiler.after(step, metrics)
             dog.heartbeat(step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -80,6 +81,14 @@ class Trainer:
 
     def _random_state(self) -> TrainState:
         return self.step.init(*split(self._build())[1:])
+
+    def with_seed(self, seed: int) -> Trainer:
+        """The trainer of the same experiment with another seed. Both share what they have opened, kept and compiled."""
+        for name in ("state_spec", "train_step", "eval_step", "feature_step"):
+            getattr(self, name)  # made now, to be shared
+        other = copy.copy(self)
+        other.experiment = dataclasses.replace(self.experiment, seed=seed)
+        return other
 
     @cached_property
     def state_spec(self) -> TrainState:
