@@ -70,14 +70,24 @@ def set_up_jax(experiment: Experiment, processes: Processes | None = None) -> No
         raise UserError(f"JAX finds no device: {error}") from None
 
 
-def run_training(experiment: Experiment, workdir: Path, processes: Processes | None = None, **options: Any) -> int:
-    """Make JAX ready, train, and return the exit code. ``options``: those of `training.loop.train`."""
+def run_training(experiment: Experiment, workdir: Path, processes: Processes | None = None, seeds: Sequence[int] = (),
+                 **options: Any) -> int:
+    """Make JAX ready, train, and return the exit code.
+
+    Args:
+      seeds: to train side by side, instead of the experiment's own.
+      options: those of `training.loop.train`, or with ``seeds`` of `training.seeds.train_seeds`.
+    """
     with leaving_on_error():
         set_up_jax(experiment, processes)
         from big_vision_lite.training.loop import Stopped, train
+        from big_vision_lite.training.seeds import train_seeds
 
         try:
-            train(experiment, workdir, **options)
+            if seeds:
+                train_seeds(experiment, workdir, seeds, **options)
+            else:
+                train(experiment, workdir, **options)
         except Stopped as stop:
             print(f"bvl: {stop}", file=sys.stderr)
             return stop.code

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from big_vision_lite.data.resident import ViewMaker, check_space, keep, viewed
+from big_vision_lite.data.resident import Kept, ViewMaker, check_space, keep, viewed
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.system.memory import free_memory
 from big_vision_lite.training import mesh as meshes
@@ -35,52 +35,54 @@ class Call(NamedTuple):
 class Dispatcher:
     """Dispatches the training steps of a run, or of several that differ in their seed only.
 
-    With ``resident="device"``, images are decoded here, and all of them are put on every device. What is sent for a
-    step is small: which images, and the random choices about them, drawn on the host as ever, and their targets.
+    With ``resident="device"``, all images are on every device. What is sent for a step is small: which images, and the
+    random choices about them, drawn on the host as ever, and their targets.
 
     Args:
       trainer: of one of these runs.
-
-    Raises:
-      UserError: images that are to be kept do not fit into memory, or one cannot be decoded.
     """
 
     def __init__(self, trainer: Trainer):
         self._trainer, self._inputs = trainer, trainer.experiment.train
-        self._kept, self._images, self._programs = None, None, dict[int, Any]()
-        if self._inputs.resident == "device":
-            kept = keep(trainer.data, self._inputs, trainer.heartbeat)
-            check_space(kept.images.nbytes, _free_device_memory(), len(trainer.data), "a device's memory")
-            self._images = meshes.replicate(kept.images, trainer.mesh)
-            self._kept = dataclasses.replace(kept, images=kept.images[:0])
+        self._resident, self._programs = self._inputs.resident == "device", dict[int, Any]()
+
+    @cached_property
+    def kept(self) -> tuple[Kept, jax.Array]:
+        """What is kept of the data: on the host, without images, and the images, on every device.
+
+        Raises:
+          UserError: the images do not fit into memory, or one cannot be decoded.
+        """
+        trainer = self._trainer
+        kept = keep(trainer.data, self._inputs, trainer.heartbeat)
+        check_space(kept.images.nbytes, _free_device_memory(), len(trainer.data), "a device's memory")
+        return (dataclasses.replace(kept, images=kept.images[:0]), meshes.replicate(kept.images, trainer.mesh))
 
     def calls(self, trainer: Trainer, start: int) -> Iterator[Call]:
-        """The calls that train a run from step ``start`` on. Raises: UserError as `Trainer.batches`."""
+        """The calls that train a run from step ``start`` on. Raises: UserError as `kept` and `Trainer.batches`."""
         experiment, head = trainer.experiment, trainer.experiment.head
-        if self._kept is None:
-            stream = trainer.batches(self._inputs, trainer.data, experiment.seed, start, experiment.steps)
-            return (Call(1, int((~batch["mask"]).sum()), batch) for batch in stream)
-        maker = ViewMaker(self._kept, trainer.data, self._inputs, head.targets, experiment.seed, jax.process_index(),
+        if not self._resident:
+            for batch in trainer.batches(self._inputs, trainer.data, experiment.seed, start, experiment.steps):
+                yield Call(1, int((~batch["mask"]).sum()), batch)
+            return
+        maker = ViewMaker(self.kept[0], trainer.data, self._inputs, head.targets, experiment.seed, jax.process_index(),
                           jax.process_count(), head.fixed_targets)
         maker.starts = call_starts(experiment, start)
-
-        def call(views: dict[str, Any]) -> Call:
+        for views in trainer.stream(maker, 0, len(maker.starts) - 1):
             batch = jax.tree.map(lambda rows: rows.reshape(-1, maker.rows, *rows.shape[1:]), views)
-            return Call(len(batch["mask"]), int((~batch["mask"]).sum()), batch)
-
-        return map(call, trainer.stream(maker, 0, len(maker.starts) - 1))
+            yield Call(len(batch["mask"]), int((~batch["mask"]).sum()), batch)
 
     def run(self, state: TrainState, call: Call) -> tuple[TrainState, Metrics]:
         """The state after a call, and metrics: scalars for one step with its batch, else ``[steps]``."""
-        if self._images is None:
+        if not self._resident:
             return self._trainer.train_step(state, self._trainer.to_devices(call.batch))
-        return self._steps(state, self._images, self._trainer.to_devices(call.batch, axis=1))
+        return self._steps(state, self.kept[1], self._trainer.to_devices(call.batch, axis=1))
 
     def run_together(self, states: Sequence[TrainState], calls: Sequence[Call]) -> Sequence[tuple[TrainState, Metrics]]:
         """As `run`, of runs whose calls have the same number of steps, in one program."""
         batch = jax.tree.map(lambda *rows: np.stack(rows), *(call.batch for call in calls))
         program = self._steps_of_runs(len(states))
-        return program(tuple(states), self._images, self._trainer.to_devices(batch, axis=2))
+        return program(tuple(states), self.kept[1], self._trainer.to_devices(batch, axis=2))
 
     def _scan(self, state: TrainState, images: jax.Array, batches: dict[str, Any]) -> tuple[TrainState, Metrics]:
         sharding = meshes.batch_sharding(self._trainer.mesh)

@@ -65,10 +65,11 @@ def train(experiment: Experiment, workdir: Path, profile: str | None = None, wat
       Stopped: by SIGTERM or SIGINT.
     """
     with contextlib.closing(training(experiment, workdir, profile, watchdog, wandb, patience)) as run:
-        turn = None
+        result = None
         try:
             while True:
-                turn = run.send(turn and turn.dispatcher.run(turn.state, turn.call))
+                turn = run.send(result)
+                result = turn.dispatcher.run(turn.state, turn.call)
         except StopIteration as end:
             return end.value
 

@@ -40,6 +40,7 @@ def train_seeds(experiment: Experiment, workdir: Path, seeds: Sequence[int], pro
     first = Trainer(dataclasses.replace(experiment, seed=seeds[0]))
     trainers = [first, *map(first.with_seed, seeds[1:])]
     dispatcher = Dispatcher(first)
+    dispatcher.kept  # noqa: B018  decoded before a run begins
     results, failures = dict[int, dict[str, float | None]](), dict[int, UserError | Stopped]()
     with contextlib.ExitStack() as stack:
         received = functools.cache(lambda: stack.enter_context(_stop_signals()))  # from when the first run begins
