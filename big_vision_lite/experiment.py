@@ -49,6 +49,9 @@ class Experiment:
     mesh: Mesh = Mesh()
     deterministic: bool = False
     """On GPUs: only bit-reproducible operations. CPUs and TPUs always are."""
+    steps_per_call: int = 100
+    """With ``train.resident="device"``: steps that are dispatched to the devices together, at most as many as there are
+    between lines of metrics, evaluations and checkpoints. Others are dispatched one by one."""
     log_every: int = 20
     """Steps between lines of metrics."""
     eval_every: float | None = None
@@ -60,7 +63,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         check(self)
-        counts = ("steps", "grad_accum_steps", "log_every", "max_checkpoints")
+        counts = ("steps", "grad_accum_steps", "steps_per_call", "log_every", "max_checkpoints")
         wrong = [f"{name}={getattr(self, name)}" for name in counts if getattr(self, name) < 1]
         if wrong:
             raise UserError(f"Experiment: {', '.join(wrong)}; expected at least 1")
@@ -71,6 +74,9 @@ class Experiment:
             if size > MAX_BATCH_BYTES:
                 raise UserError(f"Experiment: batches of {inputs.batch_size:,} images of {inputs.transform.shape} have "
                                 f"{size / 1e9:,.0f} GB; expected at most {MAX_BATCH_BYTES / 1e9:,.0f} GB")
+        for name, inputs in self.evals.items():
+            if inputs.resident == "device":
+                raise UserError(f"Experiment: evals.{name}.resident='device', which is for training; set 'host'")
         for name in ("eval_every", "save_every"):
             if getattr(self, name) is not None:
                 check_length(f"Experiment: {name}", getattr(self, name))
@@ -106,6 +112,6 @@ def read_experiment(path: Path, allowed: Sequence[str] = ()) -> Experiment:
     return experiment
 
 
-WITHOUT_EFFECT = ("log_every", "eval_every", "save_every", "max_checkpoints", "mesh", "train.threads", "train.workers",
-                  "train.prefetch")
-"""Fields that do not change what a run learns, but for the rounding of sums over another mesh."""
+WITHOUT_EFFECT = ("steps_per_call", "log_every", "eval_every", "save_every", "max_checkpoints", "mesh",
+                  "train.threads", "train.workers", "train.prefetch", "train.resident")
+"""Fields that do not change what a run learns, but for the rounding of sums over another mesh or in another program."""

@@ -76,8 +76,14 @@ def set_up_jax(experiment: Experiment, processes: Processes | None = None, earli
         cpu.keep_freed_memory()
 
 
-def run_training(experiment: Experiment, workdir: Path, processes: Processes | None = None, **options: Any) -> int:
-    """Make JAX ready, train, and return the exit code. ``options``: those of `training.loop.train`."""
+def run_training(experiment: Experiment, workdir: Path, processes: Processes | None = None, seeds: Sequence[int] = (),
+                 **options: Any) -> int:
+    """Make JAX ready, train, and return the exit code.
+
+    Args:
+      seeds: to train side by side, instead of the experiment's own.
+      options: those of `training.loop.train`, or with ``seeds`` of `training.seeds.train_seeds`.
+    """
     from big_vision_lite.training.metrics import earlier_cpu_settings
     from big_vision_lite.training.workdir import run_folder
 
@@ -85,9 +91,13 @@ def run_training(experiment: Experiment, workdir: Path, processes: Processes | N
         # Another number of processes has another number of devices.
         set_up_jax(experiment, processes, None if processes else earlier_cpu_settings(run_folder(workdir)))
         from big_vision_lite.training.loop import Stopped, train
+        from big_vision_lite.training.seeds import train_seeds
 
         try:
-            train(experiment, workdir, **options)
+            if seeds:
+                train_seeds(experiment, workdir, seeds, **options)
+            else:
+                train(experiment, workdir, **options)
         except Stopped as stop:
             print(f"bvl: {stop}", file=sys.stderr)
             return stop.code

@@ -26,6 +26,8 @@ class Train:
     """Seconds without progress after which the run says where it hangs and exits, by default half an hour; 0: never."""
     wandb: str | None = None
     """Weights & Biases project that also gets the metrics."""
+    seeds: tuple[int, ...] = ()
+    """Train these seeds side by side in one program, each in WORKDIR/seedN; needs --train.resident device."""
 
 
 def train(arguments: list[str]) -> int:
@@ -36,8 +38,8 @@ def train(arguments: list[str]) -> int:
     watchdog = PATIENCE if options.watchdog is None else options.watchdog
     if not watchdog >= 0:
         raise UserError(f"--watchdog {watchdog}; expected seconds, or 0 for none")
-    return run_training(experiment, options.workdir, processes, profile=options.profile, watchdog=watchdog,
-                        wandb=options.wandb)
+    return run_training(experiment, options.workdir, processes, options.seeds, profile=options.profile,
+                        watchdog=watchdog, wandb=options.wandb)
 
 
 @dataclasses.dataclass(frozen=True)

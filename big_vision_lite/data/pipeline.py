@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from big_vision_lite.data.buckets import Buckets, bucket_seed
 from big_vision_lite.data.curation.steps import Curation, curated
 from big_vision_lite.data.masks import check_mask_values
+from big_vision_lite.data.shuffle import ShuffledStream
 from big_vision_lite.data.source import Dataset, Example, Source
-from big_vision_lite.data.transforms.image import Transform
+from big_vision_lite.data.transforms.image import ExactAugmentation, ImageTransform, Transform
 from big_vision_lite.errors import BadImageError, UserError
 from big_vision_lite.system.cores import usable_cores
 from big_vision_lite.system.fields import check
@@ -46,12 +47,31 @@ class Input:
     """Batches made ahead."""
     curate: tuple[Curation, ...] = ()
     """Steps of `data.curation`, in order: which examples are used, with which labels."""
+    resident: Literal["host", "device"] | None = None
+    """Where images are kept, decoded once; None: they are read and decoded each time. Batches stay the same to the bit.
+    ``host``: in memory, for transforms that decode the same pixels of an image each time: `RandomCropPadded`, `Resize`,
+    `CentreCrop`. ``device``: on every device too, where training steps take and augment them (`data.resident`);
+    evaluations are sent from the host as ever."""
 
     def __post_init__(self) -> None:
         check(self)
         if self.batch_size < 1 or self.workers < 0 or self.prefetch < 1 or (self.threads or 1) < 1:
             raise UserError(f"Input: batch_size={self.batch_size}, threads={self.threads}, workers={self.workers}, "
                             f"prefetch={self.prefetch}; expected workers of at least 0 and the others at least 1")
+        if self.resident is not None:
+            self._check_resident()
+
+    def _check_resident(self) -> None:
+        transform, what = self.transform, f"Input: resident={self.resident!r}"
+        if not isinstance(transform, ImageTransform) or transform.kept is None:
+            raise UserError(f"{what} with {type(transform).__name__}, whose pixels cannot be kept; expected "
+                            "RandomCropPadded, Resize or CentreCrop, or resident=none")
+        inexact = [type(change).__name__ for change in transform.augment if not isinstance(change, ExactAugmentation)]
+        if inexact and transform.random:
+            raise UserError(f"{what} with augment={inexact[0]}, which changes one image at a time; expected Cutout, or "
+                            "resident=none")
+        if self.workers:
+            raise UserError(f"{what} with workers={self.workers}; images are kept in one process: set workers=0")
 
     @property
     def thread_count(self) -> int:
@@ -95,30 +115,37 @@ class BatchMaker:
             return len(self._buckets.bucket)
         return -(-len(self.dataset) // self.inputs.batch_size)
 
-    def _index(self, bucket: int, position: int) -> int:
-        """The dataset's index at a position of a bucket's stream; -1 past the end of an evaluation."""
-        members = self._buckets.members[bucket] if self._buckets else range(len(self.dataset))
+    def _indices(self, bucket: int, positions: range) -> np.ndarray:
+        """The dataset's indices at positions of a bucket's stream, int64 ``[k]``; -1 past the end of an evaluation."""
+        members = self._buckets.members[bucket] if self._buckets else None
+        length = len(self.dataset) if members is None else len(members)
         if self.seed is None:
-            return int(members[position]) if position < len(members) else -1
-        if bucket not in self._orders:
-            import grain
-
-            seed = bucket_seed(self.seed, bucket) if self._buckets else self.seed
-            self._orders[bucket] = grain.MapDataset.range(len(members)).seed(seed).shuffle().repeat()
-        return int(members[self._orders[bucket][position]])
+            indices = np.asarray(positions, np.int64)
+        else:
+            if bucket not in self._orders:
+                seed = self.seed if members is None else bucket_seed(self.seed, bucket)
+                self._orders[bucket] = ShuffledStream(length, seed)
+            indices = self._orders[bucket](positions)
+        inside = indices < length
+        return np.where(inside, indices if members is None else members[np.where(inside, indices, 0)], -1)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_orders": {}}  # cheap to rebuild in a worker process
 
-    def __call__(self, step: int) -> dict[str, np.ndarray]:
+    def __call__(self, step: int) -> dict[str, Any]:
         """Raises: BadImageError, unless bad images are masked."""
+        indices, positions, shape = self.slots(step)
+        return self.gather(indices.tolist(), positions, shape)
+
+    def slots(self, step: int) -> tuple[np.ndarray, range, tuple[int, int, int]]:
+        """The indices, positions and shape of a batch, see `gather`."""
         bucket, batch = self._buckets.at(int(step)) if self._buckets else (0, int(step))
         first, keys = (k * self.inputs.batch_size + self.first_row for k in (batch, int(step)))
-        indices = [self._index(bucket, position) for position in range(first, first + self.rows)]
-        return self.gather(indices, range(keys, keys + self.rows), self.inputs.transform.shapes[bucket])
+        indices = self._indices(bucket, range(first, first + self.rows))
+        return indices, range(keys, keys + self.rows), self.inputs.transform.shapes[bucket]
 
     def gather(self, indices: Sequence[int], positions: Sequence[int],
-               shape: tuple[int, int, int] | None = None) -> dict[str, np.ndarray]:
+               shape: tuple[int, int, int] | None = None) -> dict[str, Any]:
         """A batch of the examples at ``indices`` (-1: an empty slot), whose random choices are keyed by ``positions``.
         ``shape`` is one of the transform's shapes; None for the largest."""
         images = np.zeros((len(indices), *(shape or self.inputs.transform.shape)), np.uint8)
@@ -128,7 +155,7 @@ class BatchMaker:
         rng, state = np.random.Generator(bits), bits.state
         read = iter(self.dataset.read([index for index in indices if index >= 0]))
         for row, (index, position) in enumerate(zip(indices, positions, strict=True)):
-            example: Example = {"id": "", "labels": np.zeros(0, np.int32)}
+            example = empty_slot()
             if index >= 0:
                 state["state"]["key"][1] = position
                 bits.state = state
@@ -148,7 +175,12 @@ class BatchMaker:
         return {"image": images, "mask": mask, "index": np.asarray(indices, np.int64), **stacked}
 
 
-def batches(make: BatchMaker, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+def empty_slot() -> Example:
+    """What targets are made of where there is no image."""
+    return {"id": "", "labels": np.zeros(0, np.int32)}
+
+
+def batches(make: BatchMaker, start: int, stop: int) -> Iterator[dict[str, Any]]:
     """Batches ``start`` to ``stop - 1`` in order, prefetched by threads or worker processes."""
     import grain
 

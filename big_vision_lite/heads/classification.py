@@ -81,6 +81,10 @@ class Classification(Head):
             targets["share"] = np.float32(max(share, 1.0 - share))
         return targets
 
+    @property
+    def fixed_targets(self) -> bool:
+        return not self.mixup
+
     def loss(self, model: Classifier, batch: Batch) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
         images, hot = batch["image"], multi_hot(batch["labels"], model.num_classes)
         if self.mixup:

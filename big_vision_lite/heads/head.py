@@ -98,6 +98,12 @@ class Head(abc.ABC):
         has ``unlabelled``: True.
         """
 
+    @property
+    def fixed_targets(self) -> bool:
+        """Whether an image's ``targets`` are always the same, except that one named "key" is the example's "key".
+        `Input.resident` then makes them once, else for each batch."""
+        return False
+
     @abc.abstractmethod
     def loss(self, model: Any, batch: Batch) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
         """The loss of each example in training mode, and further metrics of each example to log."""

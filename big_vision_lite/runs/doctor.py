@@ -23,6 +23,7 @@ from big_vision_lite.errors import BadImageError, UserError, first_line
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.heads.head import Head
 from big_vision_lite.system.cores import usable_cores
+from big_vision_lite.system.memory import free_memory
 from big_vision_lite.system.paths import scheme
 from big_vision_lite.training import mesh as meshes
 from big_vision_lite.training.trainer import Trainer
@@ -172,7 +173,7 @@ def _memory(experiment: Experiment, trainer: Trainer) -> Finding:
     ahead = max(inputs.prefetch, inputs.thread_count)
     batches = inputs.workers * (ahead + inputs.prefetch) if inputs.workers else ahead
     needed = batches * rows * math.prod(inputs.transform.shape)
-    return _space("memory", f"{batches} batches ahead", needed, _free_memory(),
+    return _space("memory", f"{batches} batches ahead", needed, free_memory(),
                   "lower --train.prefetch, --train.threads or --train.workers")
 
 
@@ -306,13 +307,3 @@ def _rate(work: Callable[[], object], images: int, seconds: float) -> float:
         work()
         calls, now = calls + 1, time.perf_counter()
     return calls * images / (now - start)
-
-
-def _free_memory() -> int | None:
-    """Bytes; None where the system does not report them."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-

@@ -181,11 +181,11 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def all_agree_to_stop(step: int) -> bool:
-    """Whether any process received SIGTERM: true in all after the same step. Each must ask once per step."""
+def all_agree_to_stop(count: int) -> bool:
+    """Whether any process received SIGTERM: true in all at the same ``count``. Each must ask with 1, 2, 3 and so on."""
     from jax.experimental import multihost_utils
 
-    return multihost_utils.reached_preemption_sync_point(step)
+    return multihost_utils.reached_preemption_sync_point(count)
 
 
 @contextlib.contextmanager

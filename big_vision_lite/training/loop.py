@@ -10,16 +10,19 @@ import math
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.system import cpu
 from big_vision_lite.system.atomic import write_bytes, write_text
 from big_vision_lite.system.signals import Stopped, collect_signals
+from big_vision_lite.training.calls import Call, Dispatcher
 from big_vision_lite.training.checkpoints import Checkpoints
 from big_vision_lite.training.distributed import all_agree_to_stop, is_primary
 from big_vision_lite.training.metrics import MetricWriter, describe_run, last_results, read_run
@@ -32,7 +35,17 @@ from big_vision_lite.training.watchdog import Watchdog
 from big_vision_lite.training.workdir import OwnedWorkdir, open_workdir, run_folder, save_dataset_info
 
 IN_FLIGHT = 2
-"""Steps dispatched to the devices before the host looks at the loss of the oldest."""
+"""Calls dispatched to the devices before the host looks at the losses of the oldest."""
+
+
+class Turn(NamedTuple):
+    """What a run in `training` waits for: the results of a call of the devices."""
+
+    step: int
+    """Steps done before."""
+    state: TrainState
+    call: Call
+    dispatcher: Dispatcher
 
 
 def train(experiment: Experiment, workdir: Path, profile: str | None = None, watchdog: float = 0,
@@ -52,11 +65,34 @@ def train(experiment: Experiment, workdir: Path, profile: str | None = None, wat
       UserError: bad input, a workdir in use, a loss that is not finite, or a full disk. Saved checkpoints stay.
       Stopped: by SIGTERM or SIGINT.
     """
+    with contextlib.closing(training(experiment, workdir, profile, watchdog, wandb, patience)) as run:
+        result = None
+        try:
+            while True:
+                turn = run.send(result)
+                result = turn.dispatcher.run(turn.state, turn.call)
+        except StopIteration as end:
+            return end.value
+
+
+def training(experiment: Experiment, workdir: Path, profile: str | None = None, watchdog: float = 0,
+             wandb: str | None = None, patience: float = 0, trainer: Trainer | None = None,
+             dispatcher: Dispatcher | None = None, quiet: bool = False,
+             signals: Callable[[], contextlib.AbstractContextManager[list[int]]] | None = None,
+             ) -> Generator[Turn, Any, dict[str, float | None]]:
+    """`train`, step by step: yields a call of the devices and is sent the new state and metrics, so that several runs
+    can share the devices (`training.seeds`).
+
+    Args:
+      trainer, dispatcher: if shared with other runs.
+      quiet: print nothing.
+      signals: collects those that ask to stop.
+    """
     began = time.perf_counter()
     workdir = run_folder(workdir)
     steps, batch_size = experiment.steps, experiment.train.batch_size
     profiler = Profiler(profile, workdir / "profile")
-    trainer = Trainer(experiment)
+    trainer = trainer or Trainer(experiment)
     data = trainer.data
     for name in experiment.evals:
         trainer.open_eval(name)  # a missing split is an error now, not after hours
@@ -74,8 +110,8 @@ def train(experiment: Experiment, workdir: Path, profile: str | None = None, wat
         board = WandB(wandb, resolved, workdir, start) if wandb is not None and is_primary() else None
         writer = stack.enter_context(contextlib.closing(
             MetricWriter(workdir, start, quiet=not is_primary(), board=board, confirm=owned.confirm)))
-        display = stack.enter_context(Display(steps, start, quiet=not is_primary()))
-        received = stack.enter_context(_stop_signals())
+        display = stack.enter_context(Display(steps, start, quiet or not is_primary()))
+        received = stack.enter_context((signals or _stop_signals)())
         wait = functools.partial(owned.wait, display.say, received if jax.process_count() == 1 else ())
         dog = stack.enter_context(Watchdog(watchdog, lambda: _last_saved(saved)))
         trainer.heartbeat = dog.heartbeat
@@ -98,34 +134,37 @@ def train(experiment: Experiment, workdir: Path, profile: str | None = None, wat
         earlier_seconds, save_seconds = earlier.get("wall_seconds", 0.0), earlier.get("checkpoint_seconds", 0.0)
         rate = experiment.optimizer.schedule.build(steps)
         results: dict[str, float | None] = {}
-        clock, pending = Clock(), collections.deque()
+        clock, pending, dispatched = Clock(), collections.deque(), 0
         bad_images = position.get("bad_images", 0)
-        stream = trainer.batches(experiment.train, data, experiment.seed, start, steps)
+        dispatcher = dispatcher or Dispatcher(trainer)
+        calls = dispatcher.calls(trainer, start)
 
         while step < steps:
             with clock.waiting():
-                batch = next(stream)
-            profiler.before(step + 1)
-            state, metrics = trainer.train_step(state, trainer.to_devices(batch))
-            step += 1
+                call = next(calls)
+            profiler.before(step + 1, step + call.steps)
+            state, metrics = yield Turn(step, state, call, dispatcher)
+            step, dispatched = step + call.steps, dispatched + 1
             profiler.after(step, metrics)
             dog.heartbeat(step)
-            bad_images += int((~batch["mask"]).sum())
+            bad_images += call.bad_images
             pending.append((step, metrics))
             while len(pending) > IN_FLIGHT:
                 _check(*pending.popleft(), saved)
-            if step == start + 1:
+            if dispatched == 1:
                 jax.block_until_ready(metrics)
                 run["seconds_to_first_step"] = round(time.perf_counter() - began, 2)
-                display.say(f"first step after {run['seconds_to_first_step']:.1f} s, including {clock.lap()[0]:.1f} s "
-                            "to compile and run it")
+                first = "first step" if call.steps == 1 else f"first {call.steps} steps"
+                display.say(f"{first} after {run['seconds_to_first_step']:.1f} s, including {clock.lap()[0]:.1f} s to "
+                            "compile and run")
                 last_logged = step
             display.step(step)
 
             last = step == steps
             log = last or step % experiment.log_every == 0
             evaluate = last or (experiment.eval_interval and step % experiment.eval_interval == 0)
-            stop = None if last else _stop_signal(received, step)  # read once: a signal may come at any line below
+            # Read once: a signal may come at any line below.
+            stop = None if last else _stop_signal(received, dispatched)
             save = last or step % experiment.save_interval == 0 or stop is not None
             if log or save:
                 while pending:
@@ -134,7 +173,7 @@ def train(experiment: Experiment, workdir: Path, profile: str | None = None, wat
                 seconds, waited = clock.lap()
                 speed = (step - last_logged) * batch_size / seconds
                 last_logged = step
-                line = {**{key: float(value) for key, value in metrics.items()},
+                line = {**{key: float(np.ravel(value)[-1]) for key, value in metrics.items()},
                         "learning_rate": experiment.optimizer.learning_rate * float(rate(step - 1)),
                         "images_seen": step * batch_size, "images_per_second": speed, "data_wait": waited,
                         **device_memory()}
@@ -214,14 +253,16 @@ def _evaluate(trainer: Trainer, state: TrainState, step: int, saved: int, displa
     return results
 
 
-def _check(step: int, metrics: dict[str, jax.Array], saved: int) -> None:
-    """Raises: UserError when a step's loss or gradient is not finite."""
-    for name in ("loss", "grad_norm"):
-        value = float(metrics[name])
-        if not math.isfinite(value):
-            before = f"steps {saved + 1} to {step - 1} were finite, " if step > saved + 1 else ""
-            raise UserError(f"{name} is {value} at step {step}; {before}{_last_saved(saved)}; lower "
-                            "--optimizer.learning-rate, warm up for longer or set --optimizer.grad-clip-norm")
+def _check(last: int, metrics: dict[str, jax.Array], saved: int) -> None:
+    """Raises: UserError when the loss or gradient of a step, the ``last`` of those that the metrics are of or one
+    before it, is not finite."""
+    values = np.stack([np.ravel(metrics[name]) for name in ("loss", "grad_norm")], 1)
+    for step, of_step in enumerate(values, last - len(values) + 1):
+        for name, value in zip(("loss", "grad_norm"), of_step.tolist(), strict=True):
+            if not math.isfinite(value):
+                before = f"steps {saved + 1} to {step - 1} were finite, " if step > saved + 1 else ""
+                raise UserError(f"{name} is {value} at step {step}; {before}{_last_saved(saved)}; lower "
+                                "--optimizer.learning-rate, warm up for longer or set --optimizer.grad-clip-norm")
 
 
 def _last_saved(saved: int) -> str:
@@ -233,11 +274,11 @@ def _write_run(workdir: Path, run: dict) -> None:
         write_text(workdir / "run.json", json.dumps(run, indent=2) + "\n")
 
 
-def _stop_signal(received: list[int], step: int) -> int | None:
-    """The signal that stops this run after this step; any of several processes may have received it."""
+def _stop_signal(received: list[int], dispatched: int) -> int | None:
+    """The signal that stops this run after so many calls; any of several processes may have received it."""
     if jax.process_count() == 1:
         return received[0] if received else None
-    return signal.SIGTERM if all_agree_to_stop(step) else None
+    return signal.SIGTERM if all_agree_to_stop(dispatched) else None
 
 
 def _stop_signals() -> contextlib.AbstractContextManager[list[int]]:

@@ -46,9 +46,9 @@ class Mesh:
         return jax.make_mesh((data, self.fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
-def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+def batch_sharding(mesh: jax.sharding.Mesh, axis: int = 0) -> NamedSharding:
     """The batch axis over all devices."""
-    return NamedSharding(mesh, PartitionSpec(AXES))
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXES))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -70,10 +70,15 @@ def state_shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     return jax.tree.map(sharding, tree)
 
 
-def to_devices(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    """A global batch on the devices, from each process's own rows."""
-    sharding = batch_sharding(mesh)
-    return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
+def to_devices(batch: Any, mesh: jax.sharding.Mesh, axis: int = 0) -> Any:
+    """The arrays of a global batch on the devices, from each process's own rows, which are along ``axis``."""
+    sharding = batch_sharding(mesh, axis)
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
+
+
+def replicate(array: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
+    """An array that every process has, on every device."""
+    return jax.make_array_from_process_local_data(replicated(mesh), array, array.shape)
 
 
 def rows_of_processes(mesh: jax.sharding.Mesh, rows: int) -> np.ndarray:

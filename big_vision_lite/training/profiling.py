@@ -35,17 +35,17 @@ class Profiler:
     def __enter__(self) -> Profiler:
         return self
 
-    def before(self, step: int) -> None:
-        """To be called before ``step`` is dispatched."""
-        if step == self._first:
+    def before(self, first: int, last: int) -> None:
+        """To be called before steps ``first`` to ``last`` are dispatched."""
+        if first <= self._first <= last:
             if isinstance(self._folder, RemotePath):
                 self._local = tempfile.TemporaryDirectory()
             jax.profiler.start_trace(self._local.name if self._local else self._folder)
             self._running = True
 
     def after(self, step: int, outputs: object) -> None:
-        """To be called when ``step`` is dispatched; ``outputs``: arrays that it computes."""
-        if self._running and step == self._last:
+        """To be called when steps up to ``step`` are dispatched; ``outputs``: arrays that they compute."""
+        if self._running and step >= self._last:
             jax.block_until_ready(outputs)
             self.__exit__()
 

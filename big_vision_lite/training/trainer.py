@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from big_vision_lite.data.curation.steps import ClassSubset, curated
 from big_vision_lite.data.pipeline import BatchMaker, Input, Targets, batches
+from big_vision_lite.data.resident import Kept, ResidentBatchMaker, keep
 from big_vision_lite.data.source import Dataset, DatasetInfo
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
@@ -61,6 +64,7 @@ class Trainer:
                             "nothing can be learnt from them; give the annotations of another split")
         self._evals: dict[str, Dataset] = {}
         self._scorable: set[str] = set()
+        self._kept: list[tuple[Input, Kept]] = []
         self.init_summary: str | None = None
         self.heartbeat: Callable[[], None] = lambda: None
         graphdef, params, _ = split(nnx.eval_shape(self._build))
@@ -78,6 +82,14 @@ class Trainer:
 
     def _random_state(self) -> TrainState:
         return self.step.init(*split(self._build())[1:])
+
+    def with_seed(self, seed: int) -> Trainer:
+        """The trainer of the same experiment with another seed. Both share what they have opened, kept and compiled."""
+        for name in ("state_spec", "train_step", "eval_step", "feature_step"):
+            getattr(self, name)  # made now, to be shared
+        other = copy.copy(self)
+        other.experiment = dataclasses.replace(self.experiment, seed=seed)
+        return other
 
     @cached_property
     def state_spec(self) -> TrainState:
@@ -107,26 +119,32 @@ class Trainer:
         return jax.tree.map(lambda leaf: leaf.sharding, self.state_spec)
 
     @property
-    def _compiler_options(self) -> dict[str, str] | None:
+    def compiler_options(self) -> dict[str, str] | None:
+        """For programs on this run's devices."""
         return cpu.settings().options or None if self.mesh.devices.flat[0].platform == "cpu" else None
 
     @cached_property
     def train_step(self):
         """``(state, batch) -> (state, metrics)``, jitted; the old state's memory is reused."""
-        return jax.jit(self.step.train_step, donate_argnums=0, compiler_options=self._compiler_options,
-                       out_shardings=(self._shardings, meshes.replicated(self.mesh)))
+        return jax.jit(self.step.train_step, donate_argnums=0, out_shardings=self.step_shardings,
+                       compiler_options=self.compiler_options)
+
+    @property
+    def step_shardings(self) -> tuple[TrainState, NamedSharding]:
+        """Of the state and the metrics that a step computes."""
+        return self._shardings, meshes.replicated(self.mesh)
 
     @cached_property
     def eval_step(self):
         """``(params, batch_stats, batch) -> outputs``, jitted; every process gets all rows."""
         return jax.jit(self.step.eval_step, out_shardings=meshes.replicated(self.mesh),
-                       compiler_options=self._compiler_options)
+                       compiler_options=self.compiler_options)
 
     @cached_property
     def feature_step(self):
         """``(params, batch_stats, images) -> features``, jitted; every process gets all rows."""
         return jax.jit(self.step.features, out_shardings=meshes.replicated(self.mesh),
-                       compiler_options=self._compiler_options)
+                       compiler_options=self.compiler_options)
 
     def open_eval(self, name: str, scored: bool = True) -> tuple[Input, Dataset]:
         """Input and data of an evaluation.
@@ -175,8 +193,12 @@ class Trainer:
         Raises:
           UserError: worker processes die before they have made a batch.
         """
-        maker, restarted_at = self.batch_maker(inputs, dataset, seed, targets), None
-        stop = len(maker) if stop is None else stop
+        maker = self.batch_maker(inputs, dataset, seed, targets)
+        return self.stream(maker, start, len(maker) if stop is None else stop)
+
+    def stream(self, maker: BatchMaker, start: int, stop: int) -> Iterator[dict[str, Any]]:
+        """As `batches`, of a maker."""
+        inputs, restarted_at = maker.inputs, None
         while start < stop:
             try:
                 for batch in batches(maker, start, stop):
@@ -195,12 +217,24 @@ class Trainer:
 
     def batch_maker(self, inputs: Input, dataset: Dataset, seed: int | None,
                     targets: Targets | None = None) -> BatchMaker:
-        return BatchMaker(dataset, inputs, targets or self.experiment.head.targets, seed, jax.process_index(),
-                          jax.process_count())
+        """Makes this process's rows. Images that are to be kept are decoded here, the first time.
 
-    def to_devices(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """A batch as global arrays, without "index", which only the host needs."""
-        return meshes.to_devices({k: v for k, v in batch.items() if k != "index"}, self.mesh)
+        Raises:
+          UserError: those do not fit into memory, or one cannot be decoded.
+        """
+        head = self.experiment.head
+        arguments = inputs, targets or head.targets, seed, jax.process_index(), jax.process_count()
+        if inputs.resident is None:
+            return BatchMaker(dataset, *arguments)
+        kept = next((kept for other, kept in self._kept if other == inputs), None)
+        if kept is None:
+            kept = keep(dataset, inputs, self.heartbeat)
+            self._kept.append((inputs, kept))
+        return ResidentBatchMaker(kept, dataset, *arguments, targets is None and head.fixed_targets)
+
+    def to_devices(self, batch: dict[str, Any], axis: int = 0) -> dict[str, Any]:
+        """A batch as global arrays, whose rows are along ``axis``, without "index", which only the host needs."""
+        return meshes.to_devices({k: v for k, v in batch.items() if k != "index"}, self.mesh, axis)
 
     def predictions(self, params: Tree, batch_stats: Tree, inputs: Input,
                     dataset: Dataset) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:

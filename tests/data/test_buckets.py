@@ -43,11 +43,11 @@ def test_the_order_of_buckets_and_within_each_follows_the_seed():
     makers = [maker(SizedDataset(SIZES), seed=seed, batch_size=2) for seed in range(4)]
     assert len({tuple(make._buckets.bucket) for make in makers}) == 4
     for bucket, images in ((0, 13), (1, 9)):
-        orders = {tuple(make._index(bucket, position) for position in range(images)) for make in makers}
+        orders = {tuple(make._indices(bucket, range(images))) for make in makers}
         assert len(orders) == 4
     # Buckets of equal size have different orders, too.
     twins = maker(SizedDataset([(10, 20)] * 12 + [(20, 10)] * 12), batch_size=2)
-    first, second = ([twins._index(bucket, p) % 12 for p in range(12)] for bucket in (0, 1))
+    first, second = ([i % 12 for i in twins._indices(bucket, range(12))] for bucket in (0, 1))
     assert sorted(first) == sorted(second) == list(range(12)) and first != second
 
 
@@ -58,7 +58,7 @@ def test_training_sees_every_image_equally_often_and_spreads_the_steps_of_a_buck
     seen, buckets = [], []
     for step in range(100):  # one period: each image four times
         bucket, batch = make._buckets.at(step)
-        seen += [make._index(bucket, p) for p in range(batch * batch_size, (batch + 1) * batch_size)]
+        seen += make._indices(bucket, range(batch * batch_size, (batch + 1) * batch_size)).tolist()
         buckets.append(bucket)
     assert np.bincount(seen).tolist() == [4] * 100
     for bucket, images in enumerate((60, 30, 10)):
@@ -66,7 +66,7 @@ def test_training_sees_every_image_equally_often_and_spreads_the_steps_of_a_buck
         ahead = steps.cumsum() - images / 100 * np.arange(1, 101)
         assert steps.sum() == images and np.abs(ahead).max() <= 1
     assert make._buckets.at(100) == (buckets[0], [60, 30, 10][buckets[0]])
-    epochs = [[make._index(2, p) for p in range(10 * e, 10 * e + 10)] for e in range(3)]
+    epochs = [make._indices(2, range(10 * e, 10 * e + 10)).tolist() for e in range(3)]
     assert all(sorted(epoch) == list(range(90, 100)) for epoch in epochs) and epochs[0] != epochs[1] != epochs[2]
 
 

@@ -4,11 +4,13 @@ import gc
 import multiprocessing
 import time
 
+import grain
 import numpy as np
 import pytest
 from made_datasets import InMemory, NoiseDataset, label_targets
 
 from big_vision_lite.data.pipeline import BatchMaker, Input, batches
+from big_vision_lite.data.shuffle import ShuffledStream
 from big_vision_lite.data.transforms.image import RandomCropPadded, Resize
 from big_vision_lite.errors import BadImageError, UserError
 from big_vision_lite.system.cores import usable_cores
@@ -54,6 +56,17 @@ def test_every_epoch_is_a_new_permutation():
         for index, image in zip(batch["index"], batch["image"], strict=True):
             crops_of.setdefault(int(index), set()).add(image.tobytes())
     assert all(len(crops) > 1 for crops in crops_of.values())
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_the_stream_is_that_of_grains_datasets(direct):
+    """Asked for many positions at once, also where Grain's function of an index has another name or seed."""
+    for length, seed in ((1, 0), (2, 5), (9, 1), (70_000, 2**32 - 1)):
+        stream, expected = ShuffledStream(length, seed), grain.MapDataset.range(length).seed(seed).shuffle().repeat()
+        assert stream._direct
+        stream._direct = direct
+        positions = range(max(length - 20, 0), length + 20)
+        assert stream(positions).tolist() == [expected[position] for position in positions]
 
 
 def test_order_and_augmentation_follow_the_seed():

@@ -156,7 +156,7 @@ def test_space_for_checkpoints_and_batches(monkeypatch, tmp_path):
 
     many = dataclasses.replace(given, train=dataclasses.replace(given.train, prefetch=4, threads=2, workers=3))
     assert doctors._memory(many, trainer).values["needed"] == 3 * (4 + 4) * 8 * 16 * 16 * 3
-    monkeypatch.setattr(doctors, "_free_memory", lambda: 100_000)
+    monkeypatch.setattr(doctors, "free_memory", lambda: 100_000)
     assert doctors._memory(many, trainer).status == "problem" and "prefetch" in doctors._memory(many, trainer).advice
 
 

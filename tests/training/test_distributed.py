@@ -75,6 +75,18 @@ def test_two_processes_stop_together_and_one_goes_on(folder, alone, capfd):
     assert_same(alone, run)
 
 
+def test_images_on_the_devices_of_two_processes(folder, alone):
+    started = start(folder, "resident", 2, 2, "--train.resident", "device", "--log-every", "5")
+    assert exit_codes(folder, "resident", started) == [0, 0], output(folder, "resident", 0)
+    assert "first 5 steps after" in output(folder, "resident", 0)[0]
+    lines, expected = (read_metrics(run / "metrics.jsonl") for run in (folder / "resident", alone))
+    assert [line["step"] for line in lines] == [*range(5, STEPS + 1, 5), STEPS]
+    for line in lines:
+        other = next(other for other in expected if other["step"] == line["step"] and other.keys() == line.keys())
+        for key in line.keys() - set(TIMES):
+            assert line[key] == pytest.approx(other[key], rel=1e-5), (line["step"], key)
+
+
 def test_open_mpi_needs_no_flags(folder, alone):
     """The variables that mpirun sets for each process, of which JAX finds the address of the first."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "OMPI_COMM_WORLD_SIZE": "2",

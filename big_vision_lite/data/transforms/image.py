@@ -9,11 +9,13 @@ are one step, straight into the batch. All randomness comes from the generator p
 import abc
 import dataclasses
 import math
+from typing import Any
 
 import cv2
 import numpy as np
 
 from big_vision_lite.data.decode import DecodeError, Header, decode_crop_resize, read_header
+from big_vision_lite.data.random_streams import Draws
 from big_vision_lite.data.source import Example, without_objects
 from big_vision_lite.errors import BadImageError, UserError
 
@@ -21,6 +23,8 @@ Size = int | tuple[int, int]
 """Pixels: of both sides, or (height, width)."""
 Window = tuple[float, float, float, float]
 """(top, left, height, width) in pixels of the upright image at full resolution."""
+Choices = dict[str, Any]
+"""Random choices about images: a number of each, or arrays ``[b]`` for a batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +34,23 @@ class Augmentation(abc.ABC):
     @abc.abstractmethod
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> None:
         """Change uint8 ``[h, w, 3]`` in place."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactAugmentation(Augmentation):
+    """An augmentation that also changes whole batches, to the same bits in NumPy and in JAX: for `Input.resident`."""
+
+    @abc.abstractmethod
+    def choose(self, rng: Draws, height: int, width: int) -> Choices:
+        """The random choices about an image of ``height`` x ``width`` pixels, or about each of a batch of them."""
+
+    @abc.abstractmethod
+    def change(self, images: Any, choices: Choices, xp: Any) -> Any:
+        """A batch, uint8 ``[b, h, w, 3]``, after these choices.
+
+        Args:
+          xp: the module whose arrays these are: numpy or jax.numpy.
+        """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,6 +110,22 @@ class ImageTransform(Transform):
     @property
     def shape(self) -> tuple[int, int, int]:
         return (*height_width(self.size), 3)
+
+    @property
+    def kept(self) -> "ImageTransform | None":
+        """For `Input.resident`: the transform without random choices whose images are decoded once and kept; `choose`
+        and `change` then make of them what this transform writes. None: there is none, because each time another window
+        is decoded."""
+        return None
+
+    def choose(self, rng: Draws) -> Choices:
+        """The random choices of `write`, about one image or about each of a batch."""
+        return {}
+
+    def change(self, images: Any, choices: Choices, xp: Any) -> Any:
+        """What `write` makes by these choices of images that ``kept`` made, both uint8 ``[b, h, w, 3]``; ``xp`` is
+        numpy or jax.numpy."""
+        return images
 
     def __call__(self, example: Example, rng: np.random.Generator, out: np.ndarray) -> Example:
         if out.shape != self.shape:
@@ -174,6 +211,10 @@ class ResizeCrop(WindowTransform):
         super().__post_init__()
         check_size("ResizeCrop.resize", self.resize, self.size)
 
+    @property
+    def kept(self) -> ImageTransform | None:
+        return None if self.random else self
+
     def window(self, height: int, width: int, rng: np.random.Generator) -> tuple[Window, bool]:
         (resized_h, resized_w), (h, w) = height_width(self.resize), height_width(self.size)
         if self.random:
@@ -199,6 +240,10 @@ class CentreCrop(WindowTransform):
             raise UserError(f"CentreCrop.resize is {self.resize!r}; expected pixels of the short side, a whole number")
         check_size("CentreCrop.resize", self.resize, self.size)
 
+    @property
+    def kept(self) -> ImageTransform:
+        return dataclasses.replace(self, augment=())
+
     def window(self, height: int, width: int, rng: np.random.Generator) -> tuple[Window, bool]:
         scale = min(height, width) / self.resize
         h, w = (side * scale for side in height_width(self.size))
@@ -210,6 +255,10 @@ class Resize(WindowTransform):
     """The whole image resized to ``size``, whatever its aspect. For evaluation."""
 
     size: Size = 224
+
+    @property
+    def kept(self) -> ImageTransform:
+        return dataclasses.replace(self, augment=())
 
     def window(self, height: int, width: int, rng: np.random.Generator) -> tuple[Window, bool]:
         return (0, 0, height, width), False
@@ -234,16 +283,36 @@ class RandomCropPadded(ImageTransform):
         if not isinstance(self.pad, int) or not 0 <= self.pad < min(height_width(self.size)):
             raise UserError(f"RandomCropPadded.pad is {self.pad!r}; expected pixels from 0 to below size {self.size}")
 
+    @property
+    def kept(self) -> ImageTransform:
+        return Resize(self.size)
+
+    def choose(self, rng: Draws) -> Choices:
+        flip = {"flip": rng.random() < 0.5} if self.flip else {}
+        return flip | {side: np.int32((2 * self.pad + 1) * rng.random()) for side in ("top", "left")}
+
     def write(self, image: bytes | np.ndarray, header: Header, rng: np.random.Generator, out: np.ndarray) -> None:
-        pad = self.pad
+        pad, choices = self.pad, self.choose(rng)
+        top, left = choices["top"], choices["left"]
         height, width, _ = out.shape
-        flip = self.flip and rng.random() < 0.5
-        top = int((2 * pad + 1) * rng.random())
-        left = int((2 * pad + 1) * rng.random())
-        decode_crop_resize(image, None, out, flip, header)
+        decode_crop_resize(image, None, out, choices.get("flip", False), header)
         if top != pad or left != pad:
             padded = cv2.copyMakeBorder(out, pad, pad, pad, pad, cv2.BORDER_REFLECT_101)
             out[...] = padded[top : top + height, left : left + width]
+
+    def change(self, images: Any, choices: Choices, xp: Any) -> Any:
+        count, height, width, _ = images.shape
+
+        def mirrored(start: Any, side: int) -> Any:
+            """The pixels that each image's crop of the padded side shows: int32 ``[b, side]``."""
+            index = abs(xp.arange(side, dtype=xp.int32)[None] + start[:, None] - self.pad)
+            return xp.where(index < side, index, 2 * side - 2 - index)
+
+        rows, columns = mirrored(choices["top"], height), mirrored(choices["left"], width)
+        if "flip" in choices:
+            columns = xp.where(choices["flip"][:, None], width - 1 - columns, columns)
+        pixels = (xp.arange(count, dtype=xp.int32)[:, None] * height + rows)[:, :, None] * width + columns[:, None, :]
+        return xp.take(images.reshape(-1, 3), pixels, axis=0)
 
 
 def height_width(size: Size) -> tuple[int, int]:

@@ -225,4 +225,4 @@ def load_study(spec: str) -> Study:
 def _without_effect(experiment: Experiment) -> tuple[str, ...]:
     """Fields that change neither what a run learns nor its metrics."""
     return (*WITHOUT_EFFECT, "transfer.init_step", *(f"evals.{name}.{field}" for name in experiment.evals
-                                                     for field in ("threads", "workers", "prefetch")))
+                                                     for field in ("threads", "workers", "prefetch", "resident")))
