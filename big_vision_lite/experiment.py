@@ -49,9 +49,10 @@ class Experiment:
     mesh: Mesh = Mesh()
     deterministic: bool = False
     """On GPUs: only bit-reproducible operations. CPUs and TPUs always are."""
-    steps_per_call: int = 100
+    steps_per_call: int | None = None
     """With ``train.resident="device"``: steps that are dispatched to the devices together, at most as many as there are
-    between lines of metrics, evaluations and checkpoints. Others are dispatched one by one."""
+    between lines of metrics, evaluations and checkpoints; None: 100, or 1 on CPUs, where a loop of steps is slow.
+    Others are dispatched one by one."""
     log_every: int = 20
     """Steps between lines of metrics."""
     eval_every: float | None = None
@@ -64,7 +65,7 @@ class Experiment:
     def __post_init__(self) -> None:
         check(self)
         counts = ("steps", "grad_accum_steps", "steps_per_call", "log_every", "max_checkpoints")
-        wrong = [f"{name}={getattr(self, name)}" for name in counts if getattr(self, name) < 1]
+        wrong = [f"{name}={value}" for name in counts if (value := getattr(self, name)) is not None and value < 1]
         if wrong:
             raise UserError(f"Experiment: {', '.join(wrong)}; expected at least 1")
         if self.seed < 0:

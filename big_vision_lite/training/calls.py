@@ -20,6 +20,8 @@ from big_vision_lite.training.step import TrainState
 from big_vision_lite.training.trainer import Trainer
 
 Metrics = dict[str, jax.Array]
+STEPS_PER_CALL = 100
+"""On accelerators, of images that live there."""
 
 
 class Call(NamedTuple):
@@ -67,7 +69,7 @@ class Dispatcher:
             return
         maker = ViewMaker(self.kept[0], trainer.data, self._inputs, head.targets, experiment.seed, jax.process_index(),
                           jax.process_count(), head.fixed_targets)
-        maker.starts = call_starts(experiment, start)
+        maker.starts = call_starts(experiment, start, trainer.on_cpu)
         for views in trainer.stream(maker, 0, len(maker.starts) - 1):
             batch = jax.tree.map(lambda rows: rows.reshape(-1, maker.rows, *rows.shape[1:]), views)
             yield Call(len(batch["mask"]), int((~batch["mask"]).sum()), batch)
@@ -93,6 +95,9 @@ class Dispatcher:
             batch["image"] = jax.lax.with_sharding_constraint(image, sharding)
             return self._trainer.step.train_step(state, batch)
 
+        if len(batches["mask"]) == 1:  # no loop: on CPUs, XLA computes convolutions in loops slowly
+            state, metrics = step(state, jax.tree.map(lambda rows: rows[0], batches))
+            return state, jax.tree.map(lambda value: value[None], metrics)
         return jax.lax.scan(step, state, batches)
 
     @cached_property
@@ -113,14 +118,15 @@ class Dispatcher:
         return self._programs[count]
 
 
-def call_starts(experiment: Experiment, start: int) -> list[int]:
+def call_starts(experiment: Experiment, start: int, on_cpu: bool = False) -> list[int]:
     """The steps done before each call, from ``start`` on, and at the end.
 
-    A call has ``experiment.steps_per_call`` steps, or as many as there are between lines of metrics, evaluations and
-    checkpoints; or one, where one of those is nearer. So two programs are compiled at most.
+    A call has ``experiment.steps_per_call`` steps (None: 1 on CPUs, `STEPS_PER_CALL` elsewhere), or as many as there
+    are between lines of metrics, evaluations and checkpoints; or one, where one of those is nearer. So two programs are
+    compiled at most.
     """
     intervals = [experiment.log_every, experiment.eval_interval or math.inf, experiment.save_interval]
-    length = min(experiment.steps_per_call, *intervals)
+    length = min(experiment.steps_per_call or (1 if on_cpu else STEPS_PER_CALL), *intervals)
 
     def after(step: int) -> int:
         nearest = min(experiment.steps - step, *(interval - step % interval for interval in intervals))

@@ -72,7 +72,7 @@ class Trainer:
         if self.mesh.shape["fsdp"] > 1:
             optimizer = _sharded(optimizer, meshes.state_shardings(params, self.mesh))
         self.step = TrainStep(graphdef, experiment.head, optimizer, experiment.grad_accum_steps, experiment.ema,
-                              transfer.frozen if transfer.freeze else None)
+                              transfer.frozen if transfer.freeze else None, unroll=self.on_cpu)
 
     def _build(self) -> nnx.Module:
         rngs = nnx.Rngs(self.experiment.seed)
@@ -119,9 +119,14 @@ class Trainer:
         return jax.tree.map(lambda leaf: leaf.sharding, self.state_spec)
 
     @property
+    def on_cpu(self) -> bool:
+        """Whether this run's devices are CPUs."""
+        return self.mesh.devices.flat[0].platform == "cpu"
+
+    @property
     def compiler_options(self) -> dict[str, str] | None:
         """For programs on this run's devices."""
-        return cpu.settings().options or None if self.mesh.devices.flat[0].platform == "cpu" else None
+        return cpu.settings().options or None if self.on_cpu else None
 
     @cached_property
     def train_step(self):

@@ -35,8 +35,8 @@ def experiment(resident=None, **fields) -> Experiment:
     return Experiment(
         Input(EmojiScenes("train", 20, size=16, classes=4), TRANSFORM, 8, resident=resident),
         {"val": Input(EmojiScenes("validation", 10, size=16, classes=4), Resize(16), 8, resident=resident and "host")},
-        **{"backbone": Toy(), "head": Classification(mixup=0.2), "optimizer": SGD(0.1), "steps": 23, "log_every": 5,
-           "eval_every": 12, "save_every": 10, "ema": 0.9} | fields)
+        **{"backbone": Toy(), "head": Classification(mixup=0.2), "optimizer": SGD(0.1), "steps": 23,
+           "steps_per_call": 100, "log_every": 5, "eval_every": 12, "save_every": 10, "ema": 0.9} | fields)
 
 
 def outcome(run):
