@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 Step = Callable[[], float]
@@ -40,17 +40,35 @@ def main(doc: str, libraries: Mapping[str, Callable[[int, int], Step]], images: 
     if options.only:
         if options.only.startswith("torch") and options.before_torch:
             __import__(options.before_torch)
-        return _work(libraries[options.only](options.images, options.side))
+        return work(libraries[options.only](options.images, options.side))
 
+    pythons = {name: options.torch_python if name.startswith("torch") else sys.executable for name in libraries}
+    times = measure(pythons, sys.argv[1:], options.turns)
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    for name, seconds in times.items():
+        print(f"{name}: median {medians[name]:.3f} s ({min(seconds):.3f} to {max(seconds):.3f}), "
+              f"{options.images / medians[name]:.1f} images/s")
+    first, *others = medians
+    for name in others:
+        print(f"speed of {first} relative to {name}: {medians[name] / medians[first]:.2f}")
+
+
+def measure(pythons: Mapping[str, str], arguments: Sequence[str], turns: int, quiet: bool = False
+            ) -> dict[str, list[float]]:
+    """Seconds of each step in each turn, interleaved.
+
+    Args:
+      pythons: which Python makes each step; it runs this benchmark again with ``--only NAME``, which must call `work`.
+      arguments: further ones of the command line.
+      quiet: print nothing.
+    """
     benchmark = Path(sys.argv[0]).resolve()
     repository = os.pathsep.join(filter(None, (str(benchmark.parent.parent), os.environ.get("PYTHONPATH"))))
     # All of them share the device's memory, most of which JAX would reserve for itself.
     environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, "PYTHONPATH": repository}
-    processes = {}
-    for name in libraries:
-        python = options.torch_python if name.startswith("torch") else sys.executable
-        processes[name] = subprocess.Popen([python, str(benchmark), "--only", name, *sys.argv[1:]], text=True,
-                                           stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    processes = {name: subprocess.Popen([python, str(benchmark), "--only", name, *arguments], text=True,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+                 for name, python in pythons.items()}
 
     def time_step(name: str) -> float:
         print(file=processes[name].stdin, flush=True)
@@ -63,21 +81,17 @@ def main(doc: str, libraries: Mapping[str, Callable[[int, int], Step]], images: 
         for _ in range(2):
             time_step(name)
     times = {name: [] for name in processes}
-    for turn in range(options.turns):
+    for turn in range(turns):
         for name, seconds in times.items():
             seconds.append(time_step(name))
-        print(f"turn {turn + 1}: " + ", ".join(f"{name} {seconds[-1]:.3f} s" for name, seconds in times.items()))
-    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
-    for name, seconds in times.items():
-        print(f"{name}: median {medians[name]:.3f} s ({min(seconds):.3f} to {max(seconds):.3f}), "
-              f"{options.images / medians[name]:.1f} images/s")
-        processes[name].stdin.close()
-    first, *others = medians
-    for name in others:
-        print(f"speed of {first} relative to {name}: {medians[name] / medians[first]:.2f}")
+        if not quiet:
+            print(f"turn {turn + 1}: " + ", ".join(f"{name} {seconds[-1]:.3f} s" for name, seconds in times.items()))
+    for process in processes.values():
+        process.stdin.close()
+    return times
 
 
-def _work(step: Step) -> None:
+def work(step: Step) -> None:
     """Take a step per line of input and answer with its seconds."""
     for _ in sys.stdin:
         begin = time.perf_counter()
