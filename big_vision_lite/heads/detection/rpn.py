@@ -65,26 +65,45 @@ def propose(logits: Float[Array, " n"], deltas: Float[Array, "n 4"], anchors: Fl
     """
     logits, deltas = lax.stop_gradient((logits, deltas))
     logits = jnp.where(within(anchors, size), logits, -jnp.inf)
-    best, filled = _best(logits, counts, pre_nms_topk)
+    ranks, maps = _rows(counts, pre_nms_topk)
+    best = _order(logits, counts)[ranks]
     boxes = clip(decode(deltas[best], anchors[best], WEIGHTS), size)
-    scores = jnp.where(filled, logits[best], -jnp.inf)
-    keep = jax.vmap(partial(nms, threshold=threshold))(boxes, jnp.isfinite(scores) & at_least(boxes, _MIN_SIDE))
-    scores, kept = lax.top_k(jnp.where(keep, scores, -jnp.inf).ravel(), min(post_nms_topk, int(filled.sum())))
+    scores = jnp.where(maps >= 0, logits[best], -jnp.inf)
+    valid = jnp.isfinite(scores) & at_least(boxes, _MIN_SIDE)
+    keep = jax.vmap(partial(nms, threshold=threshold))(boxes, valid, groups=jnp.asarray(maps))
+    scores, kept = lax.top_k(jnp.where(keep, scores, -jnp.inf).ravel(), min(post_nms_topk, int((maps >= 0).sum())))
     return boxes.reshape(-1, 4)[kept], jnp.isfinite(scores)
 
 
-def _best(logits: Float[Array, " n"], counts: Sequence[int],
-          limit: int) -> tuple[Int[Array, "m k"], np.ndarray]:
-    """The indices of the best anchors of each map, by falling logit, and which of them there are: a map with fewer
-    anchors than others repeats its last one. One sort for all maps, because each takes long to compile."""
+def _order(logits: Float[Array, " n"], counts: Sequence[int]) -> Int[Array, " n"]:
+    """The order of anchors by map, then by falling logit: one sort for all maps, because sorts compile slowly, and of
+    integers, which compare in one operation."""
     bits = lax.bitcast_convert_type(logits, jnp.int32)
-    descending = jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits) ^ jnp.int32(-1)
+    descending = ~jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
     maps = jnp.asarray(np.repeat(np.arange(len(counts), dtype=np.int32), counts))
-    order = lax.sort((maps, descending, lax.iota(jnp.int32, logits.shape[0])), num_keys=3)[2]
-    taken = np.minimum(counts, limit)
-    rank = np.arange(taken.max())
-    starts = np.cumsum((0, *counts))[:-1]
-    return order[starts[:, None] + np.minimum(rank, taken[:, None] - 1)], rank < taken[:, None]
+    return lax.sort((maps, descending, lax.iota(jnp.int32, logits.shape[0])), num_keys=3)[2]
+
+
+def _rows(counts: Sequence[int], limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best ``limit`` anchors of each map in rows of equal length, which one suppression then works through
+    together; small maps share a row.
+
+    Returns:
+      Places in `_order`, int32 ``[r, k]``, and the map of each; -1 where a row is not full.
+    """
+    taken = [min(count, limit) for count in counts]
+    rows: list[list[int]] = []
+    for map_, count in enumerate(taken):
+        row = next((row for row in rows if sum(taken[i] for i in row) + count <= max(taken)), None)
+        if row is None:
+            rows.append(row := [])
+        row.append(map_)
+    starts = np.cumsum((0, *counts))
+    ranks, maps = np.zeros((len(rows), max(taken)), np.int32), np.full((len(rows), max(taken)), -1, np.int32)
+    for i, row in enumerate(rows):
+        places = np.concatenate([starts[map_] + np.arange(taken[map_]) for map_ in row])
+        ranks[i, :len(places)], maps[i, :len(places)] = places, np.repeat(row, [taken[map_] for map_ in row])
+    return ranks, maps
 
 
 def rpn_loss(logits: Float[Array, " n"], deltas: Float[Array, "n 4"], anchors: Float[Array, "n 4"],
