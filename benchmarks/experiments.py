@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -19,9 +19,12 @@ from big_vision_lite.backbones.resnet import ResNet
 from big_vision_lite.data.pipeline import Input
 from big_vision_lite.data.sources.emoji_scenes import EmojiScenes
 from big_vision_lite.data.transforms.image import RandomCropPadded
+from big_vision_lite.data.transforms.joint import ResizeToFit
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.heads.classification import Classification
+from big_vision_lite.heads.detection.faster_rcnn import FasterRCNN
+from big_vision_lite.heads.detection.variants import FPN
 from big_vision_lite.system.cores import usable_cores
 from big_vision_lite.training.optimizers import SGD
 
@@ -34,6 +37,8 @@ class Network:
     width: float = 1.0
     pixels: int = 64
     batch_size: int = 8
+    task: Literal["classification", "detection"] = "classification"
+    """Detection is Faster R-CNN with FPN."""
 
     def __post_init__(self) -> None:
         if self.pixels < 16 or self.batch_size < 1:
@@ -42,9 +47,14 @@ class Network:
     def experiment(self, steps: int) -> Experiment:
         """A run that saves after every step."""
         source = EmojiScenes("train", max(256, self.batch_size), size=self.pixels, classes=10)
-        inputs = Input(source, RandomCropPadded(self.pixels, pad=4), self.batch_size, threads=1)
-        return Experiment(inputs, {}, ResNet(self.depth, width=self.width, norm=BatchNorm(None), stem="half"),
-                          Classification(), SGD(0.01), steps=steps, save_every=1, max_checkpoints=steps, log_every=1)
+        side, detects = self.pixels, self.task == "detection"
+        view = (ResizeToFit(side, side, ((side, side),), random=False, masks=False) if detects
+                else RandomCropPadded(side, pad=4))
+        return Experiment(Input(source, view, self.batch_size, threads=1), {},
+                          ResNet(self.depth, width=self.width, norm=BatchNorm(None),
+                                 stem="imagenet" if detects else "half"),
+                          FasterRCNN(FPN()) if detects else Classification(), SGD(0.01), steps=steps, save_every=1,
+                          max_checkpoints=steps, log_every=1)
 
 
 CONFIG = """

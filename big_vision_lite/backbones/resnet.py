@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jaxtyping import Float, UInt8, UInt32
+from jaxtyping import Float, Int, UInt8, UInt32
 
 from big_vision_lite.backbones.backbone import Backbone, BackboneModule, Keys, ModuleList, PixelNormalization
 from big_vision_lite.backbones.conv import same_conv
 from big_vision_lite.backbones.norm import BatchNorm, GroupNorm, StandardizedConv
 from big_vision_lite.backbones.pool import max_pool
+from big_vision_lite.backbones.repeated import run_block
 from big_vision_lite.errors import UserError
 
 BLOCKS = {
@@ -86,8 +87,8 @@ def _norm(config: ResNet, channels: int, rngs: nnx.Rngs, last: bool = False) -> 
     return config.norm.build(channels, zero=last and config.zero_last_norm, dtype=jnp.dtype(config.dtype), rngs=rngs)
 
 
-def drop_path(x: Float[Array, "b h w c"], rate: float, keys: UInt32[Array, "b 2"],
-              block: int) -> Float[Array, "b h w c"]:
+def drop_path(x: Float[Array, "b h w c"], rate: float | Float[Array, ""], keys: UInt32[Array, "b 2"],
+              block: int | Int[Array, ""]) -> Float[Array, "b h w c"]:
     """Set an image's features to 0 with chance ``rate``, by its own key and the block's number; scale up the others."""
     def is_kept(key: Array) -> Array:
         key = jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), _DROP_PATH_STREAM)
@@ -97,18 +98,17 @@ def drop_path(x: Float[Array, "b h w c"], rate: float, keys: UInt32[Array, "b 2"
     return x * factor[:, None, None, None]
 
 
+Dropped = tuple[float | Array, int | Array] | tuple[()]
+"""How often stochastic depth drops a block's residual branch, and the block's number in the network, from 1."""
+
+
 class Block(nnx.Module):
-    """A residual block: two 3x3 convolutions, or the bottleneck 1x1, 3x3, 1x1.
+    """A residual block: two 3x3 convolutions, or the bottleneck 1x1, 3x3, 1x1."""
 
-    Args:
-      number: of the block in the network, from 1.
-    """
-
-    def __init__(self, config: ResNet, number: int, inputs: int, channels: int, stride: int,
-                 dilation: tuple[int, int], rngs: nnx.Rngs):
+    def __init__(self, config: ResNet, inputs: int, channels: int, stride: int, dilation: tuple[int, int],
+                 rngs: nnx.Rngs):
         conv, norm = _conv(config, rngs), partial(_norm, config, rngs=rngs)
         first, rest = dilation  # a dilated stage's first block still sees features of the stage before
-        self.number, self.drop_path = number, config.drop_path * number / sum(BLOCKS[config.depth])
         self.bottleneck = config.depth >= 50
         if self.bottleneck:
             outputs = 4 * channels
@@ -123,16 +123,18 @@ class Block(nnx.Module):
         if self.project:
             self.shortcut, self.shortcut_norm = conv(inputs, outputs, 1, stride=stride), norm(outputs)
 
-    def __call__(self, x: Float[Array, "b h w c"], train: bool, keys: Keys = None) -> Float[Array, "b h2 w2 c2"]:
+    def __call__(self, x: Float[Array, "b h w c"], keys: Keys = None, dropped: Dropped = (), *,
+                 train: bool) -> Float[Array, "b h2 w2 c2"]:
         y = nnx.relu(self.norm1(self.conv1(x), train))
         y = self.norm2(self.conv2(y), train)
         if self.bottleneck:
             y = self.norm3(self.conv3(nnx.relu(y)), train)
-        if train and self.drop_path:
+        if train and dropped:
             if keys is None:
                 raise UserError("ResNet: drop_path needs a head that passes batch['key'] to its backbone in training; "
                                 "set it to 0")
-            y = drop_path(y, self.drop_path, keys, self.number)
+            rate, number = dropped
+            y = drop_path(y, rate, keys, number)
         if self.project:
             x = self.shortcut_norm(self.shortcut(x), train)
         return nnx.relu(y + x)
@@ -149,7 +151,7 @@ class ResNetModule(BackboneModule):
         self.stem = _conv(config, rngs)(3, base[0], size, stride=stem_stride)
         self.stem_norm = _norm(config, base[0], rngs)
         stride, channels, stages, strides = 4, base[0], [], []
-        dilation, number = 1, 0
+        dilation = 1
         for i, (count, width) in enumerate(zip(BLOCKS[config.depth], base, strict=True)):
             step, before = (1 if i == 0 else 2), dilation
             if stride * step > config.output_stride:
@@ -157,9 +159,8 @@ class ResNetModule(BackboneModule):
             stride *= step
             blocks = []
             for j in range(count):
-                number += 1
                 rates = (before if j == 0 else dilation, dilation)
-                blocks.append(Block(config, number, channels, width, step if j == 0 else 1, rates, rngs))
+                blocks.append(Block(config, channels, width, step if j == 0 else 1, rates, rngs))
                 channels = width * expansion
             stages.append(ModuleList(blocks))
             strides.append(stride if config.stem == "imagenet" else stride * stem_stride // 4)
@@ -174,8 +175,16 @@ class ResNetModule(BackboneModule):
             x = max_pool(x, 3, 2, padding=1)
         return x
 
+    def dropped(self, index: int) -> list[Dropped]:
+        """For each block of a stage. Not in the blocks themselves, whose structure would differ."""
+        counts, blocks = BLOCKS[self.config.depth], len(self.stages[index])
+        if not self.config.drop_path:
+            return [()] * blocks
+        first = 1 + sum(counts[:index])
+        return [(self.config.drop_path * number / sum(counts), number) for number in range(first, first + blocks)]
+
     def stage(self, index: int, x: Float[Array, "b h w c"], train: bool,
               keys: Keys = None) -> Float[Array, "b h2 w2 c2"]:
-        for block in self.stages[index]:
-            x = block(x, train, keys)
+        for block, dropped in zip(self.stages[index], self.dropped(index), strict=True):
+            x = run_block(block, x, keys, dropped, train=train)
         return x

@@ -20,6 +20,7 @@ from big_vision_lite.backbones.backbone import Backbone, BackboneModule, Keys, M
 from big_vision_lite.backbones.conv import same_conv
 from big_vision_lite.backbones.norm import GroupNorm, StandardizedConv
 from big_vision_lite.backbones.pool import max_pool
+from big_vision_lite.backbones.repeated import run_block
 from big_vision_lite.backbones.resnet import BLOCKS
 from big_vision_lite.errors import UserError
 
@@ -79,7 +80,7 @@ class PreActivationBlock(nnx.Module):
         if self.project:
             self.shortcut = conv(inputs, outputs, 1, stride=stride)
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h2 w2 c2"]:
         y = nnx.relu(self.norm1(x))
         if self.project:
             x = self.shortcut(y)
@@ -118,5 +119,5 @@ class ResNetV2Module(BackboneModule):
     def stage(self, index: int, x: Float[Array, "b h w c"], train: bool,
               keys: Keys = None) -> Float[Array, "b h2 w2 c2"]:
         for block in self.stages[index]:
-            x = block(x)
+            x = run_block(block, x, train=train)
         return nnx.relu(self.norm(x)) if index == 3 else x

@@ -141,7 +141,7 @@ def test_bfloat16_computes_in_it_and_keeps_float32():
 def test_zero_last_norm_makes_blocks_identities_at_the_start():
     module = ResNet(18, 0.125, stem="small").build(nnx.Rngs(0))
     x = jnp.abs(normal(0, 2, 8, 8, module.channels[0]))
-    np.testing.assert_allclose(module.stages[0][1](x, True), x, atol=1e-6)
+    np.testing.assert_allclose(module.stages[0][1](x, train=True), x, atol=1e-6)
 
 
 @pytest.mark.parametrize("make", [

@@ -54,8 +54,9 @@ def test_images_are_dropped_by_their_own_keys_and_the_expectation_stays(strict):
 
 def test_rates_grow_linearly_to_the_last_block():
     module = nnx.eval_shape(lambda: ResNet(18, 1 / 16, drop_path=0.4).build(nnx.Rngs(0)))
-    blocks = [block for stage in module.stages for block in stage]
-    np.testing.assert_allclose([block.drop_path for block in blocks], 0.4 * np.arange(1, 9) / 8)
+    rates, numbers = zip(*(dropped for index in range(4) for dropped in module.dropped(index)), strict=True)
+    np.testing.assert_allclose(rates, 0.4 * np.arange(1, 9) / 8)
+    assert numbers == tuple(range(1, 9))
     with pytest.raises(UserError, match=r"drop_path=1\.0"):
         ResNet(drop_path=1.0)
 

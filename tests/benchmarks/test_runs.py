@@ -7,6 +7,7 @@ from pathlib import Path
 
 import checkpoints
 import experiments
+import first_step
 import pytest
 import saving
 import startup
@@ -53,9 +54,18 @@ def test_resuming_against_starting(tmp_path):
     assert 0 < measured["fresh"]["median"] < 300
 
 
+@pytest.mark.slow
+def test_the_first_step_cold_and_cached(tmp_path):
+    detection = Network(depth=10, width=1 / 16, pixels=64, batch_size=8, task="detection")
+    measured = first_step.benchmark(first_step.Options(TINY, detection, folder=tmp_path))
+    for costs in measured.values():
+        assert 0 < costs["cached CPU"]["median"] < costs["cold CPU"]["median"]
+
+
 def test_what_cannot_be_measured(monkeypatch):
     for wrong in (lambda: saving.benchmark(saving.Options(TINY, saves=0)), lambda: Network(batch_size=0),
                   lambda: startup.benchmark(startup.Options(TINY, rounds=0)),
+                  lambda: first_step.benchmark(first_step.Options(rounds=0)),
                   lambda: checkpoints.benchmark(checkpoints.Options(rounds=0))):
         with pytest.raises(UserError, match="expected at least"):
             wrong()
@@ -64,8 +74,8 @@ def test_what_cannot_be_measured(monkeypatch):
         experiments.main(startup.benchmark, startup.Options)
 
 
-@pytest.mark.parametrize("name", ["input", "saving", "checkpoints", "startup", "classification_step", "detection_step",
-                                  "baselines"])
+@pytest.mark.parametrize("name", ["input", "saving", "checkpoints", "startup", "first_step", "classification_step",
+                                  "detection_step", "baselines"])
 def test_scripts_have_help(name):
     script = Path(experiments.__file__).with_name(f"{name}.py")
     done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, timeout=60)

@@ -25,7 +25,7 @@ encode, decode = (jax.jit(f, static_argnums=2) for f in (arithmetic.encode, arit
 jitted_nms = jax.jit(nms, static_argnames=("threshold", "tile"))
 match = jax.jit(matching.match, static_argnames=("low", "high", "low_quality"))
 sample = jax.jit(matching.sample, static_argnames=("count", "fraction"))
-propose = jax.jit(rpn.propose, static_argnames=("pre_nms_topk", "post_nms_topk", "threshold"))
+propose = jax.jit(rpn.propose, static_argnames=("counts", "pre_nms_topk", "post_nms_topk", "threshold"))
 choose_rois = jax.jit(box_head.choose_rois, static_argnames=("rois_per_image", "fraction", "threshold"))
 rpn_loss, box_loss = (jax.jit(f, static_argnames="beta") for f in (rpn.rpn_loss, box_head.box_loss))
 detect = jax.jit(box_head.detect, static_argnames=("threshold", "nms_iou", "pre_nms_topk", "max_detections"))
@@ -173,18 +173,19 @@ def test_padding_of_an_image_proposes_nothing_and_learns_nothing():
     inside = rpn.within(anchors, size)
     assert inside.sum() == 5 * 3
     logits = jnp.where(inside, 0.0, 9.0)  # the padding looks best
-    boxes, valid = propose([logits], [jnp.zeros((64, 4))], [anchors], size, pre_nms_topk=40, post_nms_topk=30,
+    boxes, valid = propose(logits, jnp.zeros((64, 4)), anchors, size, counts=(64,), pre_nms_topk=40, post_nms_topk=30,
                            threshold=0.7)
     assert valid.sum() == 15 and (boxes[valid][:, 2:] <= np.array([24, 40])).all()
     nothing = jnp.zeros(2, jnp.int32)
-    assert not propose([logits], [jnp.zeros((64, 4))], [anchors], nothing, pre_nms_topk=40, post_nms_topk=30,
-                       threshold=0.7)[1].any()
+    assert not propose(logits, jnp.zeros((64, 4)), anchors, nothing, counts=(64,), pre_nms_topk=40,
+                       post_nms_topk=30, threshold=0.7)[1].any()
 
 
 def test_boxes_without_area_are_neither_proposed_nor_detected():
     boxes = jnp.asarray([[0, 0, 8, 8], [20, 20, 30, 30], [4, 4, 4, 12], [70, 5, 80, 12], [5, 4, 5.5, 5]], jnp.float32)
     size, nothing = jnp.array([64, 64], jnp.int32), jnp.zeros((5, 4))  # the fourth is outside, and clipped to a line
-    proposed = propose([jnp.arange(5.0)], [nothing], [boxes], size, pre_nms_topk=5, post_nms_topk=5, threshold=0.7)
+    proposed = propose(jnp.arange(5.0), nothing, boxes, size, counts=(5,), pre_nms_topk=5, post_nms_topk=5,
+                       threshold=0.7)
     assert proposed[0][proposed[1]].tolist() == boxes[jnp.array([4, 1, 0])].tolist()
     logits = jnp.zeros((5, 2)).at[:, 1].set(jnp.arange(5.0))
     found = detect(logits, nothing[:, None], boxes, np.ones(5, bool), size, threshold=0.0, nms_iou=0.5, pre_nms_topk=5,

@@ -116,16 +116,16 @@ class FasterRCNN(Head):
     def loss(self, model: Detector, batch: Batch) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
         """The sum of four losses, each of them a metric too."""
         maps = model.maps(batch["image"], train=True, keys=batch["key"])
-        logits, deltas, anchors = self._anchored(model, maps)
-        proposals = self._propose(logits, deltas, anchors, batch, 0)
+        logits, deltas, anchors, counts = self._anchored(model, maps)
+        proposals = self._propose(logits, deltas, anchors, counts, batch, 0)
         return self._loss(model, maps, logits, deltas, anchors, proposals, batch, train=True)
 
     def predict(self, model: Detector, batch: Batch) -> dict[str, Array]:
         """``boxes`` ``[b, d, 4]`` in pixels of the batch's images, ``scores``, ``labels`` and ``valid`` ``[b, d]``,
         and ``loss`` ``[b]``: the training loss in inference mode, on the proposals of evaluation."""
         maps = model.maps(batch["image"], train=False)
-        logits, deltas, anchors = self._anchored(model, maps)
-        boxes, valid = proposals = self._propose(logits, deltas, anchors, batch, 1)
+        logits, deltas, anchors, counts = self._anchored(model, maps)
+        boxes, valid = proposals = self._propose(logits, deltas, anchors, counts, batch, 1)
         detections = jax.vmap(partial(detect, threshold=self.score_threshold, nms_iou=self.nms_iou,
                                       pre_nms_topk=self.pre_nms_topk, max_detections=self.max_detections))(
             *model.classify(maps, boxes, train=False), boxes, valid, batch["size"])
@@ -133,13 +133,13 @@ class FasterRCNN(Head):
         return {**detections, "loss": loss}
 
     def _anchored(self, model: Detector, maps: tuple[Array, ...]):
-        anchors = tuple(jnp.asarray(grid_anchors(*x.shape[1:3], stride, sizes, self.aspect_ratios))
-                        for x, stride, sizes in zip(maps, model.strides, model.sizes, strict=True))
-        return *model.rpn(maps), anchors
+        anchors = [grid_anchors(*x.shape[1:3], stride, sizes, self.aspect_ratios)
+                   for x, stride, sizes in zip(maps, model.strides, model.sizes, strict=True)]
+        return *model.rpn(maps), jnp.asarray(np.concatenate(anchors)), tuple(map(len, anchors))
 
-    def _propose(self, logits, deltas, anchors, batch: Batch, mode: int) -> tuple[Array, Array]:
+    def _propose(self, logits, deltas, anchors, counts, batch: Batch, mode: int) -> tuple[Array, Array]:
         """``mode``: 0 in training, 1 in evaluation."""
-        of_image = partial(propose, pre_nms_topk=self.variant.pre_nms_topk[mode],
+        of_image = partial(propose, counts=counts, pre_nms_topk=self.variant.pre_nms_topk[mode],
                            post_nms_topk=self.variant.post_nms_topk[mode], threshold=self.rpn_nms)
         return jax.vmap(of_image, in_axes=(0, 0, None, 0))(logits, deltas, anchors, batch["size"])
 
@@ -151,8 +151,7 @@ class FasterRCNN(Head):
         rpn = partial(sampled_rpn_loss, low=low, high=high, samples=self.rpn_samples, fraction=self.rpn_positives,
                       beta=self.beta)
         objectness, rpn_box = jax.vmap(rpn, in_axes=(0, 0, None, 0, 0, 0, 0))(
-            jnp.concatenate(logits, 1), jnp.concatenate(deltas, 1), jnp.concatenate(anchors), truth, kind,
-            batch["size"], keys[:, 0])
+            logits, deltas, anchors, truth, kind, batch["size"], keys[:, 0])
         choose = partial(choose_rois, rois_per_image=self.variant.rois_per_image, fraction=self.roi_positives,
                          threshold=self.roi_iou)
         rois, sampled, classes, objects = jax.vmap(choose)(*proposals, truth, labels, kind, keys[:, 1])

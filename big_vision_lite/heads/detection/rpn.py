@@ -7,6 +7,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array, lax
 from jax.typing import DTypeLike
@@ -30,14 +31,14 @@ class RPN(nnx.Module):
         self.conv = conv(inputs, channels, 3)
         self.objectness, self.offsets = conv(channels, anchors, 1), conv(channels, 4 * anchors, 1)
 
-    def __call__(self, features: Sequence[Float[Array, "b _ _ c"]]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-        """Per map, float32 logits ``[b, n]`` and offsets ``[b, n, 4]``, in the order of `grid_anchors`."""
-        logits, deltas = [], []
-        for x in features:
-            x = nnx.relu(self.conv(x))
-            logits.append(self.objectness(x).astype(jnp.float32).reshape(x.shape[0], -1))
-            deltas.append(self.offsets(x).astype(jnp.float32).reshape(x.shape[0], -1, 4))
-        return tuple(logits), tuple(deltas)
+    def __call__(self, features: Sequence[Float[Array, "b _ _ c"]]) -> tuple[Float[Array, "b n"],
+                                                                             Float[Array, "b n 4"]]:
+        """float32 logits and offsets, by map and then in the order of `grid_anchors`."""
+        batch = features[0].shape[0]
+        # Cells of all maps as the rows of one image: one program for all of them.
+        x = jnp.concatenate([nnx.relu(self.conv(x)).reshape(batch, -1, 1, self.conv.out_features) for x in features], 1)
+        logits, deltas = (head(x).astype(jnp.float32) for head in (self.objectness, self.offsets))
+        return logits.reshape(batch, -1), deltas.reshape(batch, -1, 4)
 
 
 def within(anchors: Float[Array, "n 4"], size: Int[Array, " 2"]) -> Bool[Array, " n"]:
@@ -46,14 +47,15 @@ def within(anchors: Float[Array, "n 4"], size: Int[Array, " 2"]) -> Bool[Array, 
     return ((center >= 0) & (center < size[::-1].astype(jnp.float32))).all(-1)
 
 
-def propose(logits: Sequence[Float[Array, " _"]], deltas: Sequence[Float[Array, "_ 4"]],
-            anchors: Sequence[Float[Array, "_ 4"]], size: Int[Array, " 2"], pre_nms_topk: int, post_nms_topk: int,
+def propose(logits: Float[Array, " n"], deltas: Float[Array, "n 4"], anchors: Float[Array, "n 4"],
+            size: Int[Array, " 2"], counts: Sequence[int], pre_nms_topk: int, post_nms_topk: int,
             threshold: float) -> tuple[Float[Array, "p 4"], Bool[Array, " p"]]:
     """The proposals of one image, by falling objectness, without gradient.
 
     Args:
-      logits, deltas, anchors: of each map.
+      logits, deltas, anchors: of all maps, one after another.
       size: (height, width) of the image without padding.
+      counts: anchors of each map.
       pre_nms_topk: best anchors per map that are considered.
       post_nms_topk: proposals to return at most, over all maps.
       threshold: IoU for non-maximum suppression within each map.
@@ -61,16 +63,47 @@ def propose(logits: Sequence[Float[Array, " _"]], deltas: Sequence[Float[Array, 
     Returns:
       Boxes, and which of them are proposals; those come first, the others only fill the shape.
     """
-    boxes, scores = [], []
-    for logit, delta, anchor in zip(logits, deltas, anchors, strict=True):
-        logit = jnp.where(within(anchor, size), lax.stop_gradient(logit), -jnp.inf)
-        score, best = lax.top_k(logit, min(pre_nms_topk, logit.shape[0]))
-        box = clip(decode(lax.stop_gradient(delta)[best], anchor[best], WEIGHTS), size)
-        keep = nms(box, jnp.isfinite(score) & at_least(box, _MIN_SIDE), threshold)
-        boxes.append(box)
-        scores.append(jnp.where(keep, score, -jnp.inf))
-    score, best = lax.top_k(jnp.concatenate(scores), min(post_nms_topk, sum(s.shape[0] for s in scores)))
-    return jnp.concatenate(boxes)[best], jnp.isfinite(score)
+    logits, deltas = lax.stop_gradient((logits, deltas))
+    logits = jnp.where(within(anchors, size), logits, -jnp.inf)
+    ranks, maps = _rows(counts, pre_nms_topk)
+    best = _order(logits, counts)[ranks]
+    boxes = clip(decode(deltas[best], anchors[best], WEIGHTS), size)
+    scores = jnp.where(maps >= 0, logits[best], -jnp.inf)
+    valid = jnp.isfinite(scores) & at_least(boxes, _MIN_SIDE)
+    keep = jax.vmap(partial(nms, threshold=threshold))(boxes, valid, groups=jnp.asarray(maps))
+    scores, kept = lax.top_k(jnp.where(keep, scores, -jnp.inf).ravel(), min(post_nms_topk, int((maps >= 0).sum())))
+    return boxes.reshape(-1, 4)[kept], jnp.isfinite(scores)
+
+
+def _order(logits: Float[Array, " n"], counts: Sequence[int]) -> Int[Array, " n"]:
+    """The order of anchors by map, then by falling logit: one sort for all maps, because sorts compile slowly, and of
+    integers, which compare in one operation."""
+    bits = lax.bitcast_convert_type(logits, jnp.int32)
+    descending = ~jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
+    maps = jnp.asarray(np.repeat(np.arange(len(counts), dtype=np.int32), counts))
+    return lax.sort((maps, descending, lax.iota(jnp.int32, logits.shape[0])), num_keys=3)[2]
+
+
+def _rows(counts: Sequence[int], limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best ``limit`` anchors of each map in rows of equal length, which one suppression then works through
+    together; small maps share a row.
+
+    Returns:
+      Places in `_order`, int32 ``[r, k]``, and the map of each; -1 where a row is not full.
+    """
+    taken = [min(count, limit) for count in counts]
+    rows: list[list[int]] = []
+    for map_, count in enumerate(taken):
+        row = next((row for row in rows if sum(taken[i] for i in row) + count <= max(taken)), None)
+        if row is None:
+            rows.append(row := [])
+        row.append(map_)
+    starts = np.cumsum((0, *counts))
+    ranks, maps = np.zeros((len(rows), max(taken)), np.int32), np.full((len(rows), max(taken)), -1, np.int32)
+    for i, row in enumerate(rows):
+        places = np.concatenate([starts[map_] + np.arange(taken[map_]) for map_ in row])
+        ranks[i, :len(places)], maps[i, :len(places)] = places, np.repeat(row, [taken[map_] for map_ in row])
+    return ranks, maps
 
 
 def rpn_loss(logits: Float[Array, " n"], deltas: Float[Array, "n 4"], anchors: Float[Array, "n 4"],
