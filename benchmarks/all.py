@@ -114,7 +114,7 @@ def small_batches(resident: bool) -> Step:
         maker = ResidentBatchMaker(keep(dataset, inputs), dataset, inputs, targets, 0, fixed_targets=True)
     else:
         maker = BatchMaker(dataset, inputs, targets, 0)
-    return lambda: float(sum(maker(step)["image"][0, 0, 0, 0] for step in range(4)))
+    return lambda: float(sum(int(maker(step)["image"][0, 0, 0, 0]) for step in range(4)))
 
 
 def average_precision(ours: bool) -> Step:

@@ -102,6 +102,44 @@ def torch_batches(files: list[str], cores: int) -> Iterator[int]:
         yield len(batch)
 
 
+def torchvision_batches(files: list[str], cores: int) -> Iterator[int]:
+    import torch
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+    from torchvision.transforms import v2
+
+    transform = v2.Compose([v2.RandomResizedCrop(SIZE, AREA, ASPECT, antialias=True), v2.RandomHorizontalFlip()])
+
+    class Photos(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(files)
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            return transform(decode_jpeg(read_file(files[index]), mode=ImageReadMode.RGB))
+
+    torch.set_num_threads(1)
+    photos = Photos()
+    endless = torch.utils.data.RandomSampler(photos, replacement=True, num_samples=10**9)
+    for batch in torch.utils.data.DataLoader(photos, BATCH, sampler=endless, num_workers=cores, prefetch_factor=4):
+        yield len(batch)
+
+
+def dali_batches(files: list[str], cores: int) -> Iterator[int]:
+    from nvidia.dali import fn, pipeline_def
+
+    @pipeline_def(batch_size=BATCH, num_threads=cores, device_id=None, prefetch_queue_depth=4)
+    def photos():
+        data, _ = fn.readers.file(files=files, random_shuffle=True)
+        images = fn.decoders.image_random_crop(data, random_area=AREA, random_aspect_ratio=ASPECT)
+        images = fn.resize(images, resize_x=SIZE, resize_y=SIZE, antialias=True)
+        return fn.flip(images, horizontal=fn.random.coin_flip())
+
+    pipeline = photos()
+    pipeline.build()
+    while True:
+        (batch,) = pipeline.run()
+        yield len(batch)
+
+
 def random_window(width: int, height: int) -> tuple[int, int, int, int]:
     """(left, top, width, height) of a random crop, for pipelines without their own."""
     for _ in range(10):
@@ -178,7 +216,8 @@ def measure(name: str, folder: str, cores: int, seconds: float, warm_up: float) 
     if name == "workers":
         return rate(input_batches(photo_input(photos, threads=1, workers=cores)), seconds, warm_up)
     files = sorted(str(path) for path in Path(photos).rglob("*.jpg"))
-    make = {"tf.data": tf_batches, "torch": torch_batches, "libjpeg-turbo": libjpeg_batches}[name]
+    make = {"tf.data": tf_batches, "torch": torch_batches, "torchvision": torchvision_batches,
+            "dali": dali_batches, "libjpeg-turbo": libjpeg_batches}[name]
     try:
         return rate(make(files, cores), seconds, warm_up)
     except ImportError as error:
