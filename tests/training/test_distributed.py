@@ -76,7 +76,8 @@ def test_two_processes_stop_together_and_one_goes_on(folder, alone, capfd):
 
 
 def test_images_on_the_devices_of_two_processes(folder, alone):
-    started = start(folder, "resident", 2, 2, "--train.resident", "device", "--log-every", "5")
+    started = start(folder, "resident", 2, 2, "--train.resident", "device", "--log-every", "5",
+                    "--steps-per-call", "5")
     assert exit_codes(folder, "resident", started) == [0, 0], output(folder, "resident", 0)
     assert "first 5 steps after" in output(folder, "resident", 0)[0]
     lines, expected = (read_metrics(run / "metrics.jsonl") for run in (folder / "resident", alone))
