@@ -104,17 +104,18 @@ def torch_batches(files: list[str], cores: int) -> Iterator[int]:
 
 def torchvision_batches(files: list[str], cores: int) -> Iterator[int]:
     import torch
-    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+    from PIL import Image
     from torchvision.transforms import v2
 
-    transform = v2.Compose([v2.RandomResizedCrop(SIZE, AREA, ASPECT, antialias=True), v2.RandomHorizontalFlip()])
+    transform = v2.Compose([v2.PILToTensor(), v2.RandomResizedCrop(SIZE, AREA, ASPECT, antialias=True),
+                            v2.RandomHorizontalFlip()])
 
     class Photos(torch.utils.data.Dataset):
         def __len__(self) -> int:
             return len(files)
 
         def __getitem__(self, index: int) -> torch.Tensor:
-            return transform(decode_jpeg(read_file(files[index]), mode=ImageReadMode.RGB))
+            return transform(Image.open(files[index]).convert("RGB"))
 
     torch.set_num_threads(1)
     photos = Photos()

@@ -40,7 +40,7 @@ PIPELINES = {
     "workers": "this pipeline, one worker process per core",
     "tf.data": "decode_and_crop_jpeg, resize (bilinear, not antialiased), flip",
     "torch": "DataLoader, one worker process per core; Pillow decodes, crops, resizes (antialiased), flips",
-    "torchvision": "DataLoader, one worker process per core; torchvision's decoder and v2 transforms (antialiased)",
+    "torchvision": "DataLoader, one worker process per core; Pillow decodes, torchvision's v2 transforms follow",
     "dali": "NVIDIA DALI's pipeline for CPUs, one thread per core (antialiased)",
     "libjpeg-turbo": "decoding alone, one thread per core, at the scale that the crop needs: no crop, resize or batch",
 }
