@@ -77,6 +77,16 @@ def tf_batches(files: list[str], cores: int) -> Iterator[int]:
         yield len(batch)
 
 
+def _loaded(photos: Any, cores: int) -> Iterator[int]:
+    """Batches of a torch dataset, by one worker process per core."""
+    import torch
+
+    torch.set_num_threads(1)
+    endless = torch.utils.data.RandomSampler(photos, replacement=True, num_samples=10**9)
+    for batch in torch.utils.data.DataLoader(photos, BATCH, sampler=endless, num_workers=cores, prefetch_factor=4):
+        yield len(batch)
+
+
 def torch_batches(files: list[str], cores: int) -> Iterator[int]:
     import numpy as np
     import torch
@@ -95,11 +105,7 @@ def torch_batches(files: list[str], cores: int) -> Iterator[int]:
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             return torch.from_numpy(np.array(image))
 
-    torch.set_num_threads(1)
-    photos = Photos()
-    endless = torch.utils.data.RandomSampler(photos, replacement=True, num_samples=10**9)
-    for batch in torch.utils.data.DataLoader(photos, BATCH, sampler=endless, num_workers=cores, prefetch_factor=4):
-        yield len(batch)
+    yield from _loaded(Photos(), cores)
 
 
 def torchvision_batches(files: list[str], cores: int) -> Iterator[int]:
@@ -117,11 +123,7 @@ def torchvision_batches(files: list[str], cores: int) -> Iterator[int]:
         def __getitem__(self, index: int) -> torch.Tensor:
             return transform(Image.open(files[index]).convert("RGB"))
 
-    torch.set_num_threads(1)
-    photos = Photos()
-    endless = torch.utils.data.RandomSampler(photos, replacement=True, num_samples=10**9)
-    for batch in torch.utils.data.DataLoader(photos, BATCH, sampler=endless, num_workers=cores, prefetch_factor=4):
-        yield len(batch)
+    yield from _loaded(Photos(), cores)
 
 
 def dali_batches(files: list[str], cores: int) -> Iterator[int]:
