@@ -97,7 +97,8 @@ def small_batches(resident: bool) -> Step:
     from big_vision_lite.data.sources.image_folder import ImageFolder
     from big_vision_lite.data.transforms.image import RandomCropPadded
 
-    folder = Path(tempfile.mkdtemp())
+    temporary = tempfile.TemporaryDirectory()
+    folder = Path(temporary.name)
     rng = np.random.default_rng(0)
     for i in range(1024):
         path = folder / f"class{i % 10}" / f"{i}.png"
@@ -114,7 +115,11 @@ def small_batches(resident: bool) -> Step:
         maker = ResidentBatchMaker(keep(dataset, inputs), dataset, inputs, targets, 0, fixed_targets=True)
     else:
         maker = BatchMaker(dataset, inputs, targets, 0)
-    return lambda: float(sum(int(maker(step)["image"][0, 0, 0, 0]) for step in range(4)))
+
+    def step(_: object = temporary) -> float:  # which is removed with this function
+        return float(sum(int(maker(number)["image"][0, 0, 0, 0]) for number in range(4)))
+
+    return step
 
 
 def average_precision(ours: bool) -> Step:
@@ -174,8 +179,10 @@ def append(path: Path, rows: list[tuple]) -> None:
 
 def processor_name() -> str:
     """The processor's model, with its widest vectors, since virtual machines name different ones alike."""
-    with open("/proc/cpuinfo") as file:
-        fields = dict(line.split(":", 1) for line in file.read().split("\n\n")[0].splitlines() if ":" in line)
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return platform.processor() or platform.machine()
+    fields = dict(line.split(":", 1) for line in info.read_text().split("\n\n")[0].splitlines() if ":" in line)
     values = {name.strip(): value.strip() for name, value in fields.items()}
     flags = values.get("flags", "").split()
     vectors = next((flag for flag in ("amx_tile", "avx512f", "avx2") if flag in flags), "")

@@ -88,8 +88,9 @@ def run_training(experiment: Experiment, workdir: Path, processes: Processes | N
     from big_vision_lite.training.workdir import run_folder
 
     with leaving_on_error():
+        first = run_folder(workdir) / f"seed{seeds[0]}" if seeds else run_folder(workdir)
         # Another number of processes has another number of devices.
-        set_up_jax(experiment, processes, None if processes else earlier_cpu_settings(run_folder(workdir)))
+        set_up_jax(experiment, processes, None if processes else earlier_cpu_settings(first))
         from big_vision_lite.training.loop import Stopped, train
         from big_vision_lite.training.seeds import train_seeds
 

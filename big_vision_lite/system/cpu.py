@@ -68,11 +68,14 @@ def default_settings(devices: int | None = None) -> CpuSettings:
 
 
 def use_settings(wanted: CpuSettings) -> None:
-    """Compute as ``wanted`` from now on, as far as this version and jaxlib can: `settings` has what is used."""
+    """Compute as ``wanted`` from now on, as far as this version and jaxlib can and $BVL_CPU and $XLA_FLAGS let it:
+    `settings` has what is used."""
     global _current
-    possible = default_settings()
-    forms = wanted.forms if wanted.forms in (FORMS, "plain") else possible.forms
-    options = wanted.options if metadata.version("jaxlib") in TESTED_JAXLIB else possible.options
+    forms, options = default_settings().forms, default_settings().options
+    if "BVL_CPU" not in os.environ:
+        forms = wanted.forms if wanted.forms in (FORMS, "plain") else forms
+        flags, knows = os.environ.get("XLA_FLAGS", ""), metadata.version("jaxlib") in TESTED_JAXLIB
+        options = {name: value for name, value in wanted.options.items() if knows and name not in flags}
     _current = CpuSettings(forms, options, wanted.devices)
 
 

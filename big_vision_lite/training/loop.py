@@ -111,7 +111,7 @@ def training(experiment: Experiment, workdir: Path, profile: str | None = None, 
         writer = stack.enter_context(contextlib.closing(
             MetricWriter(workdir, start, quiet=not is_primary(), board=board, confirm=owned.confirm)))
         display = stack.enter_context(Display(steps, start, quiet or not is_primary()))
-        received = stack.enter_context((signals or _stop_signals)())
+        received = stack.enter_context((signals or stop_signals)())
         wait = functools.partial(owned.wait, display.say, received if jax.process_count() == 1 else ())
         dog = stack.enter_context(Watchdog(watchdog, lambda: _last_saved(saved)))
         trainer.heartbeat = dog.heartbeat
@@ -281,7 +281,7 @@ def _stop_signal(received: list[int], dispatched: int) -> int | None:
     return signal.SIGTERM if all_agree_to_stop(dispatched) else None
 
 
-def _stop_signals() -> contextlib.AbstractContextManager[list[int]]:
+def stop_signals() -> contextlib.AbstractContextManager[list[int]]:
     """Collects SIGTERM and SIGINT; a second one acts at once. With several processes, JAX itself watches for SIGTERM
     and tells the others; a SIGINT becomes one."""
     if jax.process_count() == 1:

@@ -14,7 +14,7 @@ from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.system.signals import Stopped
 from big_vision_lite.training.calls import Dispatcher
-from big_vision_lite.training.loop import _stop_signals, training
+from big_vision_lite.training.loop import stop_signals, training
 from big_vision_lite.training.trainer import Trainer
 
 
@@ -43,7 +43,7 @@ def train_seeds(experiment: Experiment, workdir: Path, seeds: Sequence[int], pro
     dispatcher.kept  # noqa: B018  decoded before a run begins
     results, failures = dict[int, dict[str, float | None]](), dict[int, UserError | Stopped]()
     with contextlib.ExitStack() as stack:
-        received = functools.cache(lambda: stack.enter_context(_stop_signals()))  # from when the first run begins
+        received = functools.cache(lambda: stack.enter_context(stop_signals()))  # from when the first run begins
         runs = {}
         for trainer in trainers:
             leads = trainer is first

@@ -53,3 +53,10 @@ def test_a_resumed_run_computes_as_before_or_says_what_it_cannot(monkeypatch):
     cpu.use_settings(CpuSettings(cpu.FORMS, cpu.OPTIONS, 2))
     assert "options {'xla" in cpu.differences(now, cpu.to_json(cpu.settings(), 2))
     assert "older version" in cpu.differences(None, now)
+    monkeypatch.setattr(cpu.metadata, "version", lambda name: cpu.TESTED_JAXLIB[0])
+    monkeypatch.setenv("XLA_FLAGS", f"--{cpu.YNN_FUSIONS}=")  # the user's own choices win at a resume too
+    cpu.use_settings(CpuSettings(cpu.FORMS, cpu.OPTIONS, 2))
+    assert cpu.settings().options == {} and cpu.uses_fast_forms()
+    monkeypatch.setenv("BVL_CPU", "plain")
+    cpu.use_settings(CpuSettings(cpu.FORMS, cpu.OPTIONS, 2))
+    assert cpu.settings() == CpuSettings("plain", {}, 2)
