@@ -17,7 +17,7 @@ from big_vision_lite.training.mesh import Mesh
 from big_vision_lite.training.optimizers import Optimizer
 from big_vision_lite.training.probe import Probe
 from big_vision_lite.training.schedules import check_length, steps_of
-from big_vision_lite.training.transfer import Transfer
+from big_vision_lite.training.transfer import Branch, Transfer
 
 MAX_BATCH_BYTES = 2**38
 """Bytes of a batch's pixels, over all machines, beyond which its size must be a mistake."""
@@ -46,6 +46,8 @@ class Experiment:
     """Probes of the backbone's features by name, run with each evaluation."""
     transfer: Transfer = Transfer()
     """Weight loading, freezing and learning-rate multipliers."""
+    branch: Branch | None = None
+    """The run whose first steps this run shares; None: it takes all steps itself."""
     mesh: Mesh = Mesh()
     deterministic: bool = False
     """On GPUs: only bit-reproducible operations. CPUs and TPUs always are."""
@@ -61,6 +63,8 @@ class Experiment:
     """Interval between checkpoints, as ``eval_every``; None: a tenth of the run, at least 100 steps."""
     max_checkpoints: int = 2
     """Newest checkpoints to keep."""
+    keep: tuple[int, ...] = ()
+    """Steps whose checkpoints are kept as well, for branches."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -81,6 +85,12 @@ class Experiment:
         for name in ("eval_every", "save_every"):
             if getattr(self, name) is not None:
                 check_length(f"Experiment: {name}", getattr(self, name))
+        beyond = [step for step in self.keep if not 0 < step <= self.steps]
+        if beyond:
+            raise UserError(f"Experiment: keep={self.keep}; expected steps from 1 to {self.steps}")
+        if self.branch is not None and self.branch.step >= self.steps:
+            raise UserError(f"Experiment: branch.step={self.branch.step}; expected fewer than the run's {self.steps} "
+                            "steps")
         if self.ema is not None and not 0.0 < self.ema < 1.0:
             raise UserError(f"Experiment: ema={self.ema}; expected above 0 and below 1, or none")
 
@@ -113,6 +123,6 @@ def read_experiment(path: Path, allowed: Sequence[str] = ()) -> Experiment:
     return experiment
 
 
-WITHOUT_EFFECT = ("steps_per_call", "log_every", "eval_every", "save_every", "max_checkpoints", "mesh",
+WITHOUT_EFFECT = ("branch", "steps_per_call", "log_every", "eval_every", "save_every", "max_checkpoints", "keep", "mesh",
                   "train.threads", "train.workers", "train.prefetch", "train.resident")
 """Fields that do not change what a run learns, but for the rounding of sums over another mesh or in another program."""

@@ -51,7 +51,8 @@ def scenes_pretraining(*, steps: int, curate: tuple[Curation, ...] = (), images:
     few_shot = Probe(Input(new_scenes("train", 2_000), Resize(SIZE), batch_size),
                      Input(new_scenes("test", 1_000), Resize(SIZE), batch_size), shots=(10,))
     return Experiment(
-        train=Input(source("train", images), RandomCropPadded(SIZE, pad=SIZE // 8), batch_size, curate=curate),
+        train=Input(source("train", images), RandomCropPadded(SIZE, pad=SIZE // 8), batch_size, curate=curate,
+                    resident="host"),
         evals={"validation": Input(source("validation", 2_000), Resize(SIZE), batch_size)},
         backbone=small_resnet(depth, width),
         head=Classification("sigmoid"),
@@ -77,7 +78,7 @@ def scenes_transfer(init: str | None, *, freeze: bool = False, steps: int = 150,
       freeze: train only the head.
     """
     return Experiment(
-        train=Input(new_scenes("train", 1_000), RandomCropPadded(SIZE, pad=SIZE // 8), 64),
+        train=Input(new_scenes("train", 1_000), RandomCropPadded(SIZE, pad=SIZE // 8), 64, resident="host"),
         evals={"test": Input(new_scenes("test", 1_000), Resize(SIZE), 64)},
         backbone=small_resnet(depth, width),
         head=Classification("softmax"),

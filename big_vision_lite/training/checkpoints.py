@@ -10,7 +10,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -52,17 +52,18 @@ class Checkpoints:
 
     Args:
       max_checkpoints: number of checkpoints to keep; None: only read.
+      keep: steps whose checkpoints are kept as well.
 
     Raises:
       UserError: the folder cannot be made or written.
     """
 
-    def __init__(self, folder: Path, max_checkpoints: int | None = None):
+    def __init__(self, folder: Path, max_checkpoints: int | None = None, keep: Sequence[int] = ()):
         import orbax.checkpoint as ocp
 
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every step it takes, and what it raises
         folder = as_path(folder)
-        self._ocp, self.folder, self._max_checkpoints = ocp, folder, max_checkpoints
+        self._ocp, self.folder, self._max_checkpoints, self._keep = ocp, folder, max_checkpoints, tuple(keep)
         self._verified: set[int] = set()
         self._thread, self._begin = ThreadPoolExecutor(1, "checkpoint"), None  # future of a save's begin
         if max_checkpoints is None and not folder.is_dir():
@@ -75,8 +76,11 @@ class Checkpoints:
         ocp, read_only = self._ocp, self._max_checkpoints is None
         ocp.type_handlers.register_type_handler(
             jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE), override=True)
+        policies = ocp.checkpoint_managers
+        preserved = policies.AnyPreservationPolicy([policies.LatestN(self._max_checkpoints),
+                                                    policies.CustomSteps(self._keep)])
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=self._max_checkpoints, create=not read_only, read_only=read_only,
+            preservation_policy=preserved, create=not read_only, read_only=read_only,
             enable_async_checkpointing=not read_only, temporary_path_class=temporary_path_class(self.folder),
             lightweight_initialize=True)  # reads nothing of checkpoints that are not verified yet
         handlers = {STATE: with_checksums(ocp.StandardCheckpointHandler()), CONFIG: ocp.JsonCheckpointHandler(),

@@ -21,6 +21,7 @@ from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.system import cpu
 from big_vision_lite.system.atomic import write_bytes, write_text
+from big_vision_lite.system.paths import as_path
 from big_vision_lite.system.signals import Stopped, collect_signals
 from big_vision_lite.training.calls import Call, Dispatcher
 from big_vision_lite.training.checkpoints import Checkpoints
@@ -30,6 +31,7 @@ from big_vision_lite.training.profiling import Profiler
 from big_vision_lite.training.progress import Clock, Display, device_memory
 from big_vision_lite.training.step import TrainState
 from big_vision_lite.training.trainer import Trainer
+from big_vision_lite.training.trunk import trunk_state
 from big_vision_lite.training.wandb import WandB
 from big_vision_lite.training.watchdog import Watchdog
 from big_vision_lite.training.workdir import OwnedWorkdir, open_workdir, run_folder, save_dataset_info
@@ -102,9 +104,13 @@ def training(experiment: Experiment, workdir: Path, profile: str | None = None, 
         resolved = open_workdir(workdir, experiment)
         noise = save_dataset_info(workdir, data)["noise"]
         checkpoints = stack.enter_context(contextlib.closing(
-            Checkpoints(workdir / "checkpoints", experiment.max_checkpoints)))
+            Checkpoints(workdir / "checkpoints", experiment.max_checkpoints, experiment.keep)))
         notes: list[str] = []
         start, state, position = checkpoints.restore_newest(trainer.state_spec, notes.append)
+        earlier = read_run(workdir) if start else {}
+        if not start and experiment.branch is not None:
+            start, state, position = trunk_state(experiment, experiment.branch, data, trainer.state_spec)
+            earlier = {"cpu": read_run(as_path(experiment.branch.trunk)).get("cpu")}
         state = state if start else trainer.init()
         step = saved = last_logged = start
         board = WandB(wandb, resolved, workdir, start) if wandb is not None and is_primary() else None
@@ -128,7 +134,6 @@ def training(experiment: Experiment, workdir: Path, profile: str | None = None, 
                         f"{rule['recall']:.2%} of the true ones are given")
         run = describe_run(seed=experiment.seed, data=data.fingerprint, images=len(data), noise=noise,
                            main_metric=experiment.head.main_metric(data).to_json())
-        earlier = read_run(workdir) if start else {}
         if start and "cpu" in run and (changed := cpu.differences(earlier.get("cpu"), run["cpu"])):
             display.say(f"{changed}: the result will differ by rounding from that of an uninterrupted run")
         earlier_seconds, save_seconds = earlier.get("wall_seconds", 0.0), earlier.get("checkpoint_seconds", 0.0)
@@ -165,7 +170,7 @@ def training(experiment: Experiment, workdir: Path, profile: str | None = None, 
             evaluate = last or (experiment.eval_interval and step % experiment.eval_interval == 0)
             # Read once: a signal may come at any line below.
             stop = None if last else _stop_signal(received, dispatched)
-            save = last or step % experiment.save_interval == 0 or stop is not None
+            save = last or step % experiment.save_interval == 0 or step in experiment.keep or stop is not None
             if log or save:
                 while pending:
                     _check(*pending.popleft(), saved)

@@ -72,6 +72,23 @@ class Constant(Schedule):
 
 
 @dataclasses.dataclass(frozen=True)
+class Cooldown(Schedule):
+    """Constant, then a linear fall to 0 at the end of the run (Zhai et al. 2022, section 3.4; Hägele et al. 2024). Before
+    the fall, runs of all lengths have the same rates, so that they can share their first steps: see `Branch`."""
+
+    length: float = 0.2
+    """Of the fall: below 1 a share of the run, from 1 on a number of steps; 0: none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.length != 0:
+            check_length("length", self.length)
+
+    def shape(self, step: ArrayLike, steps: int) -> ArrayLike:
+        return jnp.clip((steps - step) / (steps_of(self.length, steps) + 1), 0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
 class Cosine(Schedule):
     """Half a cosine from 1 to ``final`` (Loshchilov and Hutter 2017)."""
 

@@ -11,7 +11,22 @@ import optax
 from flax import nnx
 
 from big_vision_lite.errors import UserError, nearest
+from big_vision_lite.system.fields import at_least
 from big_vision_lite.training.trees import Tree, flatten
+
+
+@dataclasses.dataclass(frozen=True)
+class Branch:
+    """A run that goes on from a step of another one, its trunk, with all of its state. What it learns is what it would
+    have learned from step 0 on: up to that step, both have the same recipe."""
+
+    trunk: str
+    """Run folder."""
+    step: int
+    """The trunk keeps a checkpoint of it: see ``Experiment.keep``."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "step")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from big_vision_lite.errors import UserError
-from big_vision_lite.training.schedules import Constant, Cosine, Poly, Staircase, Step, steps_of
+from big_vision_lite.training.schedules import Constant, Cooldown, Cosine, Poly, Staircase, Step, steps_of
 
 STEPS = 90
 
@@ -21,6 +21,9 @@ def factors(schedule, steps=STEPS):
     (Cosine, lambda step, progress: (1 + np.cos(np.pi * progress)) / 2),
     (lambda warmup: Cosine(warmup, final=0.1), lambda step, progress: 0.1 + 0.9 * (1 + np.cos(np.pi * progress)) / 2),
     (Poly, lambda step, progress: (1 - progress) ** 0.9),
+    (lambda warmup: Cooldown(warmup, 0.25), lambda step, progress: min(max((90 - step) / 23, 0), 1)),
+    (lambda warmup: Cooldown(warmup, 10), lambda step, progress: min(max((90 - step) / 11, 0), 1)),
+    (lambda warmup: Cooldown(warmup, 0), lambda step, progress: float(step < 90)),
     (lambda warmup: Poly(warmup, 2.0, 0.01), lambda step, progress: 0.01 + 0.99 * (1 - progress) ** 2),
     (Step, lambda step, progress: 0.1 ** sum(step >= limit for limit in (30, 60, 80))),
     (lambda warmup: Step(warmup, (0.5,), 0.2), lambda step, progress: 0.2 if step >= 45 else 1.0),
