@@ -243,6 +243,23 @@ def to_json(value: Any) -> Any:
     raise TypeError(f"a config cannot hold a {type(value).__name__}: {value!r}")
 
 
+def identity(value: Any) -> Any:
+    """What distinguishes a dataclass tree, as JSON values: as `to_json`, but without fields at their defaults and
+    without modules, so that neither a new field nor a move of a class changes it."""
+    if dataclasses.is_dataclass(value):
+        fields = {}
+        for field in dataclasses.fields(value):
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            if (content := getattr(value, field.name)) != default:
+                fields[field.name] = identity(content)
+        return {_CLASS: type(value).__qualname__, **fields}
+    if isinstance(value, tuple | list):
+        return [identity(v) for v in value]
+    if isinstance(value, dict):
+        return {str(k): identity(v) for k, v in value.items()}
+    return to_json(value)
+
+
 def from_json(value: Any, allowed: Sequence[str] = (), source: object = "config") -> Any:
     """The inverse of ``to_json``; lists become tuples.
 

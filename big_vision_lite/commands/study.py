@@ -22,6 +22,9 @@ class StudyOptions:
     """Only runs whose names match, such as '*depth=18*', and those that they start from."""
     jobs: Path | None = None
     """Write a job per unfinished run, and a script that submits them, for a cluster: configs/clusters/slurm.toml."""
+    known: tuple[Path, ...] = ()
+    """Files results.csv of other folders or machines; runs of the same config count as done, though their folders are
+    gone. They are remembered in the study's folder."""
     gather: bool = False
     """Write results.csv from the runs in the folder, such as those of finished jobs; run nothing."""
     imports: Imports = ()
@@ -48,18 +51,21 @@ def study(arguments: list[str]) -> int:
     if address := scheme(workdir):
         raise UserError(f"--workdir {address}/...: a study's folder must be on a disk, such as a mounted bucket")
     runs = study.select(options.only)
+    if options.known:
+        study.check(workdir)
+        results.add_known(workdir, options.known)
     if options.list:
         print(listing(study, workdir, runs))
     elif options.gather:
         with runner.own_folder(workdir):
-            runner.prepare(study, workdir, spec)
-        done = sum(results.finished(workdir / run.name, run.experiment) for run in study.runs)
+            states = runner.prepare(study, workdir, spec)
+        done = sum(state.status == "done" for state in states.values())
         print(f"{workdir / 'results.csv'}: {done} of {len(study.runs)} runs are done")
     elif options.jobs:
         cluster = read_cluster(options.jobs)
         with runner.own_folder(workdir):
             runner.prepare(study, workdir, spec)
-        unfinished = [run for run in runs if not results.finished(workdir / run.name, run.experiment)]
+        unfinished = results.unfinished(study, workdir, runs)
         script = jobs.write_jobs(workdir, unfinished, cluster, options.imports)
         print(f"{len(unfinished)} jobs; submit them with: bash {script}")
     else:

@@ -14,7 +14,7 @@ from big_vision_lite.heads.classification import Classification
 from big_vision_lite.scaling.studies.study import RUN_PREFIX, Run
 from big_vision_lite.training.optimizers import SGD, AdamW
 from big_vision_lite.training.probe import Probe
-from big_vision_lite.training.schedules import Cosine
+from big_vision_lite.training.schedules import Cosine, Schedule
 from big_vision_lite.training.transfer import Transfer
 
 SIZE = 32
@@ -37,16 +37,19 @@ def small_resnet(depth: int = 10, width: float = 0.25) -> ResNet:
 
 def scenes_pretraining(*, steps: int, curate: tuple[Curation, ...] = (), images: int = IMAGES, depth: int = 10,
                        width: float = 0.25, batch_size: int = 128, seed: int = 0, classes: int = CLASSES,
+                       zipf: float = 0.5, rate: float | None = None, schedule: Schedule = Cosine(warmup=0.05),
                        probes: bool = True) -> Experiment:
     """Multi-label classification of generated scenes with the logistic loss, as the paper's pretraining; with AdamW,
     because a few hundred steps are too few for the paper's RMSProp.
 
     Args:
       curate: which of the ``images`` scenes are learned, and with which labels. Evaluation has the correct labels.
+      zipf: exponent of the frequencies of the classes.
+      rate: peak of the learning rate; by default 3e-3 for 64 images, and in proportion to the root of the batch.
       probes: add few-shot probes of the features on `new_classes`.
     """
     def source(split: str, images: int) -> PreparedEmojiScenes:
-        return PreparedEmojiScenes(split, images, size=SIZE, classes=classes, objects=(1, 2), zipf=0.5)
+        return PreparedEmojiScenes(split, images, size=SIZE, classes=classes, objects=(1, 2), zipf=zipf)
 
     few_shot = Probe(Input(new_scenes("train", 2_000), Resize(SIZE), batch_size),
                      Input(new_scenes("test", 1_000), Resize(SIZE), batch_size), shots=(10,))
@@ -56,7 +59,7 @@ def scenes_pretraining(*, steps: int, curate: tuple[Curation, ...] = (), images:
         evals={"validation": Input(source("validation", 2_000), Resize(SIZE), batch_size)},
         backbone=small_resnet(depth, width),
         head=Classification("sigmoid"),
-        optimizer=AdamW(3e-3 * (batch_size / 64) ** 0.5, schedule=Cosine(warmup=0.05), weight_decay=0.02),
+        optimizer=AdamW(rate or 3e-3 * (batch_size / 64) ** 0.5, schedule=schedule, weight_decay=0.02),
         probes={"new_classes": few_shot} if probes else {},
         steps=steps,
         seed=seed,

@@ -57,7 +57,7 @@ def settings() -> CpuSettings:
 
 def default_settings(devices: int | None = None) -> CpuSettings:
     """What suits this machine; $BVL_CPU and $XLA_FLAGS win. Raises: UserError as `settings`."""
-    choice = os.environ.get("BVL_CPU", "fast")
+    choice = os.environ.get("BVL_CPU") or "fast"
     if choice not in ("fast", "plain"):
         raise UserError(f"BVL_CPU={choice}; expected fast (the default) or plain")
     if choice == "plain":
@@ -72,7 +72,7 @@ def use_settings(wanted: CpuSettings) -> None:
     `settings` has what is used."""
     global _current
     forms, options = default_settings().forms, default_settings().options
-    if "BVL_CPU" not in os.environ:
+    if not os.environ.get("BVL_CPU"):
         forms = wanted.forms if wanted.forms in (FORMS, "plain") else forms
         flags, knows = os.environ.get("XLA_FLAGS", ""), metadata.version("jaxlib") in TESTED_JAXLIB
         options = {name: value for name, value in wanted.options.items() if knows and name not in flags}

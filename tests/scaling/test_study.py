@@ -23,7 +23,7 @@ from big_vision_lite.errors import UserError
 from big_vision_lite.scaling.studies import cost, results, runner
 from big_vision_lite.scaling.studies.study import Run, Study, load_study
 from big_vision_lite.system.ownership import own
-from big_vision_lite.training.transfer import Transfer
+from big_vision_lite.training.transfer import Branch, Transfer
 
 
 @pytest.fixture
@@ -284,8 +284,8 @@ def test_factors_of_transfers_are_those_of_pretraining():
         noisy.train, curate=(NestedSubset(20), LabelNoise(0.6))))
     study = Study("s", (Run("a", noisy, factors={"images": 20}), Run("b", small_experiment(64, "run:a"))))
     assert study.factors(study["b"]) == {
-        "depth": 10, "seed": 0, "noise": 0.4, "frozen": True, "init": "pretraining", "head": "Classification",
-        "stage": "transfer", "images": 20}
+        "depth": 10, "seed": 0, "noise": 0.4, "noise_kind": "uniform", "frozen": True, "init": "pretraining",
+        "head": "Classification", "stage": "transfer", "images": 20}
 
 
 def test_cost_counts_flops():
@@ -321,3 +321,44 @@ def test_resolved_configs_hold_all_that_a_job_needs(tmp_path):
     experiment = configs.read(tmp_path / "configs" / "frozen,40.json")
     assert experiment == study.experiment(study["frozen,40"], tmp_path)
     assert experiment.transfer.init == str((tmp_path / "40").resolve())
+
+
+def test_known_results_count_as_done(tmp_path, trainer, capfd):
+    first, other = tmp_path / "first", tmp_path / "other"
+    study = small_study()
+    assert runner.execute(study, first, study.ordered(), command=trainer) == 0
+    results.add_known(other, [first / "results.csv"])
+    assert runner.execute(study, other, study.ordered(), command=trainer) == 0
+    assert "4 of 4 runs done" in capfd.readouterr().out
+    assert not (other / "20").exists()
+    assert (other / "results.csv").read_bytes() == (first / "results.csv").read_bytes()
+
+    # A longer study: what a new run starts from is trained again, as its weights are needed; the rest is known.
+    more = Study("small", (*study.runs, Run("frozen,again", small_experiment(64, "run:40", 10))))
+    assert [run.name for run in results.unfinished(more, other, more.runs)] == ["40", "frozen,again"]
+    assert runner.execute(more, other, more.ordered(), command=trainer) == 0
+    assert read(other)["frozen,again"]["status"] == "done"
+    assert sorted(path.parent.name for path in other.glob("*/run.json")) == ["40", "frozen,again"]
+
+
+def test_identities_follow_what_decides_a_result():
+    def identity(*runs):
+        return Study("any", runs).identities[runs[-1].name]
+
+    def frozen(*before, **changes):
+        return identity(*before, Run("frozen", small_experiment(64, "run:p", **changes)))
+
+    plain = identity(Run("a", small_experiment()))
+    renamed = dataclasses.replace(small_experiment(), log_every=7, branch=Branch("run:a", 3), keep=(4,))
+    assert identity(Run("a", small_experiment()), Run("b", renamed)) == plain
+    assert identity(Run("a", small_experiment(steps=21))) != plain != identity(Run("a", small_experiment(41)))
+    before, longer = Run("p", small_experiment(20)), Run("p", small_experiment(20, steps=21))
+    assert frozen(before) != frozen(longer)
+    assert frozen(before) == identity(dataclasses.replace(before, name="q"),
+                                      Run("frozen", small_experiment(64, "run:q")))
+
+
+def test_known_results_need_hashes(tmp_path):
+    (tmp_path / "old.csv").write_text("run,status\na,done\n")
+    with pytest.raises(UserError, match=r"old.csv: no column 'config'; expected a results.csv with the hash of each"):
+        results.add_known(tmp_path, [tmp_path / "old.csv"])

@@ -24,20 +24,29 @@ START_SECONDS = 20.0
 def training_flops(experiment: Experiment) -> float:
     """FLOPs of a run's training in its backbone alone: forward, and backward at twice the cost unless it is frozen.
     Evaluations are not counted."""
+    return experiment.steps * experiment.train.batch_size * _per_image(experiment)
+
+
+def _per_image(experiment: Experiment) -> float:
     height, width = experiment.train.transform.shape[:2]
     frozen = "backbone" in experiment.transfer.freeze
-    images = experiment.steps * experiment.train.batch_size
-    return images * (1 if frozen else 3) * _forward(experiment.backbone, height, width)
+    return (1 if frozen else 3) * _forward(experiment.backbone, height, width)
+
+
+def flops_to_run(experiment: Experiment) -> float:
+    """As `training_flops`, without those of a trunk."""
+    shared = experiment.branch.step / experiment.steps if experiment.branch else 0.0
+    return (1 - shared) * training_flops(experiment)
 
 
 def estimate_seconds(experiment: Experiment, timed: Iterable[tuple[Experiment, float]]) -> tuple[float, bool]:
     """Estimated seconds of a run, and whether the estimate is based on ``timed`` runs."""
     flops, training_seconds = 0.0, 0.0
     for done, seconds in timed:
-        flops += training_flops(done)
+        flops += flops_to_run(done)
         training_seconds += max(seconds - START_SECONDS, 1.0)
     rate = flops / training_seconds if flops else ASSUMED_PER_CORE * usable_cores()
-    return START_SECONDS + training_flops(experiment) / rate, bool(flops)
+    return START_SECONDS + flops_to_run(experiment) / rate, bool(flops)
 
 
 @functools.lru_cache(maxsize=64)

@@ -16,16 +16,20 @@ from typing import Any
 from big_vision_lite.errors import UserError, writing
 from big_vision_lite.experiment import Experiment, read_experiment
 from big_vision_lite.scaling.laws.curves import read_rows
+from big_vision_lite.scaling.studies.cost import training_flops
 from big_vision_lite.scaling.studies.study import INHERITED, Run, Study, read_study
 from big_vision_lite.system.atomic import write_bytes
 from big_vision_lite.system.paths import as_path
 from big_vision_lite.training.metrics import read_run
 from big_vision_lite.training.workdir import read_dataset_info
 
-FIRST = ("run", "study", "status", "stage", "head", "init", "images", "depth", "seed", "noise", "classes", "frozen",
-         "frozen_summary")
+FIRST = ("run", "study", "status", "stage", "head", "init", "images", "depth", "seed", "noise", "noise_kind", "classes",
+         "frozen", "frozen_summary")
 """First columns; the study's own factors follow, then `AFTER_FACTORS`, then the metrics."""
-AFTER_FACTORS = ("steps", "images_seen", "epochs", "data", "versions", "main_metric", "direction", "unit")
+AFTER_FACTORS = ("steps", "images_seen", "epochs", "operations", "learning_rate", "rate_choice", "config", "data", "versions", "main_metric", "direction",
+                 "unit")
+KNOWN = "known.csv"
+"""Rows of results of other folders, that count as done in this one."""
 
 
 def finished(folder: Path, experiment: Experiment) -> bool:
@@ -58,19 +62,63 @@ def final_metrics(folder: Path, experiment: Experiment) -> dict[str, float | Non
 def result_rows(study: Study, workdir: Path) -> list[dict[str, Any]]:
     """One row per run, in the study's order, including runs that failed or have not run yet.
 
-    ``status`` is done, failed or missing. ``images_seen`` counts repeats (steps x batch size). A transfer has the
-    ``images``, ``noise`` and ``classes`` of the run that it starts from.
+    ``status`` is done, failed or missing. ``images_seen`` counts repeats (steps x batch size), ``operations`` are the
+    FLOPs of training (`cost.training_flops`), ``config`` is the hash of `Study.identities`. A transfer has the
+    ``images``, ``noise`` and ``classes`` of the run that it starts from. Of a run that is only known, the row is as it
+    was found, but for the names of run and study.
     """
-    states = read_study(workdir).states
+    states, known = read_study(workdir).states, known_rows(workdir)
     rows = []
     for run in study.runs:
+        identity = study.identities[run.name]
+        if identity in known and not finished(workdir / run.name, run.experiment):
+            rows.append(known[identity] | {"run": run.name, "study": study.name})
+            continue
         root = run
         while root.start:
             root = study[root.start]
         failed = run.name in states and states[run.name].status == "failed"
         rows.append(_row(run.name, study.name, study.factors(run), run.experiment, workdir / run.name,
-                         workdir / root.name, "failed" if failed else "missing"))
+                         workdir / root.name, "failed" if failed else "missing") | {"config": identity})
     return rows
+
+
+def known_rows(workdir: Path) -> dict[str, dict[str, Any]]:
+    """The rows of `KNOWN` by their hash. Raises: UserError when the file cannot be read."""
+    return _by_config(workdir / KNOWN) if (workdir / KNOWN).is_file() else {}
+
+
+def add_known(workdir: Path, files: Sequence[Path]) -> None:
+    """Add finished runs of results.csv files to those that are known in a study's folder.
+
+    Raises:
+      UserError: a file cannot be read or has no hashes.
+    """
+    known = known_rows(workdir)
+    for path in files:
+        known |= _by_config(path)
+    if files:
+        write_file(workdir / KNOWN, to_csv(known.values()))
+
+
+def _by_config(path: Path) -> dict[str, dict[str, Any]]:
+    rows = read_rows(path)
+    if "config" not in rows[0]:
+        raise UserError(f"{path}: no column 'config'; expected a results.csv with the hash of each run's config, as bvl "
+                        "study writes it")
+    return {row["config"]: dict(row) for row in rows if row.get("status") == "done" and row["config"]}
+
+
+def unfinished(study: Study, workdir: Path, runs: Sequence[Run]) -> tuple[Run, ...]:
+    """Those of ``runs`` that are neither done nor known, and those that they need and that have no folder, in order."""
+    known = known_rows(workdir)
+    selected, needed, left = {run.name for run in runs}, set[str](), list[Run]()
+    for run in reversed(study.ordered()):  # each comes before what it needs
+        wanted = run.name in needed or (run.name in selected and study.identities[run.name] not in known)
+        if wanted and not finished(workdir / run.name, run.experiment):
+            left.append(run)
+            needed.update(run.needs)
+    return tuple(reversed(left))
 
 
 def _row(name: str, study: str, factors: Mapping[str, Any], experiment: Experiment, folder: Path, root: Path,
@@ -84,7 +132,8 @@ def _row(name: str, study: str, factors: Mapping[str, Any], experiment: Experime
     done = finished(folder, experiment)
     row = {"run": name, "study": study, "status": "done" if done else unfinished, **factors,
            "frozen_summary": experiment.transfer.frozen_summary, "steps": experiment.steps,
-           "images_seen": experiment.steps * experiment.train.batch_size}
+           "images_seen": experiment.steps * experiment.train.batch_size,
+           "operations": training_flops(experiment), "learning_rate": experiment.optimizer.learning_rate}
     if not done:
         return row
     data, run = read_dataset_info(folder), read_run(folder)

@@ -54,11 +54,12 @@ def prepare(study: Study, workdir: Path, spec: str = "") -> dict[str, RunState]:
     for run in study.runs:
         results.write_file(workdir / "configs" / f"{run.name}.json", configs.dumps(study.experiment(run, workdir)))
     (workdir / "logs").mkdir(exist_ok=True)
+    left = {run.name for run in results.unfinished(study, workdir, study.runs)}
     states = read_study(workdir).states
     states = {run.name: states.get(run.name, RunState(run.name)) for run in study.runs}
     for run in study.runs:
         state = states[run.name]
-        if results.finished(workdir / run.name, run.experiment):
+        if run.name not in left:
             states[run.name] = RunState(run.name, "done", max(state.attempts, 1))
         elif state.status != "failed":
             state.status = "missing"
@@ -91,11 +92,13 @@ def execute(study: Study, workdir: Path, runs: Sequence[Run], spec: str = "", im
     command = command or (lambda run, folder: command_of(run, folder, imports))
     with own_folder(workdir), collect_signals(signal.SIGTERM, signal.SIGINT) as received:
         states = prepare(study, workdir, spec)
-        done = [run for run in runs if states[run.name].status == "done"]
+        left = {run.name for run in results.unfinished(study, workdir, runs)}
+        runs = tuple(run for run in study.ordered() if run.name in left or run in runs)
+        done = [run for run in runs if run.name not in left]
         with StudyProgress(study, workdir, runs, done) as progress:
             for run in runs:
                 state = states[run.name]
-                if state.status == "done":
+                if run.name not in left:
                     continue
                 unmet = [name for name in run.needs if states[name].status != "done"]
                 if unmet:

@@ -5,12 +5,16 @@
         tuning = [Run(f"tuned,images={n}", tuned(Transfer(init=f"run:images={n}"))) for n in sizes]
         return Study("data_size", (*pretraining, *tuning))
 
-``Transfer(init="run:NAME")`` starts from the run of that name, which is trained first.
+``Transfer(init="run:NAME")`` starts from the run of that name, which is trained first; ``Branch("run:NAME", STEP)``
+shares its first steps.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -31,8 +35,13 @@ RUN_PREFIX = "run:"
 """Prefix of a ``Transfer.init`` that names a run of the same study."""
 RESERVED = ("configs", "figures", "jobs", "logs")
 """Folders of a study besides those of its runs."""
-INHERITED = ("images", "noise", "classes")
+INHERITED = ("images", "noise", "noise_kind", "classes")
 """Factors inherited from the pretraining run: a transfer is plotted over what its pretraining saw."""
+
+def _name(path: str | None) -> str | None:
+    """The run of the study that a path names."""
+    return path.removeprefix(RUN_PREFIX) if path and path.startswith(RUN_PREFIX) else None
+
 
 Factor = str | int | float | bool | None
 
@@ -57,14 +66,18 @@ class Run:
 
     @property
     def start(self) -> str | None:
-        """Name of the run of the study that it starts from, if any."""
-        init = self.experiment.transfer.init or ""
-        return init.removeprefix(RUN_PREFIX) if init.startswith(RUN_PREFIX) else None
+        """Name of the run of the study whose weights it starts from, if any."""
+        return _name(self.experiment.transfer.init)
+
+    @property
+    def trunk(self) -> str | None:
+        """Name of the run of the study whose first steps it shares, if any."""
+        return _name(self.experiment.branch and self.experiment.branch.trunk)
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Names of the runs that must finish first."""
-        return tuple(dict.fromkeys((*self.after, *([self.start] if self.start else []))))
+        return tuple(dict.fromkeys(filter(None, (*self.after, self.start, self.trunk))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,16 +141,33 @@ class Study:
                 selected.update(run.needs)
         return tuple(run for run in self.ordered() if run.name in selected)
 
+    @functools.cached_property
+    def identities(self) -> dict[str, str]:
+        """A hash per run, by name, of all that decides its results: its experiment, and those that it starts from.
+        Names, folders and lengths of calls do not count, nor whether its first steps were those of a trunk."""
+        identities: dict[str, str] = {}
+        for run in self.ordered():
+            experiment = configs.identity(run.experiment)
+            for field in _without_effect(run.experiment):
+                *above, name = field.split(".")
+                functools.reduce(lambda values, key: values.get(key, {}), above, experiment).pop(name, None)
+            if run.start:
+                experiment["transfer"]["init"] = identities[run.start]
+            text = json.dumps(experiment, sort_keys=True)
+            identities[run.name] = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        return identities
+
     def factors(self, run: Run) -> dict[str, Factor]:
         """What distinguishes a run: the study's factors, and those read from its config."""
         experiment = run.experiment
         pretraining = self.factors(self[run.start]) if run.start else {}
         inherited = {name: pretraining[name] for name in INHERITED if name in pretraining}
-        noise = [step.precision for step in experiment.train.curate if isinstance(step, LabelNoise)]
+        noise = [step for step in experiment.train.curate if isinstance(step, LabelNoise)]
         return {
             "depth": getattr(experiment.backbone, "depth", None),
             "seed": experiment.seed,
-            "noise": round(1 - noise[0], 6) if noise else 0.0,
+            "noise": round(1 - noise[0].precision, 6) if noise else 0.0,
+            **({"noise_kind": noise[0].kind} if noise else {}),
             "frozen": bool(experiment.transfer.freeze),
             "init": "pretraining" if run.start else experiment.transfer.init or "random",
             "head": type(experiment.head).__name__,
@@ -147,15 +177,19 @@ class Study:
         }
 
     def experiment(self, run: Run, workdir: Path) -> Experiment:
-        """A run's experiment, with the folder of the run that it starts from as ``init``."""
+        """A run's experiment, with folders in place of the names of runs."""
+        experiment = run.experiment
+        if run.trunk:
+            branch = dataclasses.replace(experiment.branch, trunk=str((workdir / run.trunk).resolve()))
+            experiment = dataclasses.replace(experiment, branch=branch)
         if not run.start:
-            return run.experiment
+            return experiment
         init = str((workdir / run.start).resolve())
         if has_checkpoint(workdir / run.name):  # it does not read init any more, and the study's folder may have moved
             path = workdir / run.name / "config.json"
             saved_init = convert(configs.read_json(path), _SavedConfig, path).transfer.init or ""
             init = saved_init if Path(saved_init).name == run.start else init
-        return dataclasses.replace(run.experiment, transfer=dataclasses.replace(run.experiment.transfer, init=init))
+        return dataclasses.replace(experiment, transfer=dataclasses.replace(experiment.transfer, init=init))
 
     def check(self, workdir: Path) -> None:
         """Raises: UserError when the folder holds another study, or a run of the same name with another config."""

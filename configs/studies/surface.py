@@ -1,0 +1,96 @@
+"""Error as a function of images, passes, network and noise: the grid from which `bvl advise` answers.
+
+    bvl study configs/studies/surface.py:root=/photos,sweep=(0.02,0.05,0.1) --workdir runs/rates      # first the rates
+    bvl study configs/studies/surface.py:root=/photos,rates=runs/rates/results.csv --workdir runs/surface
+    bvl advise runs/surface --images 100000
+
+Photos in a folder (see recipes/photos.py), or generated scenes without one. Each network learns from nested subsets and
+sees several numbers of images; all lengths share a trunk at a constant rate. docs/results/surface.md has the result.
+"""
+
+from big_vision_lite.data.curation.steps import Curation, LabelNoise, NestedSubset, curation
+from big_vision_lite.errors import UserError
+from big_vision_lite.experiment import Experiment
+from big_vision_lite.recipes.miniature import scenes_pretraining
+from big_vision_lite.recipes.photos import photos_pretraining, photos_transfer
+from big_vision_lite.scaling.studies.grid import UNTUNED, Rates, lengths
+from big_vision_lite.scaling.studies.study import RUN_PREFIX, Run, Study
+from big_vision_lite.training.schedules import Schedule
+
+RATES = {"photos": 0.05, "scenes": 3e-3}
+
+
+def get_study(root: str | None = None, images: tuple[int, ...] = (1_400, 3_400, 8_000, 19_000, 45_000),
+              seen: tuple[int, ...] = (7_000, 14_000, 28_000, 56_000, 112_000, 225_000, 450_000),
+              max_passes: float = 80.0, depth: int = 10, width: float = 0.25, batch_size: int = 64,
+              wrong: tuple[int, ...] = (0,), kind: str = "uniform", hierarchy: str | None = None,
+              seeds: tuple[int, ...] = (0, 1, 2), rates: str | None = None, sweep: tuple[float, ...] = (),
+              share: bool = True, target: str | None = None, target_images: tuple[int, ...] = (),
+              study_name: str = "surface") -> Study:
+    """
+    Args:
+      root: folder of photos with the splits train, val and test; None: generated scenes.
+      images: numbers of images to learn from, nested.
+      seen: numbers of images seen, with repeats.
+      max_passes: longer runs over a number of images are left out.
+      depth: layers of the ResNet.
+      width: width factor of the ResNet; 1 is the standard width.
+      batch_size: images per step.
+      wrong: percentages of the labels that are replaced by wrong ones.
+      kind: what wrong labels are drawn from, uniform or parent, see `LabelNoise`.
+      hierarchy: for kind=parent, file with the columns child and parent.
+      seeds: each has its own subsets, noise, initialization and data order.
+      rates: results.csv of a sweep, which chooses the learning rates.
+      sweep: learning rates to try: with each number of images the smallest number seen, with the most images the
+        largest too, by the first seed.
+      share: runs of all lengths share a trunk; False: each takes all its steps itself.
+      target: folder of other photos, to which the longest run of each number of images is transferred.
+      target_images: numbers of those photos to learn from.
+      study_name: name of the study, to tell studies apart in one report.
+    """
+    if (target is None) != (not target_images):
+        raise UserError("surface: target and target_images go together; give both or none")
+    data = "scenes" if root is None else "photos"
+    chosen = Rates(rates) if rates else None
+    warmup = max(1, round(0.005 * max(seen) / batch_size))
+
+    def pretraining(steps: int, schedule: Schedule, curate: tuple[Curation, ...], rate: float, seed: int) -> Experiment:
+        fields = {"steps": steps, "schedule": schedule, "curate": curate, "depth": depth, "width": width,
+                  "batch_size": batch_size, "rate": rate, "seed": seed}
+        if root is None:
+            return scenes_pretraining(images=max(images), classes=824, zipf=1.0, probes=False, **fields)
+        return photos_pretraining(root, **fields)
+
+    def grid(count: int, percent: int, seed: int, rate: float, seen_by_it: tuple[int, ...], name: str = "",
+             **factors: str | float) -> tuple[Run, ...]:
+        noise = LabelNoise(1 - percent / 100, kind=kind, hierarchy=hierarchy, seed=seed) if percent else None
+        curate = curation(subset=NestedSubset(count, seed=seed, stratified=root is not None), noise=noise)
+        name = f"images={count},depth={depth}{f',wrong={percent}' if percent else ''}{name},seed={seed}"
+        return lengths(name, lambda steps, schedule: pretraining(steps, schedule, curate, rate, seed), seen_by_it,
+                       batch_size, warmup=warmup, share=share, factors={"images": count, **factors})
+
+    runs: list[Run] = []
+    for seed in seeds if not sweep else seeds[:1]:
+        for count in images:
+            possible = tuple(number for number in seen if number <= max_passes * count)
+            for rate in sweep:
+                tried = (min(possible), max(possible)) if count == max(images) else (min(possible),)
+                runs += grid(count, wrong[0], seed, rate, tried, f",rate={rate:g}", rate_choice="swept")
+            for percent in wrong if not sweep else ():
+                rate = chosen(depth, count) if chosen else RATES[data]
+                runs += grid(count, percent, seed, rate, possible, rate_choice=chosen.file if chosen else UNTUNED)
+                for number in target_images:
+                    runs += _transfers(runs[-1], target, number, depth, width, seed)
+        for number in target_images:
+            runs.append(Run(f"scratch,target={number},seed={seed}",
+                            photos_transfer(None, target, images=number, depth=depth, width=width, seed=seed),
+                            factors={"target_images": number, "images": 0, "stage": "transfer"}))
+    return Study(study_name, tuple(runs))
+
+
+def _transfers(pretraining: Run, target: str, number: int, depth: int, width: float, seed: int) -> list[Run]:
+    seen = pretraining.experiment.steps * pretraining.experiment.train.batch_size
+    return [Run(f"{'frozen' if freeze else 'tuned'},target={number},{pretraining.name}",
+                photos_transfer(RUN_PREFIX + pretraining.name, target, images=number, freeze=freeze, depth=depth,
+                                width=width, seed=seed),
+                factors={"target_images": number, "pretraining_seen": seen}) for freeze in (False, True)]
