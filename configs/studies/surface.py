@@ -20,17 +20,17 @@ from big_vision_lite.training.schedules import Schedule
 RATES = {"photos": 0.05, "scenes": 3e-3}
 
 
-def get_study(root: str | None = None, images: tuple[int, ...] = (1_400, 3_400, 8_000, 19_000, 45_000),
+def get_study(root: str | None = None, subsets: tuple[int, ...] = (1_400, 3_400, 8_000, 19_000, 45_000),
               seen: tuple[int, ...] = (7_000, 14_000, 28_000, 56_000, 112_000, 225_000, 450_000),
               max_passes: float = 80.0, depth: int = 10, width: float = 0.25, batch_size: int = 64,
               wrong: tuple[int, ...] = (0,), kind: str = "uniform", hierarchy: str | None = None,
-              seeds: tuple[int, ...] = (0, 1, 2), rates: str | None = None, sweep: tuple[float, ...] = (),
+              seeds: int = 3, rates: str | None = None, sweep: tuple[float, ...] = (),
               share: bool = True, target: str | None = None, target_images: tuple[int, ...] = (),
               study_name: str = "surface") -> Study:
     """
     Args:
       root: folder of photos with the splits train, val and test; None: generated scenes.
-      images: numbers of images to learn from, nested.
+      subsets: numbers of images to learn from, nested.
       seen: numbers of images seen, with repeats.
       max_passes: longer runs over a number of images are left out.
       depth: layers of the ResNet.
@@ -38,8 +38,8 @@ def get_study(root: str | None = None, images: tuple[int, ...] = (1_400, 3_400, 
       batch_size: images per step.
       wrong: percentages of the labels that are replaced by wrong ones.
       kind: what wrong labels are drawn from, uniform or parent, see `LabelNoise`.
-      hierarchy: for kind=parent, file with the columns child and parent.
-      seeds: each has its own subsets, noise, initialization and data order.
+      hierarchy: csv file with the columns child,parent, for kind=parent.
+      seeds: number of seeds, from 0 on; each has its own subsets, noise, initialization and data order.
       rates: results.csv of a sweep, which chooses the learning rates.
       sweep: learning rates to try: with each number of images the smallest number seen, with the most images the
         largest too, by the first seed.
@@ -54,11 +54,11 @@ def get_study(root: str | None = None, images: tuple[int, ...] = (1_400, 3_400, 
     chosen = Rates(rates) if rates else None
     warmup = max(1, round(0.005 * max(seen) / batch_size))
 
-    def pretraining(steps: int, schedule: Schedule, curate: tuple[Curation, ...], rate: float, seed: int) -> Experiment:
-        fields = {"steps": steps, "schedule": schedule, "curate": curate, "depth": depth, "width": width,
+    def pretraining(length: int, schedule: Schedule, curate: tuple[Curation, ...], rate: float, seed: int) -> Experiment:
+        fields = {"steps": length, "schedule": schedule, "curate": curate, "depth": depth, "width": width,
                   "batch_size": batch_size, "rate": rate, "seed": seed}
         if root is None:
-            return scenes_pretraining(images=max(images), classes=824, zipf=1.0, probes=False, **fields)
+            return scenes_pretraining(images=max(subsets), classes=824, zipf=1.0, probes=False, **fields)
         return photos_pretraining(root, **fields)
 
     def grid(count: int, percent: int, seed: int, rate: float, seen_by_it: tuple[int, ...], name: str = "",
@@ -66,15 +66,15 @@ def get_study(root: str | None = None, images: tuple[int, ...] = (1_400, 3_400, 
         noise = LabelNoise(1 - percent / 100, kind=kind, hierarchy=hierarchy, seed=seed) if percent else None
         curate = curation(subset=NestedSubset(count, seed=seed, stratified=root is not None), noise=noise)
         name = f"images={count},depth={depth}{f',wrong={percent}' if percent else ''}{name},seed={seed}"
-        return lengths(name, lambda steps, schedule: pretraining(steps, schedule, curate, rate, seed), seen_by_it,
+        return lengths(name, lambda length, schedule: pretraining(length, schedule, curate, rate, seed), seen_by_it,
                        batch_size, warmup=warmup, share=share, factors={"images": count, **factors})
 
     runs: list[Run] = []
-    for seed in seeds if not sweep else seeds[:1]:
-        for count in images:
+    for seed in range(1 if sweep else seeds):
+        for count in subsets:
             possible = tuple(number for number in seen if number <= max_passes * count)
             for rate in sweep:
-                tried = (min(possible), max(possible)) if count == max(images) else (min(possible),)
+                tried = (min(possible), max(possible)) if count == max(subsets) else (min(possible),)
                 runs += grid(count, wrong[0], seed, rate, tried, f",rate={rate:g}", rate_choice="swept")
             for percent in wrong if not sweep else ():
                 rate = chosen(depth, count) if chosen else RATES[data]

@@ -33,11 +33,12 @@ ONLY_HERE = {
     "transfer/emoji_segmentation.py": {"ohem_fraction"}, "transfer/folder_segmentation.py": {"channels"},
     "transfer/voc07_detection.py": {"train_batchnorm"}, "transfer/voc12_segmentation.py": {"multi_scale_flip"},
     "transfer/vtab.py": {"task"}, "studies/noise.py": {"wrong"},
+    "studies/surface.py": {"wrong", "seen", "max_passes", "kind", "rates", "sweep", "share", "target", "target_images"},
     "paper/tables.py": {"table", "minival"}, "paper/bit_pretraining_size.py": {"tasks", "small", "large"},
 }
 """Further words, by the configs that may have them."""
-BY_TABLE = ("paper/tables.py", "paper/bit_pretraining_size.py")
-"""Studies whose lengths are those of the paper."""
+BY_TABLE = ("paper/tables.py", "paper/bit_pretraining_size.py", "studies/surface.py")
+"""Studies whose lengths are those of the paper, or several."""
 PATHS = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.py"))
 WITH_STEPS = [path for path in PATHS if re.search(r"\bsteps: ", (CONFIGS / path).read_text())]
 

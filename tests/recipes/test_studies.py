@@ -18,7 +18,8 @@ TABLE_STUDIES = ("imagenet", "coco", "voc07", "voc12", "data_size", "training_le
 PAPER = (*(f"paper/tables.py:table={table}" for table in TABLE_STUDIES), "paper/bit_pretraining_size.py:",
          "paper/near_duplicates.py:exclude=/ids.txt,root=/photos")
 SEVERAL_SEEDS = (*PAPER, "studies/capacity.py:", "studies/data_size.py:", "studies/noise.py:",
-                 "studies/photos.py:root=/photos")
+                 "studies/photos.py:root=/photos", "studies/surface.py:",
+                 "studies/surface.py:root=/photos,target=/others,target_images=(100,1000),wrong=(0,20)")
 
 
 def load(spec: str, **arguments: object) -> Study:

@@ -42,13 +42,14 @@ def lengths(name: str, recipe: Recipe, seen: Sequence[int], batch_size: int, *, 
         raise UserError(f"{name}: {steps[0]} steps, of which the rate falls in {falls[steps[0]]}; expected more than "
                         f"that and the {warmup} of the warm-up: see more images, or warm up for less")
     branches = {length: length - falls[length] for length in steps}
-    if share and len(steps) > 1:
+    share = share and len(steps) > 1
+    if share:
         trunk = recipe(branches[steps[-1]], Cooldown(warmup, length=0))
         runs.append(Run(f"trunk,{name}", dataclasses.replace(trunk, keep=tuple(branches.values())),
                         factors={**factors, "stage": "trunk"}))
     for length in steps:
         experiment = recipe(length, Cooldown(warmup, length=falls[length]))
-        if runs:
+        if share:
             experiment = dataclasses.replace(experiment,
                                              branch=Branch(f"{RUN_PREFIX}trunk,{name}", branches[length]))
         runs.append(Run(f"{name},seen={length * batch_size}", experiment, factors=factors))
