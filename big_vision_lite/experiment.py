@@ -123,6 +123,6 @@ def read_experiment(path: Path, allowed: Sequence[str] = ()) -> Experiment:
     return experiment
 
 
-WITHOUT_EFFECT = ("branch", "steps_per_call", "log_every", "eval_every", "save_every", "max_checkpoints", "keep", "mesh",
-                  "train.threads", "train.workers", "train.prefetch", "train.resident")
+WITHOUT_EFFECT = ("branch", "steps_per_call", "log_every", "eval_every", "save_every", "max_checkpoints", "keep",
+                  "mesh", "train.threads", "train.workers", "train.prefetch", "train.resident")
 """Fields that do not change what a run learns, but for the rounding of sums over another mesh or in another program."""

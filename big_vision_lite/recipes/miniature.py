@@ -37,7 +37,7 @@ def small_resnet(depth: int = 10, width: float = 0.25) -> ResNet:
 
 def scenes_pretraining(*, steps: int, curate: tuple[Curation, ...] = (), images: int = IMAGES, depth: int = 10,
                        width: float = 0.25, batch_size: int = 128, seed: int = 0, classes: int = CLASSES,
-                       zipf: float = 0.5, rate: float | None = None, schedule: Schedule = Cosine(warmup=0.05),
+                       zipf: float = 0.5, rate: float | None = None, schedule: Schedule | None = None,
                        probes: bool = True) -> Experiment:
     """Multi-label classification of generated scenes with the logistic loss, as the paper's pretraining; with AdamW,
     because a few hundred steps are too few for the paper's RMSProp.
@@ -46,6 +46,7 @@ def scenes_pretraining(*, steps: int, curate: tuple[Curation, ...] = (), images:
       curate: which of the ``images`` scenes are learned, and with which labels. Evaluation has the correct labels.
       zipf: exponent of the frequencies of the classes.
       rate: peak of the learning rate; by default 3e-3 for 64 images, and in proportion to the root of the batch.
+      schedule: of the rate; by default a cosine.
       probes: add few-shot probes of the features on `new_classes`.
     """
     def source(split: str, images: int) -> PreparedEmojiScenes:
@@ -59,7 +60,8 @@ def scenes_pretraining(*, steps: int, curate: tuple[Curation, ...] = (), images:
         evals={"validation": Input(source("validation", 2_000), Resize(SIZE), batch_size)},
         backbone=small_resnet(depth, width),
         head=Classification("sigmoid"),
-        optimizer=AdamW(rate or 3e-3 * (batch_size / 64) ** 0.5, schedule=schedule, weight_decay=0.02),
+        optimizer=AdamW(rate or 3e-3 * (batch_size / 64) ** 0.5, schedule=schedule or Cosine(warmup=0.05),
+                        weight_decay=0.02),
         probes={"new_classes": few_shot} if probes else {},
         steps=steps,
         seed=seed,

@@ -20,7 +20,7 @@ SIZE = 32
 
 def photos_pretraining(root: str, *, steps: int, curate: tuple[Curation, ...] = (), depth: int = 10,
                        width: float = 0.25, batch_size: int = 64, rate: float = 0.1,
-                       schedule: Schedule = Cosine(warmup=0.05), seed: int = 0,
+                       schedule: Schedule | None = None, seed: int = 0,
                        evals: tuple[str, ...] = ("val", "test")) -> Experiment:
     """Classification of photos by SGD, as usual for CIFAR since He et al. (2016): padded crops, flips, weight decay
     5e-4.
@@ -28,6 +28,7 @@ def photos_pretraining(root: str, *, steps: int, curate: tuple[Curation, ...] = 
     Args:
       root: folder with a folder per split, each with one per class.
       curate: which photos are learned, and with which labels.
+      schedule: of the rate; by default a cosine.
       evals: splits that are evaluated, at the end only; choices are made by the first.
     """
     return Experiment(
@@ -36,7 +37,7 @@ def photos_pretraining(root: str, *, steps: int, curate: tuple[Curation, ...] = 
         evals={name: Input(ImageFolder(root, name), Resize(SIZE), 128) for name in evals},
         backbone=ResNet(depth, width=width, norm=BatchNorm(group=min(64, batch_size)), stem="half"),
         head=Classification("softmax"),
-        optimizer=SGD(rate, schedule=schedule, weight_decay=5e-4, nesterov=True),
+        optimizer=SGD(rate, schedule=schedule or Cosine(warmup=0.05), weight_decay=5e-4, nesterov=True),
         steps=steps,
         seed=seed,
         log_every=50,

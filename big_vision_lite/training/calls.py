@@ -122,8 +122,8 @@ def call_starts(experiment: Experiment, start: int, on_cpu: bool = False) -> lis
     """The steps done before each call, from ``start`` on, and at the end.
 
     A call has ``experiment.steps_per_call`` steps (None: 1 on CPUs, `STEPS_PER_CALL` elsewhere), or as many as there
-    are between lines of metrics, evaluations and checkpoints; or one, where one of those or of `keep` is nearer. So two programs are
-    compiled at most.
+    are between lines of metrics, evaluations and checkpoints; or one, where one of those or of ``experiment.keep`` is
+    nearer. So two programs are compiled at most.
     """
     intervals = [experiment.log_every, experiment.eval_interval or math.inf, experiment.save_interval]
     length = min(experiment.steps_per_call or (1 if on_cpu else STEPS_PER_CALL), *intervals)

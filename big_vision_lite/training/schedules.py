@@ -73,8 +73,8 @@ class Constant(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Cooldown(Schedule):
-    """Constant, then a linear fall to 0 at the end of the run (Zhai et al. 2022, section 3.4; Hägele et al. 2024). Before
-    the fall, runs of all lengths have the same rates, so that they can share their first steps: see `Branch`."""
+    """Constant, then a linear fall to 0 at the end of the run (Zhai et al. 2022, section 3.4; Hägele et al. 2024).
+    Before the fall, runs of all lengths have the same rates, so that they can share their first steps: see `Branch`."""
 
     length: float = 0.2
     """Of the fall: below 1 a share of the run, from 1 on a number of steps; 0: none."""

@@ -23,7 +23,7 @@ from big_vision_lite.training.transfer import Branch
 from big_vision_lite.training.workdir import read_dataset_info
 
 ITS_OWN = ("steps", "optimizer.schedule", "evals", "probes", "transfer.init", *WITHOUT_EFFECT)
-"""Fields in which a branch may differ from its trunk. The rates up to the step of the branch must be equal; and what the
+"""Fields in which a branch may differ from its trunk. The rates up to the step of the branch must be equal; what the
 trunk started from may have been moved."""
 
 

@@ -8,6 +8,8 @@ Photos in a folder (see recipes/photos.py), or generated scenes without one. Eac
 sees several numbers of images; all lengths share a trunk at a constant rate. docs/results/surface.md has the result.
 """
 
+from typing import Literal
+
 from big_vision_lite.data.curation.steps import Curation, LabelNoise, NestedSubset, curation
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
@@ -25,8 +27,8 @@ def get_study(root: str | None = None, subsets: tuple[int, ...] = (1_400, 3_400,
               max_passes: float = 80.0, depth: int = 10, width: float = 0.25, batch_size: int = 64,
               wrong: tuple[int, ...] = (0,), kind: str = "uniform", hierarchy: str | None = None,
               seeds: int = 3, rates: str | None = None, sweep: tuple[float, ...] = (),
-              share: bool = True, target: str | None = None, target_images: tuple[int, ...] = (),
-              study_name: str = "surface") -> Study:
+              schedule: Literal["trunk", "cooldown", "cosine"] = "trunk", target: str | None = None,
+              target_images: tuple[int, ...] = (), study_name: str = "surface") -> Study:
     """
     Args:
       root: folder of photos with the splits train, val and test; None: generated scenes.
@@ -43,7 +45,8 @@ def get_study(root: str | None = None, subsets: tuple[int, ...] = (1_400, 3_400,
       rates: results.csv of a sweep, which chooses the learning rates.
       sweep: learning rates to try: with each number of images the smallest number seen, with the most images the
         largest too, by the first seed.
-      share: runs of all lengths share a trunk; False: each takes all its steps itself.
+      schedule: trunk: runs of all lengths share their first steps; cooldown: each takes all its steps itself; cosine:
+        so, with the rates of a cosine.
       target: folder of other photos, to which the longest run of each number of images is transferred.
       target_images: numbers of those photos to learn from.
       study_name: name of the study, to tell studies apart in one report.
@@ -54,7 +57,8 @@ def get_study(root: str | None = None, subsets: tuple[int, ...] = (1_400, 3_400,
     chosen = Rates(rates) if rates else None
     warmup = max(1, round(0.005 * max(seen) / batch_size))
 
-    def pretraining(length: int, schedule: Schedule, curate: tuple[Curation, ...], rate: float, seed: int) -> Experiment:
+    def pretraining(length: int, schedule: Schedule, curate: tuple[Curation, ...], rate: float, seed: int
+                    ) -> Experiment:
         fields = {"steps": length, "schedule": schedule, "curate": curate, "depth": depth, "width": width,
                   "batch_size": batch_size, "rate": rate, "seed": seed}
         if root is None:
@@ -67,7 +71,7 @@ def get_study(root: str | None = None, subsets: tuple[int, ...] = (1_400, 3_400,
         curate = curation(subset=NestedSubset(count, seed=seed, stratified=root is not None), noise=noise)
         name = f"images={count},depth={depth}{f',wrong={percent}' if percent else ''}{name},seed={seed}"
         return lengths(name, lambda length, schedule: pretraining(length, schedule, curate, rate, seed), seen_by_it,
-                       batch_size, warmup=warmup, share=share, factors={"images": count, **factors})
+                       batch_size, warmup=warmup, rates=schedule, factors={"images": count, **factors})
 
     runs: list[Run] = []
     for seed in range(1 if sweep else seeds):

@@ -76,9 +76,9 @@ def test_a_branch_within_calls_of_several_steps(tmp_path):
     ({"optimizer": SGD(0.01, schedule=Constant(3))}, "another recipe: optimizer"),
     ({"seed": 1}, "another recipe: seed: 0 -> 1")])
 def test_a_trunk_must_be_of_the_same_recipe(trunk, tmp_path, changes, message):
-    at = changes.pop("at", 20)
+    at, cooldown = changes.pop("at", 20), changes.pop("cooldown", 5)
     with pytest.raises(UserError, match=message):
-        loop.train(of_length(25, changes.pop("cooldown", 5), branch=Branch(str(trunk), at), **changes), tmp_path / "run")
+        loop.train(of_length(25, cooldown, branch=Branch(str(trunk), at), **changes), tmp_path / "run")
 
 
 def test_impossible_branches():

@@ -6,12 +6,13 @@ import collections
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.scaling.laws.curves import read_number, read_rows
 from big_vision_lite.scaling.studies.study import RUN_PREFIX, Factor, Run
-from big_vision_lite.training.schedules import Cooldown, Schedule
+from big_vision_lite.training.schedules import Cooldown, Cosine, Schedule
 from big_vision_lite.training.transfer import Branch
 
 UNTUNED = "untuned"
@@ -21,7 +22,8 @@ Recipe = Callable[[int, Schedule], Experiment]
 
 
 def lengths(name: str, recipe: Recipe, seen: Sequence[int], batch_size: int, *, warmup: int, cooldown: float = 0.2,
-            factors: Mapping[str, Factor] | None = None, share: bool = True) -> tuple[Run, ...]:
+            factors: Mapping[str, Factor] | None = None, rates: Literal["trunk", "cooldown", "cosine"] = "trunk"
+            ) -> tuple[Run, ...]:
     """Runs that see these numbers of images: a trunk at a constant rate, and branches in which it falls.
 
     Args:
@@ -30,7 +32,8 @@ def lengths(name: str, recipe: Recipe, seen: Sequence[int], batch_size: int, *, 
       warmup: steps in which the rate rises, the same for all lengths.
       cooldown: share of each run in which it falls.
       factors: of all the runs.
-      share: False: each run takes all its steps itself.
+      rates: "cooldown": the same without a trunk, each run takes all its steps itself; "cosine": so with the rates of
+        a cosine.
 
     Raises:
       UserError: a run is too short for its warm-up.
@@ -42,13 +45,13 @@ def lengths(name: str, recipe: Recipe, seen: Sequence[int], batch_size: int, *, 
         raise UserError(f"{name}: {steps[0]} steps, of which the rate falls in {falls[steps[0]]}; expected more than "
                         f"that and the {warmup} of the warm-up: see more images, or warm up for less")
     branches = {length: length - falls[length] for length in steps}
-    share = share and len(steps) > 1
+    share = rates == "trunk" and len(steps) > 1
     if share:
         trunk = recipe(branches[steps[-1]], Cooldown(warmup, length=0))
         runs.append(Run(f"trunk,{name}", dataclasses.replace(trunk, keep=tuple(branches.values())),
                         factors={**factors, "stage": "trunk"}))
     for length in steps:
-        experiment = recipe(length, Cooldown(warmup, length=falls[length]))
+        experiment = recipe(length, Cosine(warmup) if rates == "cosine" else Cooldown(warmup, length=falls[length]))
         if share:
             experiment = dataclasses.replace(experiment,
                                              branch=Branch(f"{RUN_PREFIX}trunk,{name}", branches[length]))

@@ -23,11 +23,11 @@ from big_vision_lite.system.paths import as_path
 from big_vision_lite.training.metrics import read_run
 from big_vision_lite.training.workdir import read_dataset_info
 
-FIRST = ("run", "study", "status", "stage", "head", "init", "images", "depth", "seed", "noise", "noise_kind", "classes",
-         "frozen", "frozen_summary")
+FIRST = ("run", "study", "status", "stage", "head", "init", "images", "depth", "seed", "noise", "noise_kind",
+         "classes", "frozen", "frozen_summary")
 """First columns; the study's own factors follow, then `AFTER_FACTORS`, then the metrics."""
-AFTER_FACTORS = ("steps", "images_seen", "epochs", "operations", "learning_rate", "rate_choice", "config", "data", "versions", "main_metric", "direction",
-                 "unit")
+AFTER_FACTORS = ("steps", "images_seen", "epochs", "operations", "learning_rate", "rate_choice", "config",
+                 "data", "versions", "main_metric", "direction", "unit")
 KNOWN = "known.csv"
 """Rows of results of other folders, that count as done in this one."""
 
@@ -104,8 +104,8 @@ def add_known(workdir: Path, files: Sequence[Path]) -> None:
 def _by_config(path: Path) -> dict[str, dict[str, Any]]:
     rows = read_rows(path)
     if "config" not in rows[0]:
-        raise UserError(f"{path}: no column 'config'; expected a results.csv with the hash of each run's config, as bvl "
-                        "study writes it")
+        raise UserError(f"{path}: no column 'config'; expected a results.csv with the hash of each run's config, as "
+                        "bvl study writes it")
     return {row["config"]: dict(row) for row in rows if row.get("status") == "done" and row["config"]}
 
 
@@ -132,8 +132,8 @@ def _row(name: str, study: str, factors: Mapping[str, Any], experiment: Experime
     done = finished(folder, experiment)
     row = {"run": name, "study": study, "status": "done" if done else unfinished, **factors,
            "frozen_summary": experiment.transfer.frozen_summary, "steps": experiment.steps,
-           "images_seen": experiment.steps * experiment.train.batch_size,
-           "operations": training_flops(experiment), "learning_rate": experiment.optimizer.learning_rate}
+           "images_seen": experiment.steps * experiment.train.batch_size, "operations": training_flops(experiment),
+           "learning_rate": experiment.optimizer.learning_rate}
     if not done:
         return row
     data, run = read_dataset_info(folder), read_run(folder)
