@@ -43,8 +43,8 @@ def get_study(root: str | None = None, subsets: tuple[int, ...] = (1_400, 3_400,
       hierarchy: csv file with the columns child,parent, for kind=parent.
       seeds: number of seeds, from 0 on; each has its own subsets, noise, initialization and data order.
       rates: results.csv of a sweep, which chooses the learning rates.
-      sweep: learning rates to try: with each number of images the smallest number seen, with the most images the
-        largest too, by the first seed.
+      sweep: learning rates to try, by the first seed: for each number of images with the smallest number seen, for the
+        largest with all of them.
       schedule: trunk: runs of all lengths share their first steps; cooldown: each takes all its steps itself; cosine:
         so, with the rates of a cosine.
       target: folder of other photos, to which the longest run of each number of images is transferred.
@@ -54,7 +54,7 @@ def get_study(root: str | None = None, subsets: tuple[int, ...] = (1_400, 3_400,
     if (target is None) != (not target_images):
         raise UserError("surface: target and target_images go together; give both or none")
     data = "scenes" if root is None else "photos"
-    chosen = Rates(rates) if rates else None
+    chosen, file = (Rates(rates), rates) if rates else (None, "")
     warmup = max(1, round(0.005 * max(seen) / batch_size))
 
     def pretraining(length: int, schedule: Schedule, curate: tuple[Curation, ...], rate: float, seed: int
@@ -65,11 +65,11 @@ def get_study(root: str | None = None, subsets: tuple[int, ...] = (1_400, 3_400,
             return scenes_pretraining(images=max(subsets), classes=824, zipf=1.0, probes=False, **fields)
         return photos_pretraining(root, **fields)
 
-    def grid(count: int, percent: int, seed: int, rate: float, seen_by_it: tuple[int, ...], name: str = "",
+    def grid(count: int, percent: int, seed: int, rate: float, seen_by_it: tuple[int, ...],
              **factors: str | float) -> tuple[Run, ...]:
         noise = LabelNoise(1 - percent / 100, kind=kind, hierarchy=hierarchy, seed=seed) if percent else None
         curate = curation(subset=NestedSubset(count, seed=seed, stratified=root is not None), noise=noise)
-        name = f"images={count},depth={depth}{f',wrong={percent}' if percent else ''}{name},seed={seed}"
+        name = f"images={count},depth={depth}{f',wrong={percent}' if percent else ''},rate={rate:g},seed={seed}"
         return lengths(name, lambda length, schedule: pretraining(length, schedule, curate, rate, seed), seen_by_it,
                        batch_size, warmup=warmup, rates=schedule, factors={"images": count, **factors})
 
@@ -78,11 +78,14 @@ def get_study(root: str | None = None, subsets: tuple[int, ...] = (1_400, 3_400,
         for count in subsets:
             possible = tuple(number for number in seen if number <= max_passes * count)
             for rate in sweep:
-                tried = (min(possible), max(possible)) if count == max(subsets) else (min(possible),)
-                runs += grid(count, wrong[0], seed, rate, tried, f",rate={rate:g}", rate_choice="swept")
+                tried = possible if count == max(subsets) else (min(possible),)
+                runs += grid(count, wrong[0], seed, rate, tried, rate_choice="swept")
             for percent in wrong if not sweep else ():
-                rate = chosen(depth, count) if chosen else RATES[data]
-                runs += grid(count, percent, seed, rate, possible, rate_choice=chosen.file if chosen else UNTUNED)
+                by_rate: dict[float, list[int]] = {}  # runs of one rate can share a trunk
+                for number in possible:
+                    by_rate.setdefault(chosen(depth, count, number) if chosen else RATES[data], []).append(number)
+                for rate, numbers in by_rate.items():
+                    runs += grid(count, percent, seed, rate, tuple(numbers), rate_choice=file or UNTUNED)
                 for number in target_images:
                     runs += _transfers(runs[-1], target, number, depth, width, seed)
         for number in target_images:

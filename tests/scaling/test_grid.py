@@ -65,16 +65,17 @@ def sweep(path, rows):
     return str(path)
 
 
-def test_the_shortest_runs_choose_the_rate(tmp_path):
+def test_the_best_rate_nearby_is_chosen(tmp_path):
     rows = [("pretraining,10,1000,4000,0.1", 0.2), ("pretraining,10,1000,4000,0.3", 0.3),
             ("pretraining,10,1000,4000,0.3", 0.1), ("pretraining,10,1000,4000,0.1", 0.25),  # a second seed
             ("pretraining,10,1000,64000,0.1", 0.5), ("pretraining,10,1000,64000,0.3", 0.6),
             ("pretraining,10,50000,4000,0.1", 0.2), ("pretraining,10,50000,4000,0.3", 0.3),
             ("trunk,10,50000,4000,1.0", 0.9), ("pretraining,18,1000,4000,0.1", 0.9)]
     rates = Rates(sweep(tmp_path / "rates.csv", rows))
-    assert [rates(10, images) for images in (500, 1_000, 5_000, 20_000, 100_000)] == [0.1, 0.1, 0.1, 0.3, 0.3]
-    assert list(rates.checks()) == [(10, 1000.0, {4000.0: 0.1, 64000.0: 0.3}), (10, 50000.0, {4000.0: 0.3})]
+    assert rates.best == {(10, 1000.0, 4000.0): 0.1, (10, 1000.0, 64000.0): 0.3, (10, 50000.0, 4000.0): 0.3}
+    assert [rates(10, images, 5_000) for images in (500, 1_000, 5_000, 20_000, 100_000)] == [0.1, 0.1, 0.1, 0.3, 0.3]
+    assert [rates(10, 500, seen) for seen in (1_000, 15_000, 17_000, 1_000_000)] == [0.1, 0.1, 0.3, 0.3]
     with pytest.raises(UserError, match=r"rates\.csv: no rates for depth 18; it has 10"):
-        rates(18, 1_000)
+        rates(18, 1_000, 4_000)
     with pytest.raises(UserError, match="no finished runs that differ in learning_rate"):
         Rates(sweep(tmp_path / "one.csv", rows[:1]))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -60,44 +60,39 @@ def lengths(name: str, recipe: Recipe, seen: Sequence[int], batch_size: int, *, 
 
 
 class Rates:
-    """Learning rates that a sweep has chosen, per network and number of images.
+    """Learning rates that a sweep has chosen, per network, images and images seen.
 
     Args:
-      file: results.csv of the sweep: runs that differ in `learning_rate`. Where runs of several lengths were swept, the
-        shortest choose, as the longest are too dear to repeat; these only tell whether they would choose alike.
+      file: results.csv of the sweep: runs that differ in ``learning_rate``.
 
     Raises:
       UserError: the file has no such runs.
     """
 
     def __init__(self, file: str):
-        self.file = file
-        values: dict[tuple[int, float], dict[float, dict[float, list[float]]]] = {}  # by depth and images, length, rate
-        path = Path(file)
+        self.file, path = file, Path(file)
+        scores: dict[tuple[int, float, float], dict[float, list[float]]] = {}
         for line, row in enumerate(read_rows(path), 2):
             if row.get("status") != "done" or row.get("stage") != "pretraining":
                 continue
-            images, seen, rate, depth = (read_number(path, line, column, row) for column in
-                                         ("images", "images_seen", "learning_rate", "depth"))
+            depth, images, seen, rate = (read_number(path, line, column, row) for column in
+                                         ("depth", "images", "images_seen", "learning_rate"))
             score = float(row[row["main_metric"]]) * (1 if row["direction"] == "higher" else -1)
-            by_rate = values.setdefault((int(depth), images), {}).setdefault(seen, collections.defaultdict(list))
-            by_rate[rate].append(score)
-        self._best = {key: {seen: max(rates, key=lambda rate: sum(rates[rate]) / len(rates[rate]))
-                            for seen, rates in lengths.items() if len(rates) > 1} for key, lengths in values.items()}
-        self._best = {key: best for key, best in self._best.items() if best}
-        if not self._best:
+            scores.setdefault((int(depth), images, seen), {}).setdefault(rate, []).append(score)
+        self.best = {key: max(rates, key=lambda rate: sum(rates[rate]) / len(rates[rate]))
+                     for key, rates in sorted(scores.items()) if len(rates) > 1}
+        """By depth, images and images seen: the rate with the best mean score over seeds."""
+        if not self.best:
             raise UserError(f"{file}: no finished runs that differ in learning_rate; expected the results.csv of a "
                             "sweep")
 
-    def __call__(self, depth: int, images: int) -> float:
-        """The rate for a network and a number of images, that of the nearest number which was swept."""
-        depths = [key for key in self._best if key[0] == depth]
-        if not depths:
+    def __call__(self, depth: int, images: int, seen: int) -> float:
+        """The best rate of the nearest number of images seen that was swept; of those, at the nearest number of images:
+        the best rate falls with the length of a run, and hardly depends on the images."""
+        swept = [(images, seen) for other, images, seen in self.best if other == depth]
+        if not swept:
             raise UserError(f"{self.file}: no rates for depth {depth}; it has "
-                            f"{', '.join(str(each) for each in sorted({key[0] for key in self._best}))}")
-        best = self._best[min(depths, key=lambda key: abs(key[1] / images - 1) + abs(images / key[1] - 1))]
-        return best[min(best)]
-
-    def checks(self) -> Iterable[tuple[int, float, dict[float, float]]]:
-        """Depth, images, and the best rate per number of images seen."""
-        return [(depth, images, best) for (depth, images), best in sorted(self._best.items())]
+                            f"{', '.join(str(each) for each in sorted({key[0] for key in self.best}))}")
+        nearest = min((abs(math.log(their_seen / seen)), abs(math.log(their_images / images)), their_images, their_seen)
+                      for their_images, their_seen in swept)
+        return self.best[depth, *nearest[2:]]
