@@ -38,7 +38,7 @@ def small_resnet(depth: int = 10, width: float = 0.25) -> ResNet:
 def scenes_pretraining(*, steps: int, curate: tuple[Curation, ...] = (), images: int = IMAGES, depth: int = 10,
                        width: float = 0.25, batch_size: int = 128, seed: int = 0, classes: int = CLASSES,
                        zipf: float = 0.5, rate: float | None = None, schedule: Schedule | None = None,
-                       probes: bool = True) -> Experiment:
+                       eval_images: int = 2_000, probes: bool = True) -> Experiment:
     """Multi-label classification of generated scenes with the logistic loss, as the paper's pretraining; with AdamW,
     because a few hundred steps are too few for the paper's RMSProp.
 
@@ -57,7 +57,7 @@ def scenes_pretraining(*, steps: int, curate: tuple[Curation, ...] = (), images:
     return Experiment(
         train=Input(source("train", images), RandomCropPadded(SIZE, pad=SIZE // 8), batch_size, curate=curate,
                     resident="host"),
-        evals={"validation": Input(source("validation", 2_000), Resize(SIZE), batch_size)},
+        evals={"validation": Input(source("validation", eval_images), Resize(SIZE), batch_size)},
         backbone=small_resnet(depth, width),
         head=Classification("sigmoid"),
         optimizer=AdamW(rate or 3e-3 * (batch_size / 64) ** 0.5, schedule=schedule or Cosine(warmup=0.05),

@@ -11,6 +11,7 @@ sees several numbers of images; all lengths share a trunk at a constant rate. do
 from typing import Literal
 
 from big_vision_lite.data.curation.steps import Curation, LabelNoise, NestedSubset, curation
+from big_vision_lite.data.sources.emoji_art import emoji_classes
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.recipes.miniature import scenes_pretraining
@@ -62,7 +63,8 @@ def get_study(root: str | None = None, subsets: tuple[int, ...] = (1_400, 3_400,
         fields = {"steps": length, "schedule": schedule, "curate": curate, "depth": depth, "width": width,
                   "batch_size": batch_size, "rate": rate, "seed": seed}
         if root is None:
-            return scenes_pretraining(images=max(subsets), classes=824, zipf=1.0, probes=False, **fields)
+            return scenes_pretraining(images=max(subsets), classes=len(emoji_classes()), zipf=1.0,
+                                      eval_images=5_000, probes=False, **fields)
         return photos_pretraining(root, **fields)
 
     def grid(count: int, percent: int, seed: int, rate: float, seen_by_it: tuple[int, ...],
