@@ -83,6 +83,7 @@ def filled_in(command: str) -> str:
         command = re.sub(r"[][]", "", re.sub(r"(?<=[a-z])\|\S+", "", command))  # the first of several choices
     values = {"CONFIG": "configs/quickstart.py", "STUDY": "configs/studies/quickstart.py", "RUN": "runs/quickstart",
               "NAME": "named", "HOST:PORT": "10.0.0.2:8476", "N": "2", "I": "0", "SECONDS": "60"}
+    command = command.replace("rates=runs/rates/results.csv", f"rates={ROOT}/docs/results/surface/photos_rates.csv")
     return " ".join(values.get(word, word) for word in command.split(" "))
 
 
