@@ -5,6 +5,7 @@ from pathlib import Path
 CONFIGS = Path(__file__).parents[1] / "configs"
 REQUIRED = {
     "image_folder.py": "root=/photos,size=32",
+    "cifar100_resnet18.py": "root=/cifar100",
     "tfds.py": "name=cifar10,size=32",
     "pretrain/jft300m_like.py": "name=photos,subset=1000000,precision=0.8,vocabulary=1000,exclude=/ids.txt",
     "pretrain/imagenet21k.py": "root=/tars,hierarchy=/hierarchy.csv",

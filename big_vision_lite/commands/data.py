@@ -1,4 +1,4 @@
-"""The commands about data: ``bvl data inspect``, ``bvl data prepare``, ``bvl data duplicates``."""
+"""The commands about data: ``bvl data inspect``, ``prepare``, ``hold-out`` and ``duplicates``."""
 
 from __future__ import annotations
 
@@ -72,6 +72,29 @@ def prepare(arguments: list[str]) -> int:
     for name in sources:
         label_index(Tfds(options.name, name, data_dir).open(), beside=True)
     print(f"{folder} is ready: Tfds({options.name!r}, SPLIT) with " + ", ".join(sources))
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class HoldOut:
+    """Write a folder that has train/ and test/ with some of its training images in val/, by links to the files."""
+
+    root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """Folder with train/CLASS/* and usually test/CLASS/*."""
+    images: int
+    """Validation images, in the proportions of the classes."""
+    out: Path
+    """The new folder, with train/, val/ and test/."""
+    seed: int = 0
+    """Each seed holds out other images."""
+
+
+def hold_out(arguments: list[str]) -> int:
+    options = parse(HoldOut, arguments, "bvl data hold-out")
+    from big_vision_lite.data.tools.hold_out import hold_out
+
+    counts = hold_out(options.root, options.out, options.images, options.seed)
+    print(f"{options.out} is ready: " + ", ".join(f"{name} {images:,}" for name, images in counts.items()) + " images")
     return 0
 
 

@@ -181,6 +181,33 @@ class SingleLabelMetrics:
         return {f"top{k}": correct / self._count if self._count else None for k, correct in self._correct.items()}
 
 
+class SuperclassMetrics:
+    """Top-1 and top-5 accuracy among superclasses, by the sum of the probabilities of each one's classes.
+
+    Args:
+      superclass_of: int32 ``[classes]``, the index of each class's superclass; each has at least one class.
+      examples: as for `SingleLabelMetrics`.
+    """
+
+    def __init__(self, superclass_of: Int32[np.ndarray, " classes"], examples: int):
+        self._superclass_of = superclass_of
+        self._order = np.argsort(superclass_of, kind="stable")
+        self._starts = np.unique(superclass_of[self._order], return_index=True)[1]
+        self._scores = SingleLabelMetrics(len(self._starts), examples)
+
+    def add(self, logits: Float32[np.ndarray, "b classes"], labels: Int32[np.ndarray, "b k"],
+            mask: Bool[np.ndarray, " b"]) -> None:
+        """Add one batch of softmax logits. Raises: UserError, as ``SingleLabelMetrics.add``."""
+        logits, labels = _unmasked(logits, labels, mask, len(self._order), len(mask))
+        # The logarithm of a sum of probabilities, but for the same constant for all: it tells small ones apart.
+        scores = np.logaddexp.reduceat(logits[:, self._order], self._starts, axis=1)
+        self._scores.add(scores, np.where(labels >= 0, self._superclass_of[labels], labels), np.ones(len(scores), bool))
+
+    def result(self) -> dict[str, float | None]:
+        """``{"superclass_top1": ..., "superclass_top5": ...}``, see `SingleLabelMetrics.result`."""
+        return {f"superclass_{name}": value for name, value in self._scores.result().items()}
+
+
 class _Store:
     """A float32 matrix ``[examples, classes]``, in memory or in a file, written by rows and read by blocks of columns.
 

@@ -15,9 +15,10 @@ from jax import Array
 from jaxtyping import Float, UInt8
 
 from big_vision_lite.backbones.backbone import BackboneModule, Keys
+from big_vision_lite.data.curation.hierarchy import Hierarchy
 from big_vision_lite.data.source import Dataset, DatasetInfo, Example
 from big_vision_lite.errors import UserError
-from big_vision_lite.evaluation.classification import MultiLabelMetrics, SingleLabelMetrics
+from big_vision_lite.evaluation.classification import MultiLabelMetrics, SingleLabelMetrics, SuperclassMetrics
 from big_vision_lite.evaluation.scorable import check_labels
 from big_vision_lite.heads.drawing import draw_labels
 from big_vision_lite.heads.head import Batch, Head, MainMetric, Metrics
@@ -47,6 +48,10 @@ class Classification(Head):
     """Score larger images by the mean probability of ten crops of this side: the corners and the centre, and their
     mirror images (Krizhevsky et al. 2012). The transform must leave room around the crops, as Resize(340) does."""
 
+    hierarchy: str | None = None
+    """File with the columns child and parent, and exactly one parent per class: evaluations of a softmax also have the
+    accuracy among these superclasses, "superclass_top1", by the summed probabilities of their classes."""
+
     def __post_init__(self) -> None:
         at_least(self, 0, "mixup")
         at_least(self, 1, "max_labels", "ten_crop")
@@ -54,6 +59,9 @@ class Classification(Head):
             raise UserError(f"Classification: label_smoothing={self.label_smoothing}; expected 0 to below 1")
         if self.label_smoothing and self.loss_kind == "sigmoid":
             raise UserError("Classification: label_smoothing is for loss_kind='softmax'; set it to 0")
+        if self.hierarchy is not None and self.loss_kind == "sigmoid":
+            raise UserError(f"Classification: hierarchy={self.hierarchy!r} with loss_kind='sigmoid', whose "
+                            "probabilities do not add up; set loss_kind='softmax', or hierarchy to none")
         if self.prior is not None and not 0.0 < self.prior < 1.0:
             raise UserError(f"Classification: prior={self.prior}; expected a probability above 0 and below 1")
 
@@ -115,10 +123,20 @@ class Classification(Head):
         return yes - no
 
     def metrics(self, dataset: Dataset) -> Metrics:
-        return ClassificationMetrics(dataset)
+        return ClassificationMetrics(dataset, self._superclasses(dataset))
 
     def check_eval(self, dataset: Dataset) -> None:
         check_labels(dataset)
+        self._superclasses(dataset)
+
+    def _superclasses(self, dataset: Dataset) -> np.ndarray | None:
+        """The index of each class's superclass, int32 ``[classes]``. Raises: UserError when they are not defined."""
+        if self.hierarchy is None:
+            return None
+        if dataset.multi_label:
+            raise UserError(f"Classification: hierarchy={self.hierarchy!r}, and images may have any number of labels; "
+                            "superclasses are scored with exactly one: set hierarchy to none")
+        return Hierarchy(self.hierarchy).parents_of(dataset.classes)[1]
 
     def main_metric(self, data: DatasetInfo) -> MainMetric:
         return MainMetric("mAP" if data.multi_label else "top1")
@@ -177,20 +195,29 @@ class Classifier(nnx.Module):
 
 
 class ClassificationMetrics(Metrics):
-    """`MultiLabelMetrics` or `SingleLabelMetrics`, as the dataset has it, and the mean loss."""
+    """`MultiLabelMetrics` or `SingleLabelMetrics`, as the dataset has it, and the mean loss.
 
-    def __init__(self, dataset: Dataset):
+    Args:
+      superclass_of: for `SuperclassMetrics` as well.
+    """
+
+    def __init__(self, dataset: Dataset, superclass_of: np.ndarray | None = None):
         self.multi_label = dataset.multi_label
         accumulator = MultiLabelMetrics if dataset.multi_label else SingleLabelMetrics
         self.scores = accumulator(len(dataset.classes), len(dataset))
+        self.superclasses = None if superclass_of is None else SuperclassMetrics(superclass_of, len(dataset))
         self.loss, self.images = 0.0, 0
 
     def add(self, outputs: dict[str, np.ndarray], batch: dict[str, np.ndarray]) -> None:
         self.scores.add(outputs["logits"], batch["labels"], batch["mask"])
+        if self.superclasses:
+            self.superclasses.add(outputs["logits"], batch["labels"], batch["mask"])
         self.loss += float(outputs["loss"][batch["mask"]].sum(dtype=np.float64))
         self.images += int(batch["mask"].sum())
 
     def result(self) -> dict[str, float | None]:
-        """The accumulator's metrics, "loss", "images" and, with many labels, "mAP_chance" (of permuted scores)."""
-        chance = {"mAP_chance": self.scores.chance()} if self.multi_label else {}
-        return {**self.scores.result(), **chance, "loss": self.loss / max(self.images, 1), "images": self.images}
+        """The accumulators' metrics, "loss", "images" and, with many labels, "mAP_chance" (of permuted scores)."""
+        more = {"mAP_chance": self.scores.chance()} if self.multi_label else {}
+        if self.superclasses:
+            more = self.superclasses.result()
+        return {**self.scores.result(), **more, "loss": self.loss / max(self.images, 1), "images": self.images}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from big_vision_lite.backbones.norm import BatchNorm
 from big_vision_lite.backbones.resnet import ResNet
-from big_vision_lite.data.curation.steps import Curation, NestedSubset
+from big_vision_lite.data.curation.steps import Curation, NestedSubset, ParentLabels
 from big_vision_lite.data.pipeline import Input
 from big_vision_lite.data.sources.image_folder import ImageFolder
 from big_vision_lite.data.transforms.image import RandomCropPadded, Resize
@@ -21,22 +21,25 @@ SIZE = 32
 def photos_pretraining(root: str, *, steps: int, curate: tuple[Curation, ...] = (), depth: int = 10,
                        width: float = 0.25, batch_size: int = 64, rate: float = 0.1,
                        schedule: Schedule | None = None, seed: int = 0,
-                       evals: tuple[str, ...] = ("val", "test")) -> Experiment:
+                       evals: tuple[str, ...] = ("val", "test"), hierarchy: str | None = None) -> Experiment:
     """Classification of photos by SGD, as usual for CIFAR since He et al. (2016): padded crops, flips, weight decay
     5e-4.
 
     Args:
       root: folder with a folder per split, each with one per class.
-      curate: which photos are learned, and with which labels.
+      curate: which photos are learned, and with which labels. Evaluations have the correct labels; with `ParentLabels`,
+        those of the parents.
       schedule: of the rate; by default a cosine.
       evals: splits that are evaluated, at the end only; choices are made by the first.
+      hierarchy: csv file with the columns child,parent: also score the superclasses, see `Classification.hierarchy`.
     """
+    parents = tuple(step for step in curate if isinstance(step, ParentLabels))
     return Experiment(
         train=Input(ImageFolder(root, "train"), RandomCropPadded(SIZE, pad=SIZE // 8), batch_size, curate=curate,
                     resident="host"),
-        evals={name: Input(ImageFolder(root, name), Resize(SIZE), 128) for name in evals},
+        evals={name: Input(ImageFolder(root, name), Resize(SIZE), 128, curate=parents) for name in evals},
         backbone=ResNet(depth, width=width, norm=BatchNorm(group=min(64, batch_size)), stem="half"),
-        head=Classification("softmax"),
+        head=Classification("softmax", hierarchy=hierarchy),
         optimizer=SGD(rate, schedule=schedule or Cosine(warmup=0.05), weight_decay=5e-4, nesterov=True),
         steps=steps,
         seed=seed,

@@ -20,6 +20,7 @@ from big_vision_lite.data.curation.steps import (
     Exclude,
     LabelNoise,
     NestedSubset,
+    ParentLabels,
     curated,
     curation,
 )
@@ -222,6 +223,40 @@ def test_ancestors_become_labels(source, hierarchy):
         curated(source, [AncestorLabels(hierarchy)])
 
 
+@pytest.fixture
+def parents(tmp_path):
+    """Classes k, k + 7, k + 14 and so on are below "parent k"."""
+    file = tmp_path / "parents.csv"
+    file.write_text("".join(f"class {i},parent {i % 7}\n" for i in range(40)))
+    return str(file)
+
+
+@pytest.mark.parametrize("multi_label", [True, False])
+def test_parents_replace_labels_of_the_same_images(parents, multi_label):
+    source = Simulated(multi_label=multi_label)
+    mapped = curated(source, [ParentLabels(parents)])
+    assert mapped.classes == tuple(f"parent {k}" for k in range(7)) and mapped.multi_label == multi_label
+    expected = {id_: tuple(sorted({c % 7 for c in labels})) for id_, labels in contents(source).items()}
+    assert contents(mapped) == expected
+    # After a subset by the classes, both vocabularies are learned from the same images.
+    subset = NestedSubset(500, stratified=True)
+    assert curation(parents=ParentLabels(parents), subset=subset, noise=LabelNoise(0.7)) == (
+        subset, ParentLabels(parents), LabelNoise(0.7))
+    fine, coarse = (contents(curated(source, steps)) for steps in ([subset], [subset, ParentLabels(parents)]))
+    assert list(fine) == list(coarse) and coarse == {id_: expected[id_] for id_ in fine}
+
+
+def test_parents_of_noisy_labels_and_noise_among_parents_are_nested(parents):
+    source = Simulated(multi_label=False)
+    for steps in ((LabelNoise(0.7), ParentLabels(parents)), (ParentLabels(parents), LabelNoise(0.7))):
+        small, large = (curated(source, (NestedSubset(n, stratified=True), *steps)) for n in (300, 900))
+        assert contents(small).items() <= contents(large).items()
+    assert manifest(large)["noise"][0]["precision"] == pytest.approx(0.7, abs=4 * np.sqrt(0.21 / 900))
+    siblings = LabelNoise(0.5, kind="parent", hierarchy=parents)  # wrong, but for the parent
+    assert contents(curated(source, (siblings, ParentLabels(parents)))) == contents(
+        curated(source, [ParentLabels(parents)])) != contents(curated(source, [siblings]))
+
+
 def test_reports_say_what_each_step_did(source, hierarchy, tmp_path):
     exclude = Exclude(written(tmp_path, "simulated/1\nsimulated/2\nother/1\nother/2\nother/3\n"))
     dropped = sum(max(labels) < 30 for id_, labels in contents(source).items() if id_[10:] not in ("1", "2"))
@@ -319,6 +354,9 @@ def test_fingerprints_follow_the_content_of_files(source, tmp_path):
     (lambda t: AncestorLabels(written(t, "class 1,class 2,class 3\n")), "line 1: .* is not 'child,parent'"),
     (lambda t: AncestorLabels(written(t, "cat,pet\n")), "no class has a parent there"),
     (lambda t: AncestorLabels(written(t, "\n")), "is empty"),
+    (lambda t: ParentLabels(written(t, "class 0,x\nclass 01,x\n")),
+     "class 'class 1' has no parent; expected exactly one line 'class 1,PARENT'; did you mean 'class 0"),
+    (lambda t: ParentLabels(written(t, "class 0,x\nclass 0,y\n")), "class 'class 0' has the parents x, y; expected ex"),
     (lambda t: LabelNoise(0.5, kind="confusion", confusion=written(t, "a,b\n1,2\n")), "expected true, given, weight"),
     (lambda t: LabelNoise(0.5, kind="confusion", confusion=written(t, "true,given,weight\nclass 1,class 2,1\n")),
      "class 'class 0' is never given as another"),

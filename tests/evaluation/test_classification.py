@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score, top_k_accuracy_score
 
 from big_vision_lite.errors import UserError
 from big_vision_lite.evaluation import classification
-from big_vision_lite.evaluation.classification import MultiLabelMetrics, SingleLabelMetrics
+from big_vision_lite.evaluation.classification import MultiLabelMetrics, SingleLabelMetrics, SuperclassMetrics
 
 
 def pad(sets, width=None):
@@ -205,6 +205,27 @@ def test_top_k_agrees_with_sklearn(classes):
     for k in (1, 5):
         expected = top_k_accuracy_score(labels, scores, k=k, labels=np.arange(classes)) if k < classes else 1
         assert result[f"top{k}"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("scale", [1, 300])  # at 300 most probabilities are 0 in float32
+def test_superclasses_are_ranked_by_the_summed_probabilities_of_their_classes(scale):
+    rng = np.random.default_rng(scale)
+    superclass_of = np.array([3, 0, 1, 0, 2, 0, 5, 1, 4, 0, 6, 3], np.int32)
+    logits = (scale * rng.normal(size=(400, 12))).astype(np.float32)
+    labels = rng.integers(0, 12, 400).astype(np.int32)
+    ranks, best_class_is_right = [], []
+    for row, label in zip(logits.astype(np.longdouble), labels, strict=True):
+        probability = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
+        summed = [sum(probability[c] for c in range(12) if superclass_of[c] == s) for s in range(7)]
+        ranks.append(sorted(summed, reverse=True).index(summed[superclass_of[label]]))
+        best_class_is_right.append(superclass_of[row.argmax()] == superclass_of[label])
+    padding = np.full((20, 12), np.nan, np.float32)
+    metrics = fill(SuperclassMetrics(superclass_of, 400), np.concatenate((padding, logits)),
+                   np.concatenate((np.full(20, 99, np.int32), labels))[:, None], np.arange(420) >= 20)
+    expected = {f"superclass_top{k}": np.mean(np.array(ranks) < k) for k in (1, 5)}
+    assert metrics.result() == pytest.approx(expected)
+    if scale == 1:  # so that the sum is not the best class's superclass in another guise
+        assert abs(np.mean(best_class_is_right) - expected["superclass_top1"]) > 0.01
 
 
 def test_ties_count_against_the_model():

@@ -92,6 +92,7 @@ def test_ten_crops_are_scored_by_their_mean_probability(kind):
     ({"loss_kind": "softmax", "label_smoothing": 1.0}, r"label_smoothing=1\.0; expected 0 to below 1"),
     ({"loss_kind": "softmax", "label_smoothing": -0.1}, r"label_smoothing=-0\.1; expected 0 to below 1"),
     ({"label_smoothing": 0.1}, "label_smoothing is for loss_kind='softmax'"),
+    ({"hierarchy": "x.csv"}, "hierarchy='x.csv' with loss_kind='sigmoid', whose probabilities do not add up; set"),
     ({"prior": 0.0}, r"prior=0\.0; expected a probability"), ({"prior": 1.0}, r"prior=1\.0; expected a probability")])
 def test_fields_out_of_range(fields, message):
     with pytest.raises(UserError, match=message):
@@ -152,6 +153,22 @@ def test_metrics_leave_empty_slots_out(multi_label):
     assert result["mAP" if multi_label else "top1"] == 1.0
 
 
+def test_superclasses_are_scored_where_every_class_has_one(tmp_path):
+    file = tmp_path / "classes.csv"
+    head = Classification("softmax", hierarchy=str(file))
+    file.write_text("a,letter\nb,letter\n")
+    head.check_eval(Labels(False))
+    metrics = head.metrics(Labels(False))
+    metrics.add({"logits": np.array([[2.0, 0.0], [0.0, 1.0]], np.float32), "loss": np.zeros(2, np.float32)},
+                {"labels": np.array([[1], [1]], np.int32), "mask": np.ones(2, bool)})
+    assert (metrics.result()["top1"], metrics.result()["superclass_top1"]) == (0.5, 1.0)
+    with pytest.raises(UserError, match=r"images may have any number of labels; .*: set hierarchy to none"):
+        head.check_eval(Labels(True))
+    file.write_text("a,letter\n")
+    with pytest.raises(UserError, match="class 'b' has no parent; expected exactly one line 'b,PARENT'"):
+        head.check_eval(Labels(False))
+
+
 class Labels(Dataset):
     classes, fingerprint = ("a", "b"), "made"
 
@@ -162,4 +179,4 @@ class Labels(Dataset):
         return 4
 
     def __getitem__(self, index):
-        raise NotImplementedError
+        return {"id": str(index), "labels": np.array([0], np.int32)}

@@ -10,7 +10,9 @@ import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from big_vision_lite.errors import UserError, reading
+import numpy as np
+
+from big_vision_lite.errors import UserError, nearest, reading
 from big_vision_lite.system.parse import read_text
 
 
@@ -62,6 +64,22 @@ class Hierarchy:
             raise UserError(f"{self.file}: no class has a parent there, such as {classes[0]!r}; the file has names "
                             f"such as {reprlib.repr(next(iter(self.parents)))}; they must be those of the classes")
         return ancestors
+
+    def parents_of(self, classes: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
+        """The parents of ``classes``, sorted, and for each class the index of its own among them, int32 ``[classes]``.
+
+        Raises:
+          UserError: a class has no parent or several.
+        """
+        for name in classes:
+            if len(found := self.parents.get(name, [])) != 1:
+                what = f"the parents {', '.join(found)}" if found else "no parent"
+                hint = "" if found else nearest(name, self.parents)
+                raise UserError(f"{self.file}: class {name!r} has {what}; expected exactly one line '{name},PARENT'"
+                                + hint)
+        parents = tuple(sorted({self.parents[name][0] for name in classes}))
+        number = {name: i for i, name in enumerate(parents)}
+        return parents, np.array([number[self.parents[name][0]] for name in classes], np.int32)
 
     def _ancestors(self, name: str) -> list[str]:
         ancestors, level = {}, [name]

@@ -42,15 +42,15 @@ class Remap:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class AddAncestors:
-    """Adds to each label all labels that it implies."""
+class Replace:
+    """Replaces each label by others, such as itself and its ancestors, or its parent."""
 
-    implied: Ragged  # row c: c itself and its ancestors
+    by: Ragged  # row c: the new labels of class c
     classes: int
 
     def __call__(self, keys: np.ndarray, labels: Ragged) -> Ragged:
-        implied = self.implied.take(labels.values)
-        return Ragged.from_pairs(np.repeat(labels.rows(), implied.counts()), implied.values, len(keys), self.classes)
+        new = self.by.take(labels.values)
+        return Ragged.from_pairs(np.repeat(labels.rows(), new.counts()), new.values, len(keys), self.classes)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -25,10 +25,10 @@ import numpy as np
 from big_vision_lite.data.curation.curated import Curated, Order
 from big_vision_lite.data.curation.hierarchy import Hierarchy
 from big_vision_lite.data.curation.label_rules import (
-    AddAncestors,
     Corrupt,
     DrawUniformly,
     Remap,
+    Replace,
     draw_by_confusion,
     draw_by_frequency,
     draw_by_parent,
@@ -76,10 +76,11 @@ def curated(dataset: Dataset, steps: Sequence[Curation]) -> Dataset:
 
 def curation(*, exclude: Exclude | None = None, ancestors: AncestorLabels | None = None,
              classes: ClassSubset | None = None, subset: NestedSubset | None = None,
-             noise: LabelNoise | None = None) -> tuple[Curation, ...]:
+             parents: ParentLabels | None = None, noise: LabelNoise | None = None) -> tuple[Curation, ...]:
     """The steps that are not None, in the usual order: duplicates are removed first, so that they never count towards a
-    subset; classes are chosen before the subset, so that its size is what is trained on; noise comes last."""
-    return tuple(step for step in (exclude, ancestors, classes, subset, noise) if step is not None)
+    subset; classes are chosen before the subset, so that its size is what is trained on; parents replace classes after
+    it, so that both vocabularies are learned from the same images; noise comes last."""
+    return tuple(step for step in (exclude, ancestors, classes, subset, parents, noise) if step is not None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,10 +256,27 @@ class AncestorLabels(Curation):
         classes = (*data.classes, *missing) if self.unknown == "add" else data.classes
         number = {name: i for i, name in enumerate(classes)}
         implied = ({i, *(number[name] for name in names if name in number)} for i, names in enumerate(ancestors))
-        rule = AddAncestors(Ragged.of(map(sorted, implied)), len(classes))
+        rule = Replace(Ragged.of(map(sorted, implied)), len(classes))
         return data.then(rule=rule, classes=classes, multi_label=True,
                          report={"stage": "AncestorLabels", "classes": len(classes), "classes_added": len(classes) -
                                  len(data.classes)})
+
+
+@dataclasses.dataclass(frozen=True)
+class ParentLabels(Curation):
+    """Replaces every label by its parent: an "apple" becomes a "fruit". The classes are then the parents, sorted.
+    Evaluations need the same step."""
+
+    hierarchy: str = ""
+    """File with the columns child and parent; see `Hierarchy`. Every class has exactly one parent."""
+
+    def identity(self) -> str:
+        return f"ParentLabels({Hierarchy(self.hierarchy).digest})"
+
+    def apply(self, data: Curated) -> Curated:
+        parents, parent_of = Hierarchy(self.hierarchy).parents_of(data.classes)
+        rule = Replace(Ragged(np.arange(1, len(parent_of) + 1), parent_of), len(parents))
+        return data.then(rule=rule, classes=parents, report={"stage": "ParentLabels", "classes": len(parents)})
 
 
 @dataclasses.dataclass(frozen=True)
