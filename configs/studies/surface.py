@@ -10,7 +10,7 @@ sees several numbers of images; all lengths share a trunk at a constant rate. do
 
 from typing import Literal
 
-from big_vision_lite.data.curation.steps import Curation, LabelNoise, NestedSubset, curation
+from big_vision_lite.data.curation.steps import Curation, Exclude, LabelNoise, NestedSubset, ParentLabels, curation
 from big_vision_lite.data.sources.emoji_art import emoji_classes
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
@@ -27,6 +27,7 @@ def get_study(root: str | None = None, subsets: tuple[int, ...] = (1_400, 3_400,
               seen: tuple[int, ...] = (7_000, 14_000, 28_000, 56_000, 112_000, 225_000, 450_000),
               max_passes: float = 80.0, depth: int = 10, width: float = 0.25, batch_size: int = 64,
               wrong: tuple[int, ...] = (0,), kind: str = "uniform", hierarchy: str | None = None,
+              superclasses: bool = False, exclude: str | None = None,
               seeds: int = 3, rates: str | None = None, sweep: tuple[float, ...] = (),
               schedule: Literal["trunk", "cooldown", "cosine"] = "trunk", target: str | None = None,
               target_images: tuple[int, ...] = (), study_name: str = "surface") -> Study:
@@ -41,7 +42,9 @@ def get_study(root: str | None = None, subsets: tuple[int, ...] = (1_400, 3_400,
       batch_size: images per step.
       wrong: percentages of the labels that are replaced by wrong ones.
       kind: what wrong labels are drawn from, uniform or parent, see `LabelNoise`.
-      hierarchy: csv file with the columns child,parent, for kind=parent.
+      hierarchy: csv file with the columns child,parent, for kind=parent; photos are then scored by superclasses too.
+      superclasses: learn the parents of that hierarchy in place of the classes.
+      exclude: file of image ids to leave out, such as near-duplicates of the test images.
       seeds: number of seeds, from 0 on; each has its own subsets, noise, initialization and data order.
       rates: results.csv of a sweep, which chooses the learning rates.
       sweep: learning rates to try, by the first seed: for each number of images with the smallest number seen, for the
@@ -54,6 +57,8 @@ def get_study(root: str | None = None, subsets: tuple[int, ...] = (1_400, 3_400,
     """
     if (target is None) != (not target_images):
         raise UserError("surface: target and target_images go together; give both or none")
+    if superclasses and hierarchy is None:
+        raise UserError("surface: superclasses=true needs hierarchy, a csv file with the columns child,parent")
     data = "scenes" if root is None else "photos"
     chosen, file = (Rates(rates), rates) if rates else (None, "")
     warmup = max(1, round(0.005 * max(seen) / batch_size))
@@ -65,13 +70,16 @@ def get_study(root: str | None = None, subsets: tuple[int, ...] = (1_400, 3_400,
         if root is None:
             return scenes_pretraining(images=max(subsets), classes=len(emoji_classes()), zipf=1.0,
                                       eval_images=5_000, probes=False, **fields)
-        return photos_pretraining(root, **fields)
+        return photos_pretraining(root, hierarchy=None if superclasses else hierarchy, **fields)
 
     def grid(count: int, percent: int, seed: int, rate: float, seen_by_it: tuple[int, ...],
              **factors: str | float) -> tuple[Run, ...]:
         noise = LabelNoise(1 - percent / 100, kind=kind, hierarchy=hierarchy, seed=seed) if percent else None
-        curate = curation(subset=NestedSubset(count, seed=seed, stratified=root is not None), noise=noise)
-        name = f"images={count},depth={depth}{f',wrong={percent}' if percent else ''},rate={rate:g},seed={seed}"
+        parents = ParentLabels(hierarchy) if superclasses and hierarchy else None
+        subset = NestedSubset(count, seed=seed, stratified=root is not None)
+        curate = curation(exclude=Exclude(exclude) if exclude else None, subset=subset, parents=parents, noise=noise)
+        labels = f",wrong={percent}{kind if kind != 'uniform' else ''}" if percent else ""
+        name = f"images={count},depth={depth}{labels},rate={rate:g},seed={seed}"
         return lengths(name, lambda length, schedule: pretraining(length, schedule, curate, rate, seed), seen_by_it,
                        batch_size, warmup=warmup, rates=schedule, factors={"images": count, **factors})
 
