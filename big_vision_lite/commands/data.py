@@ -122,8 +122,8 @@ class Duplicates:
     """Options for the runner: --beam-options=--project=... and so on."""
     shared: str | None = None
     """Folder or bucket that all the runner's machines can write to."""
-    workers: int | None = None
-    """Threads on this machine; by default one per core."""
+    workers: int = 1
+    """Threads on this machine."""
 
 
 def duplicates(arguments: list[str]) -> int:

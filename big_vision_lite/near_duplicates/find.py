@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 from big_vision_lite.data.source import Dataset
 from big_vision_lite.errors import UserError, nearest, writing
 from big_vision_lite.near_duplicates import MIN_CORRELATION, THRESHOLD
-from big_vision_lite.system.cores import usable_cores
 
 if TYPE_CHECKING:
     from big_vision_lite.near_duplicates.stages import Embed, Openable
@@ -78,7 +77,7 @@ def find_duplicates(
     embed_size: int = 224,
     runner: str | None = None,
     beam_options: Sequence[str] = (),
-    workers: int | None = None,
+    workers: int = 1,
     shared: str | None = None,
 ) -> Summary:
     """Find the near-duplicates and write exclude.txt, pairs.csv, summary.json, unreadable.csv and pairs.html.
@@ -96,7 +95,8 @@ def find_duplicates(
         cloudpickle, and called with up to 512 images.
       max_embedding_distance: 1 minus the cosine similarity.
       runner: any of Beam's, with its ``beam_options``, such as "--project=..."; None or "DirectRunner": this machine.
-      workers: threads on this machine; None: one per core. If images are read by pure Python, processes are faster:
+      workers: threads on this machine. With two, Beam's local runner has failed on an overloaded machine
+        (docs/data.md). If images are read by pure Python, processes are faster:
         ``beam_options=["--direct_running_mode=multi_processing"]``.
       shared: folder or bucket that all machines of another runner can write to, for partial results; None: ``out``.
 
@@ -180,7 +180,7 @@ def _set_summaries(opened: Sequence[Dataset], within: Sequence[bool], pairs: Seq
 
 
 def _run(task: Any, jobs: list[tuple[int, int, int]], results: str, runner: str | None, beam_options: Sequence[str],
-         workers: int | None) -> tuple[list[dict], list[dict]]:
+         workers: int) -> tuple[list[dict], list[dict]]:
     """The pairs, and the reports of images that were skipped; ``results`` is a folder for them, removed at the end."""
     import apache_beam as beam
     from apache_beam.io.filesystems import FileSystems
@@ -214,7 +214,7 @@ def _run(task: Any, jobs: list[tuple[int, int, int]], results: str, runner: str 
             FileSystems.delete([results])
 
 
-def _engine(runner: str | None, beam_options: Sequence[str], workers: int | None) -> tuple[Any, Any]:
+def _engine(runner: str | None, beam_options: Sequence[str], workers: int) -> tuple[Any, Any]:
     """The runner and its options. "DirectRunner" becomes Beam's portable local runner, because under that name Beam may
     choose one that downloads a program."""
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -228,7 +228,6 @@ def _engine(runner: str | None, beam_options: Sequence[str], workers: int | None
             raise UserError(f"Beam has no runner {runner!r}" + nearest(runner, known)) from error
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-    workers = max(workers or usable_cores(), 1)
     mode = "multi_threading" if workers > 1 else "in_memory"  # decoding and comparing release the GIL
     flags = [f"--direct_num_workers={workers}", f"--direct_running_mode={mode}", *beam_options]
     return FnApiRunner(), PipelineOptions(flags)
