@@ -12,44 +12,13 @@ from typing import Any
 import numpy as np
 
 from big_vision_lite.errors import UserError, nearest
-from big_vision_lite.heads.head import MainMetric
-from big_vision_lite.scaling.laws.answers import Terms
 from big_vision_lite.scaling.laws.curves import LEAST, MOST, Curve, from_points, read_rows
+from big_vision_lite.scaling.laws.metric import Metric, main_metric_of
 from big_vision_lite.scaling.studies.results import AFTER_FACTORS, FIRST, row_of
 
 FACTORS = ("study", "depth", "noise", "classes", "frozen", "init")
 """Columns in which series differ, besides those that a study adds."""
 _NO_METRICS = {*FIRST, *AFTER_FACTORS, "wall_seconds"}
-_BEST = {"": 1.0, "%": 100.0}
-"""Highest values of metrics whose higher values are better, by unit."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Metric(MainMetric):
-    """A metric's column of results.csv, by its name."""
-
-    @property
-    def label(self) -> str:
-        """Such as "test/top1" or "test/rmse (px, lower is better)"."""
-        notes = [self.unit] * bool(self.unit) + ["lower is better"] * (not self.higher_is_better)
-        return self.name + (f" ({', '.join(notes)})" if notes else "")
-
-    @property
-    def terms(self) -> Terms:
-        """What answers of laws are put in."""
-        return Terms(self.name, self.to_error, self.higher_is_better)
-
-    @property
-    def best(self) -> float:
-        """The highest value. Raises: UserError when it is unknown."""
-        if self.unit not in _BEST:
-            raise UserError(f"the highest value of {self.label} is unknown, so it has no error; use unit '' or '%' "
-                            "or a metric whose lower values are better")
-        return _BEST[self.unit]
-
-    def to_error(self, values: np.ndarray) -> np.ndarray:
-        """Values as errors, and errors as values: the best value minus them, or themselves if lower is better."""
-        return self.best - values if self.higher_is_better else values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +152,7 @@ def read_results(folders: Sequence[Path], imports: Sequence[str] = ()) -> Result
                          "curve")
             images = None
         runs.append(Result(name, parent, task, images, row.get("seed", ""), levels, values,
-                           _main_metric_of(row), row.get("frozen_summary", "")))
+                           main_metric_of(row), row.get("frozen_summary", "")))
     for (study, status), left_out in unfinished.items():
         if len(left_out) <= 3:
             notes += [f"run {name!r} is {status}" for name in left_out]
@@ -233,15 +202,6 @@ def _read_folder(folder: Path, imports: Sequence[str]) -> list[tuple[Path, dict[
     if "run" not in rows[0]:
         raise UserError(f"{path}: no column 'run'" + nearest("run", rows[0]))
     return [(path.parent, row) for row in rows]
-
-
-def _main_metric_of(row: dict[str, str]) -> Metric | None:
-    if not row.get("main_metric"):
-        return None
-    direction = row.get("direction") or "higher"
-    if direction not in ("higher", "lower"):
-        raise UserError(f"run {row['run']!r}: direction is {direction!r}, expected 'higher' or 'lower'")
-    return Metric(row["main_metric"], direction == "higher", row.get("unit", ""))
 
 
 def main_metric(runs: Iterable[Result]) -> Metric | None:
