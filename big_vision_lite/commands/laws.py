@@ -60,7 +60,7 @@ def laws(arguments: list[str]) -> int:
     from big_vision_lite.scaling.laws import answers, curves, downstream
     from big_vision_lite.scaling.laws.prediction import TooFewSizes
 
-    _check_bootstrap(options.bootstrap)
+    check_bootstrap(options.bootstrap)
     if options.figure is not None and options.figure.suffix not in (".png", ".svg"):
         raise UserError(f"--figure {str(options.figure)!r}: expected a name that ends in .png or .svg")
     for name, values in (("--target-error", options.target_error), ("--at", options.at)):
@@ -107,7 +107,7 @@ def _predict(name: str, curve, chance: float | None, law: int | None, options: L
     held_out, sizes = int(curve.held_out.sum()), curve.train.sizes
     print(f"{name}: {curve.x.size - held_out} points at {sizes} sizes" + (f", {held_out} held out" if held_out else ""))
     scores = comparison.compare(curve, all_laws(chance))
-    print(_columns(comparison.table(scores)))
+    print(columns(comparison.table(scores)))
     only = () if law is None else (scores[law].law,)
     if law is not None and scores[law].fit is None:
         raise UserError(f"--law {options.law!r}: {scores[law].note}, the curve has {sizes}")
@@ -173,12 +173,12 @@ def _law_number(name: str) -> int:
     return numbers[name]
 
 
-def _check_bootstrap(samples: int) -> None:
+def check_bootstrap(samples: int) -> None:
     if samples < 20:
         raise UserError(f"--bootstrap {samples}: an interval needs at least 20 samples")
 
 
-def _columns(cells: list[list[str]]) -> str:
+def columns(cells: list[list[str]]) -> str:
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     return "\n".join("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
                      for row in cells)
@@ -207,7 +207,7 @@ class Report:
 
 def report(arguments: list[str]) -> int:
     options = parse(Report, arguments, "bvl report")
-    _check_bootstrap(options.bootstrap)
+    check_bootstrap(options.bootstrap)
     if options.row is not None and options.table is None:
         raise UserError("--row names a row of a table; give --table as well")
     if not options.folders:

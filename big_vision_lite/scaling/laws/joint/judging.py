@@ -79,7 +79,7 @@ class Judgement:
 
 
 def held_out(cells: Cells) -> Bool[np.ndarray, " n"]:
-    """Cells with S or D above a quarter of the largest."""
+    """Cells with S or D above a quarter of the largest (`CUT`)."""
     return (cells.seen > cells.seen.max() / CUT) | (cells.images > cells.images.max() / CUT)
 
 
@@ -93,11 +93,17 @@ def judge(cells: Cells, chance: float | None = None, samples: int = SAMPLES, see
       UserError: no cell is held out, or too few are left to fit.
     """
     larger = held_out(cells)
+    smaller = cells.take(~larger)
     try:
-        law = surface.fit(cells.take(~larger), chance, samples, seed)
+        law = surface.fit(smaller, chance, samples, seed)
     except UserError as error:
         raise UserError(f"nothing can be held out: of cells up to a quarter of the largest sizes, {error}") from None
-    others = cells.take(larger)
+    # Of a network or a kind of noise that only large cells have, the law knows nothing.
+    known = np.array([network in smaller.networks and (noise == 0 or kind in smaller.kinds)
+                      for network, noise, kind in zip(cells.network, cells.noise, cells.kind, strict=True)])
+    others = cells.take(larger & known)
+    if not len(others):
+        raise UserError("nothing can be held out: no network or kind of noise has both small and large cells")
     logs = law.sampled(others.images, others.seen, others.operations, others.noise, others.kind)
     # What is compared is the mean of a few seeds, which scatters around the law.
     scatter = np.random.default_rng(seed).standard_normal(logs.shape) * others.standard_error
