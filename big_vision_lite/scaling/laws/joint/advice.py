@@ -16,8 +16,8 @@ from big_vision_lite.scaling.laws.joint.forms import ACTS_ON
 from big_vision_lite.scaling.laws.joint.surface import JointLaw
 from big_vision_lite.scaling.laws.prediction import Range, interval
 
-TIMES = 10.0
-"""How much more images or compute is asked about."""
+TIMES, LEAST_TIMES = 10.0, 1.5
+"""How many times the images or the compute is asked about; less where the law does not reach so far."""
 
 
 def law_in_words(law: JointLaw) -> list[str]:
@@ -25,29 +25,25 @@ def law_in_words(law: JointLaw) -> list[str]:
     found = law.parameters
     lines = [f"{len(law.plausible)} of {len(law.fits)} forms fit; they count alike in what follows"]
     if "R*" in found:
-        lines.append(f"R* {_parameter(found['R*'])}: after R* repeats of the images, one more is worth 1/e of fresh "
+        lines.append(f"R*: {_parameter(found['R*'])}: after R* repeats of the images, one more is worth 1/e of fresh "
                      "images (Muennighoff et al. 2023)")
     for name, value in found.items():
         if name.startswith("kappa"):
-            kind = name.removeprefix("kappa").strip()
-            share = 0.8**value.median
-            lines.append(f"{name} {_parameter(value)}: 20 % wrong labels{f' ({kind})' if kind else ''} act like "
-                         f"{share:.2f} of the {_acted_on(law)}")
+            what, _, place = name.removeprefix("kappa").partition(" on ")
+            kind = f" ({what.strip()})" if what.strip() else ""
+            lines.append(f"{name}: {_parameter(value)}: 20 % wrong labels{kind} act like {0.8**value.median:.2f} of "
+                         f"the {place}")
     if len(law.noise_acts_on) > 1:
-        lines.append(f"noise acts on {' or on '.join(ACTS_ON[place] for place in law.noise_acts_on)}: these runs "
+        lines.append(f"noise acts on {', or on '.join(ACTS_ON[place] for place in law.noise_acts_on)}: these runs "
                      "cannot tell them apart")
     elif law.noise_acts_on:
         lines.append(f"noise acts on {ACTS_ON[law.noise_acts_on[0]]}: forms in which it acts elsewhere are ruled out")
     return lines
 
 
-def _acted_on(law: JointLaw) -> str:
-    return ACTS_ON[law.noise_acts_on[0]] if len(law.noise_acts_on) == 1 else "images or images seen"
-
-
 def _parameter(value: Range) -> str:
     low, high = value.intervals[-1]
-    return f"{value.median:.3g} (95 % interval {low:.3g} to {high:.3g})"
+    return f"{value.median:.3g}, 95 % interval {low:.3g} to {high:.3g}"
 
 
 def in_words(law: JointLaw, question: Question, terms: Terms = ERRORS) -> list[str]:
@@ -63,22 +59,35 @@ def in_words(law: JointLaw, question: Question, terms: Terms = ERRORS) -> list[s
         better = float(np.mean(best.logs < other.logs))
         lines.append(f"  instead {_run(other)}: {_value(other.error, terms)}; worse with probability "
                      f"{min(better, 0.99):.2f}")
+    passes = float((law.cells.seen / law.cells.images).max())
+    if best.seen / best.images > 1.001 * passes:
+        lines.append(f"  no run without memorising had more than {passes:.3g} passes: beyond, the error may rise again")
     enough = budget.enough_images(law, best, question)
     if enough < 0.9 * best.images:
         lines.append(f"  {format_count(enough)} of these images are enough for an error at most "
                      f"{budget.ENOUGH - 1:.0%} higher")
     elif best.images < 0.999 * question.images:
         lines.append(f"  the budget pays for less than one pass: {format_count(best.images)} of the images are seen")
-    more_images, more_compute = TIMES * question.images, TIMES * question.operations
-    lines += [
-        _what_if("ten times the images at the same compute", law, question, best, terms, images=more_images),
-        _what_if("ten times the compute with the same images", law, question, best, terms, operations=more_compute),
-        _what_if("ten times both", law, question, best, terms, images=more_images, operations=more_compute),
-        *_labels(law, question, best, terms)]
+    images = min(TIMES, REACH * float(law.cells.images.max()) / question.images)
+    compute = min(TIMES, budget.largest_budget(law.cells) / question.operations)
+    both = min(images, compute)
+    lines += [_more(what, factor, law, question, best, terms, **changes) for what, factor, changes in (
+        ("images at the same compute", images, {"images": images * question.images}),
+        ("compute with the same images", compute, {"operations": compute * question.operations}),
+        ("images and compute", both, {"images": both * question.images, "operations": both * question.operations}))]
+    lines += _labels(law, question, best, terms)
     if len(law.cells.networks) == 1:
         lines.append("one network was run, so none can be called best; runs of another depth at two numbers of images "
                      "and two of images seen would tell")
     return lines
+
+
+def _more(what: str, factor: float, law: JointLaw, question: Question, best: Plan, terms: Terms, **changes) -> str:
+    """What so many times the images or compute would buy: `TIMES`, or as far as the law reaches."""
+    if factor < LEAST_TIMES:
+        return f"more {what}: out of reach, as these runs end at {REACH:g} times less; extend them first"
+    times = "ten times" if factor == TIMES else f"{factor:.3g} times (as far as the law reaches)"
+    return _what_if(f"{times} the {what}", law, question, best, terms, **changes)
 
 
 def _labels(law: JointLaw, question: Question, best: Plan, terms: Terms) -> list[str]:

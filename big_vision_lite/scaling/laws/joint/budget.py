@@ -11,7 +11,8 @@ from jaxtyping import Float
 from big_vision_lite.errors import UserError
 from big_vision_lite.scaling.laws.curves import format_count, read_rows
 from big_vision_lite.scaling.laws.joint.cells import BACKWARD, Cells, Run
-from big_vision_lite.scaling.laws.joint.surface import JointLaw, to_range
+from big_vision_lite.scaling.laws.joint.posterior import to_range
+from big_vision_lite.scaling.laws.joint.surface import JointLaw
 from big_vision_lite.scaling.laws.prediction import Range
 
 REACH = 10.0
@@ -123,6 +124,12 @@ def check_reach(cells: Cells, question: Question) -> None:
     if question.noise > cells.noise.max():
         raise UserError(f"{question.noise:.0%} wrong labels are out of reach: the runs have up to "
                         f"{cells.noise.max():.0%}; runs with noise {question.noise:g} would extend it")
+
+
+def largest_budget(cells: Cells) -> float:
+    """Operations of the largest run within reach."""
+    largest = BACKWARD * max(cells.networks.values()) * REACH * float(cells.seen.max())
+    return min(largest, REACH * float(cells.budget.max()))
 
 
 def _reached(own: np.ndarray, value: float) -> bool:

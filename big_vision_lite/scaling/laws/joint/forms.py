@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from big_vision_lite.scaling.laws.joint.posterior import Parameter, positive
 from big_vision_lite.scaling.laws.law import clip, sigmoid, softplus
 
 Repeats = Literal["repeated", "sum", "nested"]
@@ -38,23 +39,6 @@ class At(NamedTuple):
     operations: Float[np.ndarray, " n"]
     clean: Float[np.ndarray, " n"]
     kind: Int[np.ndarray, " n"]
-
-
-class Parameter(NamedTuple):
-    """Limits of a parameter, and what is expected of it before any run: a normal distribution, which counts as one more
-    point. ``log``: theta is its logarithm."""
-
-    name: str
-    low: float
-    high: float
-    mean: float
-    spread: float
-    starts: tuple[float, ...]
-    log: bool = True
-
-
-def _positive(name: str, low: float, high: float, mean: float, factor: float, starts: tuple[float, ...]) -> Parameter:
-    return Parameter(name, np.log(low), np.log(high), np.log(mean), np.log(factor), tuple(map(np.log, starts)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,19 +77,19 @@ class Form:
     def parameters(self) -> tuple[Parameter, ...]:
         """Of theta's columns. Exponents of 0.4 within a factor of 2 are usual in vision; R* was 15 in Muennighoff et
         al. (2023)."""
-        amplitude = _positive("", 1e-4 * self.scale, 1e4 * self.scale, self.scale, 10.0, (self.scale,))
-        exponent = _positive("", 0.02, 4.0, 0.4, 2.0, (0.2, 0.6))
+        amplitude = positive("", 1e-4 * self.scale, 1e4 * self.scale, self.scale, 10.0, (self.scale,))
+        exponent = positive("", 0.02, 4.0, 0.4, 2.0, (0.2, 0.6))
         of_repeats = {
             "repeated": [amplitude._replace(name="B"), exponent._replace(name="b"),
-                         _positive("R*", 0.1, 1000.0, 10.0, 4.0, (2.0, 20.0))],
+                         positive("R*", 0.1, 1000.0, 10.0, 4.0, (2.0, 20.0))],
             "sum": [amplitude._replace(name="A"), exponent._replace(name="a"), amplitude._replace(name="B"),
                     exponent._replace(name="b")],
         }
         of_repeats["nested"] = of_repeats["sum"]
         of_capacity = {
             None: [],
-            "limit": [_positive("C", 1e-4 * self.scale, 1e2 * self.scale, 0.3 * self.scale, 4.0, (0.3 * self.scale,)),
-                      _positive("c", 0.02, 2.0, 0.3, 2.0, (0.3,))],
+            "limit": [positive("C", 1e-4 * self.scale, 1e2 * self.scale, 0.3 * self.scale, 4.0, (0.3 * self.scale,)),
+                      positive("c", 0.02, 2.0, 0.3, 2.0, (0.3,))],
             "efficiency": [Parameter("c", -0.5, 2.0, 0.1, 0.3, (0.1,), log=False)],
         }
         kappas = [Parameter(f"kappa {kind}".strip(), 0.0, 10.0, 1.2, 1.0, (1.2,), log=False) for kind in self.kinds]
@@ -148,33 +132,15 @@ class Form:
         slopes = {name: slope * share for name, slope in slopes.items()} | {"e_inf": 1 / total}
         log_error = np.log(total)
         if self.e0 is not None:
-            m = SHARPNESS[self.envelope]
-            above = m * (log_error - np.log(self.e0))
-            log_error = log_error - softplus(above) / m
-            slopes = {name: slope * (1 - sigmoid(above)) for name, slope in slopes.items()}
+            log_error, share = approach_chance(log_error, self.e0, SHARPNESS[self.envelope])
+            slopes = {name: slope * share for name, slope in slopes.items()}
         return log_error, np.stack([np.broadcast_to(slopes[name], log_error.shape) for name in names], axis=-1)
 
-    def starts(self, at: At, log_error: Float[np.ndarray, " n"]) -> Float[np.ndarray, "s p"]:
-        """Starting points: all combinations of the parameters' starts, with amplitudes at which the errors are right on
-        average."""
-        parameters = self.parameters
-        theta = np.array(list(itertools.product(*(parameter.starts for parameter in parameters))))
-        amplitudes = [i for i, parameter in enumerate(parameters) if parameter.name in "AB"]
-        low, high = self.bounds
-        for _ in range(5):
-            gap = (log_error - self.predict(theta, at)[0]).mean(axis=1, keepdims=True)
-            theta[:, amplitudes] = np.clip(theta[:, amplitudes] + 1.5 * gap, low[amplitudes], high[amplitudes])
-        return theta
 
-    @property
-    def bounds(self) -> tuple[Float[np.ndarray, " p"], Float[np.ndarray, " p"]]:
-        low, high = (np.array(limits) for limits in zip(*((p.low, p.high) for p in self.parameters), strict=True))
-        return low, high
-
-    def natural(self, theta: Float[np.ndarray, "b p"]) -> dict[str, Float[np.ndarray, " b"]]:
-        """Parameters by name. Amplitudes are errors at the reference: A = B = 1 where x is 1 there."""
-        return {parameter.name: np.exp(theta[:, i]) if parameter.log else theta[:, i]
-                for i, parameter in enumerate(self.parameters)}
+def approach_chance(log_error: np.ndarray, e0: float, sharpness: float) -> tuple[np.ndarray, np.ndarray]:
+    """ln(e0 X / (e0^m + X^m)^(1/m)) of ln X, and its derivative."""
+    above = sharpness * (log_error - np.log(e0))
+    return log_error - softplus(above) / sharpness, 1 - sigmoid(above)
 
 
 def log_effective(images: np.ndarray, seen: np.ndarray, r_star: np.ndarray

@@ -14,11 +14,14 @@ from big_vision_lite.scaling.laws.answers import ERRORS, Terms
 from big_vision_lite.scaling.laws.curves import format_count
 from big_vision_lite.scaling.laws.joint import surface
 from big_vision_lite.scaling.laws.joint.cells import Cells
+from big_vision_lite.scaling.laws.joint.posterior import natural
 from big_vision_lite.scaling.laws.joint.surface import JointLaw
 from big_vision_lite.scaling.laws.prediction import LEVELS, SAMPLES, interval
 
 CUT = 4.0
 """Cells with S or D above the largest divided by this are held out."""
+SHOWN = 8
+"""Forms in a table."""
 LOW_SCORE = 0.5
 """Below it, scores are judged by their relative error too."""
 
@@ -121,15 +124,17 @@ def _rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(values**2)))
 
 
-def forms_table(law: JointLaw, judgement: Judgement | None = None) -> list[list[str]]:
-    """Cells of the table of forms, header first: fit to all cells, extrapolation, parameters."""
+def forms_table(law: JointLaw, judgement: Judgement | None = None, most: int = SHOWN) -> list[list[str]]:
+    """Cells of the table of forms, header first: fit to all cells, extrapolation, parameters. Best ``most`` first."""
     scores = dict(judgement.forms) if judgement is not None else {}
     rows = [["form", "fit", "held out", "parameters", ""]]
-    for one in law.fits:
-        parameters = ", ".join(f"{name} {values[0]:.3g}" for name, values in one.form.natural(one.theta[None]).items())
+    for one in law.fits[:most]:
+        parameters = ", ".join(f"{name} {values[0]:.3g}" for name, values in natural(one.form, one.theta[None]).items())
         rows.append([one.form.name, f"{one.rmse:.4f}",
                      f"{scores[one.form.name]:.4f}" if one.form.name in scores else "-", parameters,
                      "" if one.samples is not None else "ruled out"])
+    if len(law.fits) > most:
+        rows.append([f"and {len(law.fits) - most} more", "", "", "", ""])
     return rows
 
 

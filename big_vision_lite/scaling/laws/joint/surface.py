@@ -1,9 +1,4 @@
-"""Fits all forms of the joint law to cells, and predicts errors elsewhere, as `laws.prediction` does for one variable.
-
-Each form is fitted to copies of the cells that noise might have given as well, with what is expected of its parameters
-drawn anew each time (randomise, then optimise: Bardsley et al. 2014). Forms count alike, but those that fit far worse
-than the best are left out.
-"""
+"""All forms of the joint law, fitted to cells: errors elsewhere, as `laws.prediction` gives them for one variable."""
 
 from __future__ import annotations
 
@@ -15,32 +10,12 @@ import numpy as np
 from jaxtyping import Float
 
 from big_vision_lite.errors import UserError
-from big_vision_lite.scaling.laws import least_squares
 from big_vision_lite.scaling.laws.joint.cells import Cells
-from big_vision_lite.scaling.laws.joint.forms import At, Form, forms
-from big_vision_lite.scaling.laws.noise import DEPARTURE
-from big_vision_lite.scaling.laws.prediction import BEND, BEND_FREEDOM, LEVELS, SAMPLES, Range, interval
+from big_vision_lite.scaling.laws.joint.forms import ACTS_ON, At, Form, forms
+from big_vision_lite.scaling.laws.joint.posterior import FormFit, fit_forms, natural, to_range
+from big_vision_lite.scaling.laws.prediction import BEND, BEND_FREEDOM, SAMPLES, Range
 
-OUTLIER = 3.0
-"""Residuals beyond this many standard deviations count as outliers."""
-RULED_OUT = 9.0
-"""A form is left out if its sum of squared residuals exceeds the best one's by this much, in variances of a point:
-three standard deviations."""
 FEWEST_CELLS = 6
-
-
-@dataclasses.dataclass(frozen=True)
-class FormFit:
-    """A form fitted to cells."""
-
-    form: Form
-    theta: Float[np.ndarray, " p"]
-    misfit: float
-    """Sum of squared residuals, robust, in standard deviations."""
-    rmse: float
-    """Of the log error, over the fitted cells."""
-    samples: Float[np.ndarray, "samples p"] | None = None
-    """Of fits to perturbed cells; None where the form was ruled out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +46,7 @@ class JointLaw:
     fits: tuple[FormFit, ...]
     """Of all forms, best first."""
     bends: Float[np.ndarray, " m"]
+    """Per sample of the plausible forms, the factor on what the error falls beyond the cells."""
 
     @property
     def plausible(self) -> tuple[FormFit, ...]:
@@ -78,8 +54,7 @@ class JointLaw:
         return tuple(fit for fit in self.fits if fit.samples is not None)
 
     def sampled(self, images, seen, operations, noise=0.0, kind: Sequence[str] | str = "") -> Float[np.ndarray, "m n"]:
-        """Log errors of all samples at points; arguments are broadcast. Beyond the fitted cells, what the error falls
-        is multiplied by each sample's bend."""
+        """Log errors of all samples at points; arguments are broadcast."""
         images, seen, operations, noise = np.broadcast_arrays(*(np.atleast_1d(np.asarray(values, float))
                                                                 for values in (images, seen, operations, noise)))
         kinds = [kind] * images.size if isinstance(kind, str) else kind
@@ -99,12 +74,16 @@ class JointLaw:
 
     @functools.cached_property
     def parameters(self) -> dict[str, Range]:
-        """Of all plausible forms that have each: exponents, R*, kappa and e_inf."""
+        """Of all plausible forms that have each: exponents, R* and e_inf; kappa by what noise acts on, as
+        "kappa uniform on images seen"."""
         found: dict[str, list[np.ndarray]] = {}
         for fit in self.plausible:
-            for name, values in fit.form.natural(fit.samples).items():
-                if name not in "ABC":  # amplitudes depend on the form
-                    found.setdefault(name, []).append(values)
+            for name, values in natural(fit.form, fit.samples).items():
+                if name in "ABC":  # amplitudes depend on the form
+                    continue
+                if name.startswith("kappa"):
+                    name = f"{name} on {ACTS_ON[fit.form.noise]}"
+                found.setdefault(name, []).append(values)
         return {name: to_range(np.concatenate(values)) for name, values in found.items()}
 
     @property
@@ -112,11 +91,6 @@ class JointLaw:
         """What noise acts on by the plausible forms: keys of `forms.ACTS_ON`; several where they cannot be told apart,
         none without noise."""
         return tuple(dict.fromkeys(fit.form.noise for fit in self.plausible if fit.form.noise))
-
-
-def to_range(values: Float[np.ndarray, " m"]) -> Range:
-    """The median of samples and its intervals."""
-    return Range(float(np.median(values)), tuple(interval(values, level) for level in LEVELS))
 
 
 def fit(cells: Cells, chance: float | None = None, samples: int = SAMPLES, seed: int = 0,
@@ -130,36 +104,21 @@ def fit(cells: Cells, chance: float | None = None, samples: int = SAMPLES, seed:
       only: the forms to take instead.
 
     Raises:
-      UserError: too few cells, or cells that differ in neither images nor images seen.
+      UserError: too few cells, or cells that do not differ in images or not in images seen.
     """
     from scipy import stats
 
     check(cells)
     reference = Reference(float(np.log(np.append(cells.images, cells.seen)).mean()),
                           float(np.log(cells.operations).mean()), cells.kinds)
-    at, log_error = reference.of(cells), np.log(cells.error)
     e0 = None if chance is None else max(chance, 1.0001 * float(cells.error.max()))
-    departure = DEPARTURE * (log_error - log_error.min())
-    sigma = np.hypot(cells.standard_error, departure)
     rng = np.random.default_rng(seed)
-    fitted = [_best(form, at, log_error, sigma) for form in
-              only or forms(e0, float(cells.error.min()), len(cells.networks), cells.kinds)]
-    fitted.sort(key=lambda one: one.misfit)
-    # Where even the best form misses by more than noise, forms are approximations of that quality.
-    freedom = max(len(cells) - len(fitted[0].theta), 1)
-    inflation = max(1.0, fitted[0].misfit / freedom)
-    fits = []
-    for one in fitted:
-        if (one.misfit - fitted[0].misfit) / inflation <= RULED_OUT:
-            scale = np.sqrt(inflation)
-            copies = (log_error + scale * (rng.standard_normal((samples, len(cells))) * cells.standard_error
-                                           + rng.standard_normal((samples, 1)) * departure))
-            one = dataclasses.replace(one, samples=_refit(one, at, copies, scale * sigma, rng))
-        fits.append(one)
+    fits = fit_forms(only or forms(e0, float(cells.error.min()), len(cells.networks), cells.kinds),
+                     reference.of(cells), np.log(cells.error), cells.standard_error, samples, rng)
     count = samples * sum(one.samples is not None for one in fits)
-    shares = (rng.permutation(count) + 0.5) / count
-    bends = np.maximum(1 + BEND * stats.t.ppf(shares, BEND_FREEDOM), 0.0)
-    return JointLaw(cells, chance, reference, tuple(fits), bends)
+    # Quantiles in random order vary less from seed to seed than draws.
+    bends = np.maximum(1 + BEND * stats.t.ppf((rng.permutation(count) + 0.5) / count, BEND_FREEDOM), 0.0)
+    return JointLaw(cells, chance, reference, fits, bends)
 
 
 def check(cells: Cells) -> None:
@@ -171,37 +130,3 @@ def check(cells: Cells) -> None:
         what = "images" if np.unique(cells.images).size < 2 else "images seen"
         raise UserError(f"all cells have the same number of {what}; expected runs that differ in images and in images "
                         "seen; for one of the two, bvl laws has the answer")
-
-
-def _best(form: Form, at: At, log_error: np.ndarray, sigma: np.ndarray) -> FormFit:
-    """The best of fits from many starts."""
-    theta = form.starts(at, log_error)
-    for steps, kept in ((8, 6), (40, 2), (150, 1)):
-        prior = np.array([parameter.mean for parameter in form.parameters])
-        theta, cost = _solve(form, at, np.tile(log_error, (len(theta), 1)), sigma, np.tile(prior, (len(theta), 1)),
-                             theta, steps)
-        theta = theta[np.argsort(cost, kind="stable")[:kept]]
-    residuals = form.predict(theta, at)[0][0] - log_error
-    return FormFit(form, theta[0], float(cost.min()), float(np.sqrt(np.mean(residuals**2))))
-
-
-def _refit(one: FormFit, at: At, copies: np.ndarray, sigma: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    parameters = one.form.parameters
-    prior = (np.array([parameter.mean for parameter in parameters])
-             + rng.standard_normal((len(copies), len(parameters))) * [parameter.spread for parameter in parameters])
-    return _solve(one.form, at, copies, sigma, prior, np.tile(one.theta, (len(copies), 1)), 40)[0]
-
-
-def _solve(form: Form, at: At, log_errors: np.ndarray, sigma: np.ndarray, prior: np.ndarray, theta: np.ndarray,
-           steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fits to each row of log errors, with a residual for each cell and one for each parameter's prior."""
-    spread = np.array([parameter.spread for parameter in form.parameters])
-    pull = np.diag(1 / spread)
-
-    def residuals(tried, fits):
-        log_error, slopes = form.predict(tried, at)
-        return (np.concatenate([(log_error - log_errors[fits]) / sigma, (tried - prior[fits]) / spread], axis=1),
-                np.concatenate([slopes / sigma[:, None], np.broadcast_to(pull, (len(tried), *pull.shape))], axis=1))
-
-    weights = np.ones((len(theta), sigma.size + spread.size))
-    return least_squares.solve(residuals, form.bounds, theta, weights, OUTLIER, steps)
