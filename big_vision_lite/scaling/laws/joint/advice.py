@@ -13,6 +13,7 @@ from big_vision_lite.scaling.laws.curves import format_count
 from big_vision_lite.scaling.laws.joint import budget
 from big_vision_lite.scaling.laws.joint.budget import REACH, Plan, Question
 from big_vision_lite.scaling.laws.joint.forms import ACTS_ON
+from big_vision_lite.scaling.laws.joint.posterior import describe
 from big_vision_lite.scaling.laws.joint.surface import JointLaw
 from big_vision_lite.scaling.laws.prediction import Range, interval
 
@@ -25,13 +26,13 @@ def law_in_words(law: JointLaw) -> list[str]:
     found = law.parameters
     lines = [f"{len(law.plausible)} of {len(law.fits)} forms fit; they count alike in what follows"]
     if "R*" in found:
-        lines.append(f"R*: {_parameter(found['R*'])}: after R* repeats of the images, one more is worth 1/e of fresh "
+        lines.append(f"R*: {describe(found['R*'])}: after R* repeats of the images, one more is worth 1/e of fresh "
                      "images (Muennighoff et al. 2023)")
     for name, value in found.items():
         if name.startswith("kappa"):
             what, _, place = name.removeprefix("kappa").partition(" on ")
             kind = f" ({what.strip()})" if what.strip() else ""
-            lines.append(f"{name}: {_parameter(value)}: 20 % wrong labels{kind} act like {0.8**value.median:.2f} of "
+            lines.append(f"{name}: {describe(value)}: 20 % wrong labels{kind} act like {0.8**value.median:.2f} of "
                          f"the {place}")
     if len(law.noise_acts_on) > 1:
         lines.append(f"noise acts on {', or on '.join(ACTS_ON[place] for place in law.noise_acts_on)}: these runs "
@@ -39,11 +40,6 @@ def law_in_words(law: JointLaw) -> list[str]:
     elif law.noise_acts_on:
         lines.append(f"noise acts on {ACTS_ON[law.noise_acts_on[0]]}: forms in which it acts elsewhere are ruled out")
     return lines
-
-
-def _parameter(value: Range) -> str:
-    low, high = value.intervals[-1]
-    return f"{value.median:.3g}, 95 % interval {low:.3g} to {high:.3g}"
 
 
 def in_words(law: JointLaw, question: Question, terms: Terms = ERRORS) -> list[str]:

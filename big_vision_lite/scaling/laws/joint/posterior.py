@@ -88,6 +88,12 @@ def to_range(values: Float[np.ndarray, " m"]) -> Range:
     return Range(float(np.median(values)), tuple(interval(values, level) for level in LEVELS))
 
 
+def describe(value: Range) -> str:
+    """Such as "0.38, 95 % interval 0.31 to 0.44"."""
+    low, high = value.intervals[-1]
+    return f"{value.median:.3g}, 95 % interval {low:.3g} to {high:.3g}"
+
+
 def fit_forms(forms: Sequence[Form], at: Any, log_error: Float[np.ndarray, " n"],
               standard_error: Float[np.ndarray, " n"], samples: int, rng: np.random.Generator) -> tuple[FormFit, ...]:
     """Fit forms to log errors, best first.

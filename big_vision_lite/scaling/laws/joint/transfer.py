@@ -1,9 +1,9 @@
 """What pretraining is worth in labelled images of another task: the error as a function of pretraining D and target T.
 
 Effective data transferred of Hernandez et al., "Scaling Laws for Transfer" (2021): a pretrained network learns as one
-from scratch would with T + D_T target images, D_T = k T^alpha D^beta. In their eq. 1.1 the second variable is the size
-of the network; here it is that of the pretraining set. Errors over T + D_T follow a power law above e_inf that levels
-off at guessing, as in `joint.forms`.
+from scratch would with T + D_T target images, D_T = k T^alpha D^beta. Their second variable is the size of the network;
+here it is that of the pretraining set. Errors over T + D_T follow a power law above e_inf that levels off at guessing,
+as in `joint.forms`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ from big_vision_lite.scaling.laws.answers import ERRORS, Terms
 from big_vision_lite.scaling.laws.curves import format_count
 from big_vision_lite.scaling.laws.joint import cells
 from big_vision_lite.scaling.laws.joint.forms import SHARPNESS, approach_chance
-from big_vision_lite.scaling.laws.joint.posterior import FormFit, Parameter, fit_forms, natural, positive, to_range
+from big_vision_lite.scaling.laws.joint.posterior import (
+    FormFit,
+    Parameter,
+    describe,
+    fit_forms,
+    natural,
+    positive,
+    to_range,
+)
 from big_vision_lite.scaling.laws.law import clip
 from big_vision_lite.scaling.laws.metric import Metric
 from big_vision_lite.scaling.laws.prediction import SAMPLES, Range
@@ -89,7 +97,7 @@ class TransferForm:
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
-        """Hernandez et al. (2021) found alpha = 0.18 and 0.38 and, for the network's size, beta = 0.38."""
+        """Of theta's columns. In Hernandez et al. (2021), alpha was below 0.2 and beta, of the network's size, 0.38."""
         return (positive("B", 1e-4 * self.scale, 1e4 * self.scale, self.scale, 10.0, (self.scale,)),
                 positive("b", 0.02, 4.0, 0.4, 2.0, (0.2, 0.6)),
                 positive("k", 1e-6, 1e4, 1.0, 10.0, (0.1, 1.0, 10.0)),
@@ -230,9 +238,9 @@ def fit(found: TransferCells, samples: int = SAMPLES, seed: int = 0) -> Transfer
 def in_words(law: TransferLaw, terms: Terms = ERRORS) -> list[str]:
     """What each pretraining is worth, a line each: at the fewest and the most target images."""
     found = law.cells
-    parameters = {name: f"{value.median:.2g}, 95 % interval {value.intervals[-1][0]:.2g} to {value.intervals[-1][1]:.2g}"
-                  for name, value in law.parameters.items()}
-    lines = [f"worth k T^alpha D^beta target images: alpha {parameters['alpha']}; beta {parameters['beta']}"]
+    parameters = law.parameters
+    lines = [f"worth k T^alpha D^beta target images: alpha {describe(parameters['alpha'])}; beta "
+             f"{describe(parameters['beta'])}"]
     for images in np.unique(found.images[found.images > 0]).tolist():
         targets = np.unique(found.target[found.images == images])
         for target in dict.fromkeys((float(targets.min()), float(targets.max()))):
