@@ -80,9 +80,31 @@ def advise(arguments: list[str]) -> int:
         print(f"  {line}")
     print(f"\nfrontier, with up to {question.images:,.0f} images:")
     print(columns(advice.frontier_table(law, question, terms, rate)))
+    for line in _transfers(options):
+        print(line)
+    if options.figure is not None:
+        from big_vision_lite.scaling.report import figures, surfaces
+
+        figures.save(surfaces.draw_fan(found, law, judgement, ""), options.figure)
+        print(f"figure: {options.figure}")
     print(f"\nfit, held out: RMS of the log error. {advice.reach_in_words(law)}. Intervals are of the mean of many\n"
           "runs with the recipe of these; docs/scaling_laws.md says how often they hold.")
     return 0
+
+
+def _transfers(options: Advise) -> list[str]:
+    """What pretraining is worth on a target task, where there are such runs."""
+    from big_vision_lite.scaling.laws.joint import transfer
+
+    lines = []
+    for way in transfer.read_transfers(options.sources):
+        try:
+            law = transfer.fit(way, options.bootstrap)
+        except UserError as error:
+            lines += ["", str(error)]
+        else:
+            lines += ["", f"{way.name}:", *(f"  {line}" for line in transfer.in_words(law, way.metric.terms))]
+    return lines
 
 
 def _check(options: Advise) -> None:
@@ -94,6 +116,8 @@ def _check(options: Advise) -> None:
     for name, value in (*budgets.items(), ("--rate", options.rate), ("--images", options.images)):
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"{name} {value:g}: expected a number above 0")
+    if options.figure is not None and options.figure.suffix not in (".png", ".svg"):
+        raise UserError(f"--figure {str(options.figure)!r}: expected a name that ends in .png or .svg")
     if not 0 <= options.noise < 1:
         raise UserError(f"--noise {options.noise:g}: expected the share of wrong labels, from 0 to below 1")
 

@@ -22,7 +22,7 @@ from big_vision_lite.scaling.laws import answers, comparison, families, predicti
 from big_vision_lite.scaling.laws.curves import format_count, read_rows
 from big_vision_lite.scaling.laws.prediction import Prediction
 from big_vision_lite.scaling.paper import tables
-from big_vision_lite.scaling.report import figures, html, series
+from big_vision_lite.scaling.report import figures, html, joint, series
 from big_vision_lite.scaling.report.series import Metric, Result, Results, Series
 from big_vision_lite.scaling.studies.results import write_file
 
@@ -88,6 +88,11 @@ def write_report(folders: Sequence[Path], out: Path | None = None, metric: str |
         metrics = {study: _choose_metric(page, task, study_runs, results.metrics, metric, lower_is_better)
                    for study, study_runs in series.by_study(runs).items()}
         _task(page, task, runs, metrics, bootstrap)
+    for folder_of, study in dict.fromkeys((run.folder, run.factors.get("study", "")) for run in results.runs):
+        rows = [row for row in results.rows if row.get("study", "") == study]
+        if joint.varies(rows):
+            for part in joint.section(study, folder_of, rows, bootstrap, page.draw, page.notes):
+                page.parts.append(part)
     page.parts += _paper_tables(results)
     page.parts += _pictures(tasks, page.notes)
     page.parts += _provenance(folders, results)

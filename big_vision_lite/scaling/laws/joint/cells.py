@@ -138,12 +138,14 @@ def read_surface(sources: Sequence[Path], score: str | None = None, lower_is_bet
     Raises:
       UserError: a file is no results.csv, lacks a column, or holds no such run; or a cell is no number.
     """
-    rows = [row for row in read_done(sources) if row[1].get("stage", "pretraining") in ("", "pretraining")
-            and not row[1].get("target_images")]
-    where = ", ".join(map(str, sources))
-    if not rows:
-        raise UserError(f"{where}: no finished pretraining runs; expected rows with status done and stage pretraining")
-    return surface_of(rows, where, score, lower_is_better)
+    rows = [row for row in read_done(sources) if is_pretraining(row[1])]
+    return surface_of(rows, ", ".join(map(str, sources)), score, lower_is_better)
+
+
+def is_pretraining(row: dict[str, str]) -> bool:
+    """Whether a row is a pretraining run: neither a trunk, from which cool-downs branch off, nor trained on a target
+    task."""
+    return row.get("stage", "pretraining") in ("", "pretraining") and not row.get("target_images")
 
 
 def read_done(sources: Sequence[Path]) -> list[tuple[Path, dict[str, str]]]:
@@ -170,6 +172,8 @@ def read_done(sources: Sequence[Path]) -> list[tuple[Path, dict[str, str]]]:
 def surface_of(rows: Sequence[tuple[Path, dict[str, str]]], where: str, score: str | None = None,
                lower_is_better: bool = False) -> Surface:
     """A surface from rows of results.csv, each with its file. Raises: UserError: as `read_surface`."""
+    if not rows:
+        raise UserError(f"{where}: no finished pretraining runs; expected rows with status done and stage pretraining")
     metric = choose_metric(rows, score, lower_is_better, where)
     rows = [row for row in rows if row[1].get(metric.name)]
     rows, notes = _one_task(rows)

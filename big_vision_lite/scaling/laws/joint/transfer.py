@@ -172,18 +172,25 @@ class TransferLaw:
 
 def read_transfers(sources: Sequence[Path], score: str | None = None, lower_is_better: bool = False
                    ) -> list[TransferCells]:
-    """The transfers in results.csv files: runs with a number of ``target_images``. Empty if there are none.
+    """The transfers in results.csv files. Raises: UserError: as `cells.read_surface`."""
+    return transfers_of(cells.read_done(sources), ", ".join(map(str, sources)), score, lower_is_better)
+
+
+def transfers_of(rows: Sequence[tuple[Path, dict[str, str]]], where: str, score: str | None = None,
+                 lower_is_better: bool = False) -> list[TransferCells]:
+    """The transfers among finished rows of results.csv, each with its file: runs with a number of ``target_images``.
+    Empty if there are none.
 
     Those from scratch (init random) are the reference of every way of transfer with the same network. Pretrainings with
     wrong labels are left out.
 
     Raises:
-      UserError: as `cells.read_surface`.
+      UserError: as `cells.surface_of`.
     """
-    rows = [(path, row) for path, row in cells.read_done(sources) if row.get("target_images")]
+    rows = [(path, row) for path, row in rows if row.get("target_images")]
     if not rows:
         return []
-    metric = cells.choose_metric(rows, score, lower_is_better, ", ".join(map(str, sources)))
+    metric = cells.choose_metric(rows, score, lower_is_better, where)
     rows = [(path, row) for path, row in rows if row.get(metric.name)]
     scratch: dict[str, list[tuple[float, float, float]]] = {}
     pretrained: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
