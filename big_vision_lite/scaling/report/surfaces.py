@@ -45,7 +45,7 @@ def draw_fan(surface: Surface, law: JointLaw, judgement: Judgement | None, title
     if levels.size > CURVES:
         levels = levels[np.linspace(0, levels.size - 1, CURVES).round().astype(int)]
     for i, seen in enumerate(levels.tolist()):
-        sizes = np.geomspace(limits[0], max(min(limits[1], seen), 1.01 * limits[0]), 60)
+        sizes = np.geomspace(*limits, 60)
         low, middle, high = _quantiles(drawn, sizes, seen, network)
         axis.fill_between(sizes, terms.to_metric(low), terms.to_metric(high), color=COLOURS[i], alpha=0.16, linewidth=0)
         axis.plot(sizes, terms.to_metric(middle), color=COLOURS[i], lw=1.6)
@@ -63,8 +63,9 @@ def draw_fan(surface: Surface, law: JointLaw, judgement: Judgement | None, title
             continue
         _, middle, _ = _quantiles(drawn, seen[inside] / passes, seen[inside], network)
         axis.plot(seen[inside] / passes, terms.to_metric(middle), color="#666666", lw=0.9, ls=(0, (4, 2)))
-        axis.annotate(f"{passes:g} pass" + "es" * (passes > 1), (seen[inside][-1] / passes, terms.to_metric(middle)[-1]),
-                      fontsize=8, color="#444444", xytext=(3, 3), textcoords="offset points")
+        end = seen[inside][-1] / passes, terms.to_metric(middle)[-1]
+        axis.annotate(f"{passes:g} pass" + "es" * (passes > 1), end,
+                      fontsize=8, color="#444444", xytext=(4, -9), textcoords="offset points")
     axis.set_xscale("log")
     format_counts(axis.xaxis)
     axis.set_xlabel("images")
@@ -102,6 +103,7 @@ def draw_frontier(surface: Surface, law: JointLaw, question: Question, title: st
         axis.annotate(plan.network, (plan.budget, value), fontsize=8, xytext=(0, 9), textcoords="offset points",
                       ha="right")
     axis.set_xscale("log")
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0e}".replace("e+", "e"))
     axis.set_xlabel(f"{unit} of one training run")
     axis.set_ylabel(surface.metric.label)
     axis.legend(title=BANDS.replace("lines", "line"), title_fontsize=8)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -44,6 +44,7 @@ def positive(name: str, low: float, high: float, mean: float, factor: float, sta
     return Parameter(name, np.log(low), np.log(high), np.log(mean), np.log(factor), tuple(map(np.log, starts)))
 
 
+@runtime_checkable
 class Form(Protocol):
     """A law whose logarithm of the error is a function of parameters and of where it is asked."""
 
