@@ -52,17 +52,18 @@ def advise(arguments: list[str]) -> int:
         raise UserError("bvl advise needs results: bvl advise runs/surface --images 50000 --gpu-hours 10")
     _check(options)
     from big_vision_lite.commands.laws import check_bootstrap, columns
-    from big_vision_lite.scaling.laws.joint import advice, cells, judging, surface
+    from big_vision_lite.scaling.laws.joint import advice, budget, cells, judging, surface
 
     check_bootstrap(options.bootstrap)
     found = cells.read_surface(options.sources, options.score, options.lower_is_better)
     memorised = found.cells.memorised()
     fitted = found.cells.take(~memorised)
-    law = surface.fit(fitted, found.chance, options.bootstrap)
+    surface.check(fitted)
     operations, rate, said = _budget(options, found, fitted)
     question = _question(options, fitted, operations)
+    budget.check_reach(fitted, question)
+    law = surface.fit(fitted, found.chance, options.bootstrap)
     terms = found.metric.terms
-    answers = advice.in_words(law, question, terms)  # first, as it may refuse
     for line in (*judging.extents(fitted, int(memorised.sum())), *found.notes):
         print(line)
     judgement = None
@@ -76,7 +77,7 @@ def advise(arguments: list[str]) -> int:
         print(f"  {line}")
     print(columns(judging.forms_table(law, judgement)))
     print(f"\n{said}")
-    for line in answers:
+    for line in advice.in_words(law, question, terms):
         print(f"  {line}")
     print(f"\nfrontier, with up to {question.images:,.0f} images:")
     print(columns(advice.frontier_table(law, question, terms, rate)))

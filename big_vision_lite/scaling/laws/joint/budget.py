@@ -133,7 +133,7 @@ def largest_budget(cells: Cells) -> float:
 
 
 def _reached(own: np.ndarray, value: float) -> bool:
-    return own.min() / REACH <= value * (1 + 1e-9) and value <= own.max() * REACH * (1 + 1e-9)
+    return bool(own.min() / REACH <= value * (1 + 1e-9) and value <= own.max() * REACH * (1 + 1e-9))
 
 
 def _next(own: np.ndarray, value: float) -> str:

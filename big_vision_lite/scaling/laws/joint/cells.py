@@ -278,7 +278,7 @@ def cells_of(runs: Sequence[Run]) -> Cells:
                                        group[0].seen))
     first = [group[0] for group in groups]
     errors = [np.array([run.error for run in group]) for group in groups]
-    return Cells(*(np.array([getattr(run, name) for run in first]) for name in ("images", "seen", "operations",
+    return Cells(*(np.array([getattr(run, name) for run in first], float) for name in ("images", "seen", "operations",
                                                                                 "noise")),
                  tuple(run.kind for run in first), tuple(run.network for run in first),
                  np.array([values.mean() for values in errors]), np.array([values.size for values in errors]),
