@@ -186,7 +186,7 @@ def test_too_few_transfers_are_refused():
 def test_the_report_has_the_fan_and_names_budgets(study, tmp_path):
     lines = report.write_report([study], tmp_path / "out", bootstrap=20)
     page = (tmp_path / "out" / "report.html").read_text()
-    for part in ("One law of images and images seen, surface", "twice the images would change validation/top1 by",
+    for part in ("One law of images and images seen, surface", "images seen would change validation/top1 by",
                  "best for 45,000 images", "held-out cells", "What pretraining is worth: depth 10, fine-tuned",
                  "images seen; predictions by all laws together"):
         assert part in page, part

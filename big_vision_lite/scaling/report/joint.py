@@ -74,13 +74,13 @@ def section(study: str, folder: Path, rows: Sequence[dict[str, str]], bootstrap:
 
 
 def _fan_caption(found: Surface, law: JointLaw, judgement: Judgement | None) -> str:
-    """First what was learned: whether more images or more passes would help more at the largest cell."""
-    own, terms = law.cells, found.metric.terms
-    images, seen, operations = float(own.images.max()), float(own.seen.max()), float(own.operations.max())
+    """First what was learned: whether more images or more passes would help more at the largest sizes."""
+    own, terms = surfaces.drawn_cells(law.cells), found.metric.terms
+    images, seen, operations = float(own.images.max()), float(own.seen.max()), float(own.operations[0])
     logs = law.sampled([images, 2 * images, images], [seen, seen, 2 * seen], operations)
     now, data, passes = terms.to_metric(np.exp(np.median(logs, axis=0)))
-    learned = (f"At {images:,.0f} images seen {seen / images:.3g} times, twice the images would change {terms.name} by "
-               f"{data - now:+.3g}, twice the passes by {passes - now:+.3g}. ")
+    learned = (f"At {images:,.0f} images and {seen / images:.3g} passes ({own.network[0]}), twice the images at equal "
+               f"images seen would change {terms.name} by {data - now:+.3g}, twice the passes by {passes - now:+.3g}. ")
     held_out = " Curves are fitted to the filled points alone." if judgement is not None else ""
     return (f"{learned}{found.metric.label} over images, one curve per number of images seen, with 95 % intervals; "
             f"dashed: equal passes.{held_out}")

@@ -35,7 +35,7 @@ def draw_fan(surface: Surface, law: JointLaw, judgement: Judgement | None, title
     law (memorised) are crosses. Thin lines join points of equal passes.
     """
     figure, axis = create_axes(title)
-    terms, cells = surface.metric.terms, _clean(surface.cells)
+    terms, cells = surface.metric.terms, drawn_cells(surface.cells)
     drawn = law if judgement is None else judgement.law
     if not set(cells.operations) <= set(drawn.cells.operations):  # the network has no small cells
         drawn, judgement = law, None
@@ -121,7 +121,7 @@ def _quantiles(law: JointLaw, images, seen, operations: float) -> np.ndarray:
     return np.exp(np.quantile(law.sampled(images, seen, operations), (0.025, 0.5, 0.975), axis=0))
 
 
-def _clean(cells: Cells) -> Cells:
+def drawn_cells(cells: Cells) -> Cells:
     """The cells without noise of the network that most of them have."""
     clean = cells.noise == 0
     if not clean.any():
