@@ -212,6 +212,12 @@ def test_what_is_read(tmp_path):
     assert any("several levels of learning_rate" in note for note in found.notes)
 
 
+def test_networks_of_one_name_are_told_apart(tmp_path):
+    found = cells.read_surface([write(tmp_path, [row(100, 400), row(200, 400, operations=6e8 * 400)])])
+    assert found.cells.networks == {"depth 10, 1e+08 operations per image": 1e8,
+                                    "depth 10, 2e+08 operations per image": 2e8}
+
+
 @pytest.mark.parametrize("rows, message", [
     ([row(100, 400, stage="trunk")], "no finished pretraining runs"),
     ([{"images": 5}], "no column 'run'"),

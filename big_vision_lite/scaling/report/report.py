@@ -88,10 +88,10 @@ def write_report(folders: Sequence[Path], out: Path | None = None, metric: str |
         metrics = {study: _choose_metric(page, task, study_runs, results.metrics, metric, lower_is_better)
                    for study, study_runs in series.by_study(runs).items()}
         _task(page, task, runs, metrics, bootstrap)
-    for folder_of, study in dict.fromkeys((run.folder, run.factors.get("study", "")) for run in results.runs):
+    for study, study_runs in series.by_study(results.runs).items():
         rows = [row for row in results.rows if row.get("study", "") == study]
         if joint.varies(rows):
-            for part in joint.section(study, folder_of, rows, bootstrap, page.draw, page.notes):
+            for part in joint.section(study, study_runs[0].folder, rows, bootstrap, page.draw, page.notes):
                 page.parts.append(part)
     page.parts += _paper_tables(results)
     page.parts += _pictures(tasks, page.notes)

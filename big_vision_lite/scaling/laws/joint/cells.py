@@ -182,7 +182,7 @@ def surface_of(rows: Sequence[tuple[Path, dict[str, str]]], where: str, score: s
     if not counted and len({run.network for run in runs}) > 1:
         raise UserError(f"{where}: networks differ but some runs have no operations; expected the column operations, "
                         "the FLOPs of a run's training")
-    kept, tuned = _tuned(runs)
+    kept, tuned = _tuned(_tell_apart(runs))
     return Surface(cells_of(kept), tuple(kept), metric, chance_of([row for _, row in rows], metric), counted,
                    (*notes, *tuned))
 
@@ -257,6 +257,15 @@ def error_of(path: Path, row: dict[str, str], metric: Metric) -> float:
         raise UserError(f"{path}: run {row['run']!r}: {metric.name} is {value:g}, expected " + (
             f"a score below {metric.best:g}" if metric.higher_is_better else "a value above 0") + "; leave it out")
     return error
+
+
+def _tell_apart(runs: Sequence[Run]) -> list[Run]:
+    """The runs, with operations in the names of networks that share theirs."""
+    found: dict[str, set[float]] = {}
+    for run in runs:
+        found.setdefault(run.network, set()).add(run.operations)
+    return [dataclasses.replace(run, network=f"{run.network}, {run.operations:.3g} operations per image")
+            if len(found[run.network]) > 1 else run for run in runs]
 
 
 def _tuned(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
