@@ -37,6 +37,7 @@ COMMANDS = {command.name: command for command in (
     Command("study", "STUDY", "run the unfinished experiments of a study", "study.study"),
     Command("report", "FOLDER ...", "figures, tables and scaling laws on one page", "laws.report"),
     Command("laws", "FILE.csv|FOLDER", "what would more images buy? with intervals", "laws.laws"),
+    Command("advise", "FOLDER ...", "the best run for a budget, and what more would buy", "advise.advise"),
     Command("preflight", "CONFIG", "memory and speed on hardware you do not have yet", "launch.preflight"),
     Command("launch", "CONFIG", "print or submit the job script", "launch.launch"),
     Command("data inspect", "SOURCE", "features, sizes, classes and a contact sheet", "data.inspect"),

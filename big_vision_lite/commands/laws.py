@@ -60,7 +60,7 @@ def laws(arguments: list[str]) -> int:
     from big_vision_lite.scaling.laws import answers, curves, downstream
     from big_vision_lite.scaling.laws.prediction import TooFewSizes
 
-    _check_bootstrap(options.bootstrap)
+    check_bootstrap(options.bootstrap)
     if options.figure is not None and options.figure.suffix not in (".png", ".svg"):
         raise UserError(f"--figure {str(options.figure)!r}: expected a name that ends in .png or .svg")
     for name, values in (("--target-error", options.target_error), ("--at", options.at)):
@@ -76,7 +76,7 @@ def laws(arguments: list[str]) -> int:
     for name, get_curve, chance, terms in found:
         errors = [*options.target_error, *(_error(terms, target) for target in options.target)]
         try:
-            predicted = _predict(name, get_curve(), chance, law, options)
+            predicted = _predict(name, get_curve(), chance, terms, law, options)
         except UserError as error:  # other curves may have answers
             if len(found) == 1 and not isinstance(error, TooFewSizes):
                 raise
@@ -87,8 +87,9 @@ def laws(arguments: list[str]) -> int:
             print(f"  {line}")
         print()
     print("fit, inner, extrapolate: RMS of the log error. inner: of a fit to the sizes up to half the largest, on the\n"
-          "rest. Laws in the table describe; the prediction takes all that have enough sizes, and holds for the\n"
-          "training budget of the runs. docs/scaling_laws.md says how often its intervals hold.")
+          "rest. Laws in the table describe; the prediction takes all that have enough sizes. It is of one budget:\n"
+          "where images seen do not grow with the images, a curve levels off at what the steps can learn, not at what\n"
+          "the data holds (bvl advise, of runs that differ in both). docs/scaling_laws.md: how often intervals hold.")
     if options.figure is not None:
         if not predictions:
             raise UserError("--figure: there is nothing to draw, as no curve has an answer")
@@ -99,15 +100,16 @@ def laws(arguments: list[str]) -> int:
     return 0
 
 
-def _predict(name: str, curve, chance: float | None, law: int | None, options: Laws):
+def _predict(name: str, curve, chance: float | None, terms, law: int | None, options: Laws):
     """Prints the table of laws; returns the prediction by all of them, or by the one with a number."""
     from big_vision_lite.scaling.laws import comparison, prediction
     from big_vision_lite.scaling.laws.families import laws as all_laws
 
     held_out, sizes = int(curve.held_out.sum()), curve.train.sizes
-    print(f"{name}: {curve.x.size - held_out} points at {sizes} sizes" + (f", {held_out} held out" if held_out else ""))
+    print(f"{name}: {curve.x.size - held_out} points at {sizes} sizes" + (f", {held_out} held out" if held_out else "")
+          + (f", {terms.budget}" if terms.budget else ""))
     scores = comparison.compare(curve, all_laws(chance))
-    print(_columns(comparison.table(scores)))
+    print(columns(comparison.table(scores)))
     only = () if law is None else (scores[law].law,)
     if law is not None and scores[law].fit is None:
         raise UserError(f"--law {options.law!r}: {scores[law].note}, the curve has {sizes}")
@@ -138,11 +140,10 @@ def _curves(options: Laws):
                             "are known; give --score to choose a metric")
     found = False
     for task, line in series.curves_of(path, options.score, options.lower_is_better, options.imports):
-        metric = line.metric
-        chance = line.chance if options.chance is None else _error(metric.terms, options.chance, "--chance")
+        chance = line.chance if options.chance is None else _error(line.terms, options.chance, "--chance")
         found = True
         name = ", ".join(filter(None, (task, line.label))) or str(path)
-        yield name, line.curve, chance, metric.terms
+        yield name, line.curve, chance, line.terms
     if not found:
         raise UserError(f"{path}: no runs that differ in images alone, so there is no curve; expected two sizes or "
                         "more")
@@ -173,12 +174,12 @@ def _law_number(name: str) -> int:
     return numbers[name]
 
 
-def _check_bootstrap(samples: int) -> None:
+def check_bootstrap(samples: int) -> None:
     if samples < 20:
         raise UserError(f"--bootstrap {samples}: an interval needs at least 20 samples")
 
 
-def _columns(cells: list[list[str]]) -> str:
+def columns(cells: list[list[str]]) -> str:
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     return "\n".join("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
                      for row in cells)
@@ -207,7 +208,7 @@ class Report:
 
 def report(arguments: list[str]) -> int:
     options = parse(Report, arguments, "bvl report")
-    _check_bootstrap(options.bootstrap)
+    check_bootstrap(options.bootstrap)
     if options.row is not None and options.table is None:
         raise UserError("--row names a row of a table; give --table as well")
     if not options.folders:

@@ -27,12 +27,14 @@ class Terms:
       name: of the metric.
       to_metric: from errors to values of the metric; its own inverse.
       higher_is_better: whether values grow as errors fall.
+      budget: what all points have in common, such as "at 153,600 images seen".
     """
 
     name: str = "error"
     to_metric: Callable[[np.ndarray], np.ndarray] = np.asarray
     higher_is_better: bool = False
     unit: str = "images"
+    budget: str = ""
 
     def convert(self, value: float) -> float:
         """An error as a value of the metric, or a value as an error."""
@@ -78,7 +80,8 @@ def size_for(prediction: Prediction, error: float, terms: Terms = ERRORS) -> str
     if estimate.size.median <= 1.0001 * least:
         return f"{what}: reached with fewer than {format_count(least)} {terms.unit}"
     if estimate.reached < 0.005:
-        return f"{what}: not reached within {horizon}, by any of the fits"
+        budget = f"; that is {terms.budget}, others may reach it" if terms.budget else ""
+        return f"{what}: not reached within {horizon}, by any of the fits{budget}"
     chance = f"reached within {horizon} with probability {min(estimate.reached, 0.99):.2f}"
     if estimate.reached >= 0.995:
         chance = f"reached within {horizon} with probability above 0.99"

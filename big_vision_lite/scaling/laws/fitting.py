@@ -1,7 +1,7 @@
 """Fits laws to curves: robust, weighted, bounded, from several starting points.
 
-One solver (Levenberg-Marquardt on residuals of the log error, with steps clipped to the bounds) runs a batch of fits of
-one law: all starting points of a curve, or all its perturbed copies. scipy's runs one fit at a time.
+Residuals are of the log error. A batch of fits of one law runs at once: all starting points of a curve, or all its
+perturbed copies.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from big_vision_lite.errors import UserError
+from big_vision_lite.scaling.laws import least_squares
 from big_vision_lite.scaling.laws.curves import Curve
 from big_vision_lite.scaling.laws.families import Law
 
@@ -103,46 +104,10 @@ def _residuals(law: Law, theta: np.ndarray, z: np.ndarray, log_error: np.ndarray
     return np.log(clipped) - log_error, slopes / clipped[..., None]
 
 
-def _cost(residuals: np.ndarray, weights: np.ndarray, delta: float) -> np.ndarray:
-    return (weights * delta**2 * 2 * (np.sqrt(1 + (residuals / delta)**2) - 1)).sum(axis=1)
-
-
 def _solve(law: Law, z: np.ndarray, log_error: np.ndarray, bounds: tuple[np.ndarray, np.ndarray], floor: float,
            theta: np.ndarray, weights: np.ndarray, delta: float, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Run a batch of fits to convergence or for ``steps``; returns theta ``[b, p]`` and costs ``[b]``. Log errors and
     weights may differ from fit to fit (``[b, n]``)."""
-    low, high = bounds
     log_error, weights = (np.broadcast_to(values, (len(theta), z.size)) for values in (log_error, weights))
-    theta = np.clip(theta, low, high)
-    residuals, slopes = _residuals(law, theta, z, log_error, floor)
-    cost = _cost(residuals, weights, delta)
-    damping = np.full(len(theta), 1e-2)
-    active = np.arange(len(theta))
-    eye = np.eye(theta.shape[1])
-    for _ in range(steps):
-        r, j, w, current = residuals[active], slopes[active], weights[active], theta[active]
-        # Soft L1 as reweighted least squares.
-        w = w / np.sqrt(1 + (r / delta)**2)
-        gradient = np.einsum("bnp,bn->bp", j, w * r)
-        fixed = ((current <= low) & (gradient > 0)) | ((current >= high) & (gradient < 0))
-        j = np.where(fixed[:, None], 0.0, j)
-        gradient = np.where(fixed, 0.0, gradient)
-        normal = np.swapaxes(j * w[..., None], 1, 2) @ j
-        size = np.einsum("bpp->bp", normal)
-        size = damping[active, None] * size + 1e-12 * size.max(axis=1, keepdims=True) + 1e-300
-        normal = normal + eye * size[:, None]
-        step = np.linalg.solve(normal, -gradient[..., None])[..., 0]
-        tried = np.clip(current + step, low, high)
-        new_residuals, new_slopes = _residuals(law, tried, z, log_error[active], floor)
-        new_cost = _cost(new_residuals, weights[active], delta)
-        better = new_cost < cost[active]
-        done = ((better & (cost[active] - new_cost <= 1e-10 * cost[active] + 1e-300))
-                | (~better & (damping[active] > 1e8)) | (np.abs(gradient).max(axis=1) <= 1e-14))
-        at = active[better]
-        theta[at], residuals[at], slopes[at] = tried[better], new_residuals[better], new_slopes[better]
-        cost[at] = new_cost[better]
-        damping[active] = np.where(better, np.maximum(damping[active] / 5, 1e-12), damping[active] * 6)
-        active = active[~done]
-        if not active.size:
-            break
-    return theta, cost
+    return least_squares.solve(lambda tried, fits: _residuals(law, tried, z, log_error[fits], floor), bounds, theta,
+                               weights, delta, steps)

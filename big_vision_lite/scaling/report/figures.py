@@ -35,7 +35,7 @@ _STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
           "text.parse_math": False, "legend.frameon": False, "legend.fontsize": 9, "axes.titlesize": 11}
 
 
-def _styled(draw: Any) -> Any:
+def styled(draw: Any) -> Any:
     """Draw in our style, whatever matplotlib's settings are."""
     @functools.wraps(draw)
     def styled(*args: Any, **kwargs: Any) -> Any:
@@ -48,7 +48,7 @@ def _styled(draw: Any) -> Any:
     return styled
 
 
-@_styled
+@styled
 def draw_sizes(lines: Sequence[Series], predictions: Sequence[Prediction | None], title: str, legend: str = "") -> Any:
     """Metric against images: each run as a faint point, means with 95 % intervals, and predictions with their bands.
 
@@ -56,22 +56,22 @@ def draw_sizes(lines: Sequence[Series], predictions: Sequence[Prediction | None]
       predictions: of each of the lines, or None.
       legend: title of the legend.
     """
-    figure, axis = _axes(title)
+    figure, axis = create_axes(title)
     for i, (line, prediction) in enumerate(zip(lines[:len(COLOURS)], predictions, strict=False)):
         if prediction is not None:
             _draw_prediction(axis, prediction, i, line.metric.to_error)
         _draw_runs(axis, line, line.images, i, line.label, connected=prediction is None)
     axis.set_xscale("log")
-    _format_counts(axis.xaxis)
+    format_counts(axis.xaxis)
     axis.set_xlabel("images")
     _finish(axis, lines, legend)
     return figure
 
 
-@_styled
+@styled
 def draw_levels(lines: Sequence[Series], title: str, factor: str, log: bool = False) -> Any:
     """Metric against a numeric factor, one line per number of images. ``lines``: a series per level."""
-    figure, axis = _axes(title)
+    figure, axis = create_axes(title)
     sizes = sorted({size for line in lines for size in line.sizes()})
     shown = sizes if len(sizes) <= len(COLOURS) else [sizes[round(i)] for i in np.linspace(0, len(sizes) - 1, 5)]
     for i, size in enumerate(shown):
@@ -81,17 +81,17 @@ def draw_levels(lines: Sequence[Series], title: str, factor: str, log: bool = Fa
         _draw_runs(axis, across, levels, i, f"{size:,.0f}", connected=True)
     if log:
         axis.set_xscale("log")
-        _format_counts(axis.xaxis, at=sorted({float(line.label) for line in lines}))
+        format_counts(axis.xaxis, at=sorted({float(line.label) for line in lines}))
     axis.set_xlabel(factor)
     _finish(axis, lines, "images")
     return figure
 
 
-@_styled
+@styled
 def draw_predictions(predictions: Sequence[tuple[Prediction, Terms]]) -> Any:
     """Curves with what is predicted beyond them, held-out points hollow. Errors are on a logarithmic axis, as they span
     decades; metrics whose higher values are better are not."""
-    figure, axis = _axes("")
+    figure, axis = create_axes("")
     for i, (prediction, terms) in enumerate(predictions[:len(COLOURS)]):
         curve = prediction.curve
         _draw_prediction(axis, prediction, i, terms.to_metric)
@@ -101,10 +101,10 @@ def draw_predictions(predictions: Sequence[tuple[Prediction, Terms]]) -> Any:
             axis.plot(curve.x[points], values[points], MARKERS[i], color=COLOURS[i], mfc=face, ms=4, label=label)
     all_terms = [terms for _, terms in predictions]
     axis.set_xscale("log")
-    _format_counts(axis.xaxis)
+    format_counts(axis.xaxis)
     if not any(terms.higher_is_better for terms in all_terms):
         axis.set_yscale("log")
-        _format_counts(axis.yaxis, minor=True)
+        format_counts(axis.yaxis, minor=True)
     axis.set_xlabel(", ".join(dict.fromkeys(terms.unit for terms in all_terms)))
     axis.set_ylabel(", ".join(dict.fromkeys(terms.name for terms in all_terms)))
     held_out = "\nhollow: held out" if any(prediction.curve.held_out.any() for prediction, _ in predictions) else ""
@@ -118,7 +118,7 @@ def save(figure: Any, path: Path) -> None:
     write_file(path, to_bytes(figure, path.suffix[1:]))
 
 
-@_styled
+@styled
 def to_bytes(figure: Any, form: str) -> bytes:
     """A figure as png or svg; the same bytes each time."""
     buffer = io.BytesIO()
@@ -126,7 +126,7 @@ def to_bytes(figure: Any, form: str) -> bytes:
     return buffer.getvalue()
 
 
-def _axes(title: str) -> tuple[Any, Any]:
+def create_axes(title: str) -> tuple[Any, Any]:
     from matplotlib.figure import Figure  # without pyplot: no global state, no display
 
     figure = Figure(figsize=(6.8, HEIGHT), layout="constrained")
@@ -135,11 +135,11 @@ def _axes(title: str) -> tuple[Any, Any]:
     return figure, axis
 
 
-def _format_counts(axis: Any, at: Sequence[float] = (), minor: bool = False) -> None:
+def format_counts(axis: Any, at: Sequence[float] = (), minor: bool = False) -> None:
     """Label a logarithmic axis with 10k and 1M, at powers of ten or at given values."""
     from matplotlib import ticker
 
-    formatter = ticker.FuncFormatter(lambda value, _: _short(value))
+    formatter = ticker.FuncFormatter(lambda value, _: short_count(value))
     axis.set_major_formatter(formatter)
     if at:
         axis.set_major_locator(ticker.FixedLocator(at))
@@ -149,7 +149,7 @@ def _format_counts(axis: Any, at: Sequence[float] = (), minor: bool = False) -> 
         axis.set_minor_formatter(formatter)
 
 
-def _short(value: float) -> str:
+def short_count(value: float) -> str:
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
             return f"{value / size:g}{unit}"

@@ -22,8 +22,8 @@ from big_vision_lite.scaling.laws import answers, comparison, families, predicti
 from big_vision_lite.scaling.laws.curves import format_count, read_rows
 from big_vision_lite.scaling.laws.prediction import Prediction
 from big_vision_lite.scaling.paper import tables
-from big_vision_lite.scaling.report import figures, html, series
-from big_vision_lite.scaling.report.series import Metric, Result, Results
+from big_vision_lite.scaling.report import figures, html, joint, series
+from big_vision_lite.scaling.report.series import Metric, Result, Results, Series
 from big_vision_lite.scaling.studies.results import write_file
 
 PICTURES = 4
@@ -88,6 +88,11 @@ def write_report(folders: Sequence[Path], out: Path | None = None, metric: str |
         metrics = {study: _choose_metric(page, task, study_runs, results.metrics, metric, lower_is_better)
                    for study, study_runs in series.by_study(runs).items()}
         _task(page, task, runs, metrics, bootstrap)
+    for study, study_runs in series.by_study(results.runs).items():
+        rows = [row for row in results.rows if row.get("study", "") == study]
+        if joint.varies(rows):
+            for part in joint.section(study, study_runs[0].folder, rows, bootstrap, page.draw, page.notes):
+                page.parts.append(part)
     page.parts += _paper_tables(results)
     page.parts += _pictures(tasks, page.notes)
     page.parts += _provenance(folders, results)
@@ -160,27 +165,29 @@ def _sizes(page: _Page, task: str, runs: Sequence[Result], metrics: dict[str, Me
         except UserError as error:
             page.notes.append(f"{name}: nothing was predicted: {error}")
         else:
-            said += _answers(name, line.metric, predicted)
+            said += _answers(name, line, predicted)
         predictions.append(predicted)
     drawn = ", ".join(dict.fromkeys(line.metric.label for line in shown))
-    caption = f"{drawn} against images" + (
+    budgets = "; ".join(dict.fromkeys(f"{line.label}: {line.budget}" if len(shown) > 1 else line.budget
+                                      for line in shown if line.budget))
+    caption = f"{drawn} against images" + (f", {budgets}" if budgets else "") + (
         f"; predictions by all laws together, up to {figures.BEYOND:g} times the largest size, with bands of 50 % and "
         "95 %" if any(predictions) else "")
     page.draw(f"{task} images", lambda: figures.draw_sizes(shown, predictions, task), caption)
     page.parts += said
 
 
-def _answers(name: str, metric: Metric, predicted: Prediction) -> Iterator[str]:
+def _answers(name: str, line: Series, predicted: Prediction) -> Iterator[str]:
     """What more images would buy, in words; and the laws one by one."""
-    curve = predicted.curve
+    curve, terms = predicted.curve, line.terms
     best = min(curve.error[curve.x == x].mean() for x in set(curve.x))
-    yield html.heading(f"More images: {name}", 3)
-    less = "a tenth less error than the best so far, " + answers.size_for(predicted, float(f"{0.9 * best:.3g}"),
-                                                                          metric.terms)
-    yield html.points([*answers.in_words(predicted, metric.terms), less], "answer")
-    yield html.paragraph("Predicted by all laws together, for the training budget of these runs: with more steps the "
-                         "curve may level off elsewhere. The largest sizes count most: the smallest may lie off the "
-                         "line. Intervals are of the curve; a single run scatters around it.", "soft")
+    less = "a tenth less error than the best so far, " + answers.size_for(predicted, float(f"{0.9 * best:.3g}"), terms)
+    yield html.heading(f"More images{f' {line.budget}' * bool(line.budget)}: {name}", 3)
+    yield html.points([*answers.in_words(predicted, terms), less], "answer")
+    yield html.paragraph(f"Predicted by all laws together, {line.budget or 'for the training budget of these runs'}: "
+                         "with another budget the curve levels off elsewhere. The largest sizes count most: the "
+                         "smallest may lie off the line. Intervals are of the curve; a single run scatters around it.",
+                         "soft")
     yield html.table(comparison.table(comparison.compare(curve, families.laws(predicted.chance))))
     yield html.paragraph("The laws one by one, as information: none of them is chosen. Numbers are RMS of the log "
                          "error. fit: of a fit to all sizes. inner: at the sizes above half the largest, of a fit to "

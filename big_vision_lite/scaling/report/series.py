@@ -12,44 +12,14 @@ from typing import Any
 import numpy as np
 
 from big_vision_lite.errors import UserError, nearest
-from big_vision_lite.heads.head import MainMetric
 from big_vision_lite.scaling.laws.answers import Terms
 from big_vision_lite.scaling.laws.curves import LEAST, MOST, Curve, from_points, read_rows
+from big_vision_lite.scaling.laws.metric import Metric, main_metric_of
 from big_vision_lite.scaling.studies.results import AFTER_FACTORS, FIRST, row_of
 
 FACTORS = ("study", "depth", "noise", "classes", "frozen", "init")
 """Columns in which series differ, besides those that a study adds."""
 _NO_METRICS = {*FIRST, *AFTER_FACTORS, "wall_seconds"}
-_BEST = {"": 1.0, "%": 100.0}
-"""Highest values of metrics whose higher values are better, by unit."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Metric(MainMetric):
-    """A metric's column of results.csv, by its name."""
-
-    @property
-    def label(self) -> str:
-        """Such as "test/top1" or "test/rmse (px, lower is better)"."""
-        notes = [self.unit] * bool(self.unit) + ["lower is better"] * (not self.higher_is_better)
-        return self.name + (f" ({', '.join(notes)})" if notes else "")
-
-    @property
-    def terms(self) -> Terms:
-        """What answers of laws are put in."""
-        return Terms(self.name, self.to_error, self.higher_is_better)
-
-    @property
-    def best(self) -> float:
-        """The highest value. Raises: UserError when it is unknown."""
-        if self.unit not in _BEST:
-            raise UserError(f"the highest value of {self.label} is unknown, so it has no error; use unit '' or '%' "
-                            "or a metric whose lower values are better")
-        return _BEST[self.unit]
-
-    def to_error(self, values: np.ndarray) -> np.ndarray:
-        """Values as errors, and errors as values: the best value minus them, or themselves if lower is better."""
-        return self.best - values if self.higher_is_better else values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +38,8 @@ class Result:
     main: Metric | None = None
     """Main metric; None if the csv file names none."""
     frozen_summary: str = ""
+    seen: float | None = None
+    """Images seen, repeats included."""
 
     def key(self, *but: str) -> tuple[tuple[str, str], ...]:
         """The factors other than the ones named."""
@@ -113,6 +85,24 @@ class Series:
         if not values and self.metric.name.split("/")[-1] == "top1":
             values = [1 / classes for run in self.runs if (classes := number(run.factors.get("classes", "")))]
         return float(self.metric.to_error(np.mean(values, keepdims=True))[0]) if values else None
+
+    @property
+    def budget(self) -> str:
+        """What the runs have in common, such as "at 153,600 images seen" or "at 10 passes"; empty if unknown."""
+        seen = [run.seen for run in self.runs]
+        if None in seen:
+            return ""
+        passes = {float(f"{run.seen / run.images:.2g}") for run in self.runs}
+        if len(set(seen)) == 1:
+            return f"at {seen[0]:,.0f} images seen"
+        if len(passes) == 1:
+            return f"at {passes.pop():g} passes"
+        return f"at {min(seen):,.0f} to {max(seen):,.0f} images seen"
+
+    @property
+    def terms(self) -> Terms:
+        """What answers of laws are put in."""
+        return dataclasses.replace(self.metric.terms, budget=self.budget)
 
     def sizes(self) -> dict[float, np.ndarray]:
         """The values of each size."""
@@ -183,14 +173,24 @@ def read_results(folders: Sequence[Path], imports: Sequence[str] = ()) -> Result
                          "curve")
             images = None
         runs.append(Result(name, parent, task, images, row.get("seed", ""), levels, values,
-                           _main_metric_of(row), row.get("frozen_summary", "")))
+                           main_metric_of(row), row.get("frozen_summary", ""), number(row.get("images_seen", ""))))
     for (study, status), left_out in unfinished.items():
         if len(left_out) <= 3:
             notes += [f"run {name!r} is {status}" for name in left_out]
         else:
             notes.append(f"{len(left_out)} runs of {study or 'no study'} are {status}, the first of them "
                          f"{left_out[0]!r}")
-    return Results(tuple(row for _, row in rows), tuple(runs), tuple(metrics), tuple(notes))
+    return Results(tuple(row for _, row in rows), tuple(_by_budget(runs)), tuple(metrics), tuple(notes))
+
+
+def _by_budget(runs: Sequence[Result]) -> list[Result]:
+    """The runs, with the images seen as a factor where runs of one size differ in them: a curve is of one budget."""
+    seen: dict[tuple, set[float | None]] = {}
+    for run in runs:
+        seen.setdefault((run.task, run.images, run.key()), set()).add(run.seen)
+    grids = {(task, dict(key).get("study")) for (task, _, key), values in seen.items() if len(values) > 1}
+    return [dataclasses.replace(run, factors=run.factors | {"images_seen": f"{run.seen:g}"})
+            if run.seen and (run.task, run.factors.get("study")) in grids else run for run in runs]
 
 
 def curves_of(path: Path, metric: str | None, lower_is_better: bool, imports: Sequence[str] = ()
@@ -235,15 +235,6 @@ def _read_folder(folder: Path, imports: Sequence[str]) -> list[tuple[Path, dict[
     return [(path.parent, row) for row in rows]
 
 
-def _main_metric_of(row: dict[str, str]) -> Metric | None:
-    if not row.get("main_metric"):
-        return None
-    direction = row.get("direction") or "higher"
-    if direction not in ("higher", "lower"):
-        raise UserError(f"run {row['run']!r}: direction is {direction!r}, expected 'higher' or 'lower'")
-    return Metric(row["main_metric"], direction == "higher", row.get("unit", ""))
-
-
 def main_metric(runs: Iterable[Result]) -> Metric | None:
     """The main metric of most runs; None if no run names one."""
     counts = collections.Counter(run.main for run in runs if run.main is not None and run.main.name in run.metrics)
@@ -255,8 +246,8 @@ def by_study(runs: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def main_series(runs: Sequence[Result], metric: Metric, label: str) -> Series | None:
-    """The series with most sizes; among equals, with most runs, then with least noise. What distinguishes it from the
-    others is added to its label."""
+    """The series with most sizes; among equals, with most runs, then with least noise, then with most images seen. What
+    distinguishes it from the others is added to its label."""
     groups = _by_key(runs, metric, lambda run: run.key())
     if not groups:
         return None
@@ -300,7 +291,8 @@ def _grouped(runs: Iterable[Result], key: Callable[[Result], Any]) -> dict[Any, 
 
 
 def _rank(group: Sequence[Result]) -> tuple[float, ...]:
-    return len({run.images for run in group}), len(group), -(number(group[0].factors.get("noise", "")) or 0.0)
+    return (len({run.images for run in group}), len(group), -(number(group[0].factors.get("noise", "")) or 0.0),
+            group[0].seen or 0.0)
 
 
 def _series(label: str, metric: Metric, runs: Iterable[Result]) -> Series:

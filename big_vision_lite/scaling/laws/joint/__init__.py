@@ -1,0 +1,1 @@
+"""Joint laws: error as a function of images, images seen, network and noise at once."""
