@@ -16,7 +16,7 @@ from typing import Any
 from big_vision_lite.errors import UserError, writing
 from big_vision_lite.experiment import Experiment, read_experiment
 from big_vision_lite.scaling.laws.curves import read_rows
-from big_vision_lite.scaling.studies.cost import training_flops
+from big_vision_lite.scaling.studies.cost import flops_to_run, training_flops
 from big_vision_lite.scaling.studies.study import INHERITED, Run, Study, read_study
 from big_vision_lite.system.atomic import write_bytes
 from big_vision_lite.system.paths import as_path
@@ -199,18 +199,21 @@ def _row_in_study(folder: Path) -> dict[str, Any] | None:
 
 
 def timings(study: Study, workdir: Path) -> list[dict[str, Any]]:
-    """For each run that is done: seconds, attempts, machine and commit."""
+    """For each run that is done: seconds, attempts, machine and commit. Operations and images per second are of the
+    steps that it took itself: a branch does not count its trunk's."""
     states = read_study(workdir).states
     rows = []
     for run in study.runs:
         if finished(workdir / run.name, run.experiment):
             info = read_run(workdir / run.name)
             attempts = states[run.name].attempts if run.name in states else None
-            images_seen = run.experiment.steps * run.experiment.train.batch_size
+            shared = run.experiment.branch.step if run.experiment.branch else 0
+            images_seen = (run.experiment.steps - shared) * run.experiment.train.batch_size
             seconds = info.get("wall_seconds")
             rows.append({
                 "run": run.name, "attempts": attempts, "wall_seconds": seconds,
                 "seconds_to_first_step": info.get("seconds_to_first_step"),
+                "operations": flops_to_run(run.experiment),
                 "images_per_second": round(images_seen / seconds, 1) if seconds else None,
                 "platform": info.get("platform"), "devices": " x ".join(map(str, reversed(info.get("devices", [])))),
                 "cpu_cores": info.get("cpu_cores"), "git_commit": info.get("git_commit"), "started": info.get("time")})

@@ -165,7 +165,7 @@ def rates(runs: Sequence[Run]) -> list[Rate]:
             machine = (row.get("devices") or row.get("platform") or "unknown machine") + cores
             if seconds > 0:
                 total = totals.setdefault((machine, row.get("platform") in ("gpu", "cuda", "rocm")), [0.0, 0.0, 0])
-                total[0] += BACKWARD * run.operations * run.seen
+                total[0] += float(row.get("operations") or BACKWARD * run.operations * run.seen)
                 total[1] += seconds
                 total[2] += 1
     found = [Rate(machine, gpu, operations / seconds, int(count))

@@ -45,16 +45,16 @@ class At(NamedTuple):
 class Form:
     """A joint law, e = e0 X / (e0^m + X^m)^(1/m) with X = e_inf + x + capacity, or e = X where e0 is None.
 
-    ``repeats``: how D and S make x. *repeated*: Muennighoff et al. 2023, eq. 5: passes over the same images are worth
-    less and less. *sum*: a term for steps and one for data, as in Kaplan et al. 2020, eq. 1.6, and Hoffmann et al.
-    2022, eq. 2. *nested*: the sharper mixture of Kaplan et al. 2020, eq. 1.5.
+    ``repeats``: how D and S make x. *repeated*: Muennighoff et al. 2023: passes over the same images are worth
+    less and less. *sum*: a term for steps and one for data, as in Kaplan et al. 2020, and Hoffmann et al.
+    2022. *nested*: the sharper mixture of Kaplan et al. 2020.
 
     ``noise``: what q^kappa multiplies; None where all labels are right.
 
     ``capacity``: *limit* adds C N^-c to x (Hoffmann et al. 2022); *efficiency* multiplies x by N^-c: a larger network
     learns more from each image. None for one network.
 
-    ``sharpness``: m. 2 is the modulus of Rosenfeld et al. 2020, eq. 5; 1 is M4 with alpha = 1.
+    ``sharpness``: m. 2 is the modulus of Rosenfeld et al. 2020; 1 is M4 with alpha = 1.
     """
 
     repeats: Repeats
@@ -145,7 +145,7 @@ def approach_chance(log_error: np.ndarray, e0: float, sharpness: float) -> tuple
 
 def log_effective(images: np.ndarray, seen: np.ndarray, r_star: np.ndarray
                   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """ln D_eff of Muennighoff et al. (2023), eq. 5, and its derivatives with respect to ln S and ln R*; D_eff = S where
+    """ln D_eff of Muennighoff et al. (2023), and its derivatives with respect to ln S and ln R*; D_eff = S where
     no image is repeated. All but ``r_star`` are logarithms.
 
     >>> log_d_eff, *_ = log_effective(np.log([100.0, 100.0]), np.log([50.0, 300.0]), np.array([1e9]))

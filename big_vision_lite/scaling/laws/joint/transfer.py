@@ -97,7 +97,7 @@ class TransferForm:
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
-        """Of theta's columns. In Hernandez et al. (2021), alpha was below 0.2 and beta, of the network's size, 0.38."""
+        """Of theta's columns."""
         return (positive("B", 1e-4 * self.scale, 1e4 * self.scale, self.scale, 10.0, (self.scale,)),
                 positive("b", 0.02, 4.0, 0.4, 2.0, (0.2, 0.6)),
                 positive("k", 1e-6, 1e4, 1.0, 10.0, (0.1, 1.0, 10.0)),
