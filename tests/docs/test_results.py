@@ -1,12 +1,17 @@
 """The tables in docs/results and README.md match the studies' csv files."""
 
+import contextlib
 import csv
 import re
 from pathlib import Path
 
 import pytest
 
+from big_vision_lite.errors import UserError
+from big_vision_lite.scaling.laws.answers import size_for
+from big_vision_lite.scaling.laws.prediction import predict
 from big_vision_lite.scaling.report.report import paper_table
+from big_vision_lite.scaling.report.series import curves_of
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
@@ -82,3 +87,29 @@ def test_tables_match_the_csv_files(study, columns, by, rows):
     assert len(expected) == rows
     for row in expected:
         assert row in text, row
+
+
+def test_no_answer_contradicts_a_run():
+    """Where a law says that a score is not reached and some run has it, the answer names the budget that it is of."""
+    curves = [(path.parent, line) for path in sorted(RESULTS.rglob("results.csv"))
+              for _, line in curves_of(path, None, False)]
+    best: dict[tuple, float] = {}  # lowest errors of a metric with the same classes and images
+    for _, line in curves:
+        error = float(line.metric.to_error(line.values).min())
+        best[comparable(line)] = min(error, best.get(comparable(line), error))
+    asked = 0
+    for folder, line in curves:
+        with contextlib.suppress(UserError):  # too few sizes for an answer
+            prediction = predict(line.curve(), line.chance)
+            answer = size_for(prediction, best[comparable(line)], line.terms)
+            asked += 1
+            assert "not reached" not in answer or "others may reach it" in answer, (folder, line.label, answer)
+            contradicted = prediction.size_for(best[comparable(line)]).reached < 0.005
+            assert not contradicted or line.budget, (folder, line.label)
+    assert asked >= 5
+
+
+def comparable(line) -> tuple:
+    """What errors are of."""
+    name = line.metric.name
+    return name, line.runs[0].factors.get("classes"), line.runs[0].metrics.get(f"{name.split('/')[0]}/images")
