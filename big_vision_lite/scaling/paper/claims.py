@@ -45,7 +45,7 @@ class Contrast:
     def differences(self, rows: Sequence[Row]) -> np.ndarray:
         """One value per seed that all of the runs have."""
         scores = [runs.scores(rows, self.metric) for runs in self.runs]
-        seeds = sorted(set.intersection(*map(set, scores)))
+        seeds = sorted(set.intersection(*map(set, scores))) if scores else []
         return np.array([sum(runs.sign * values[seed] for runs, values in zip(self.runs, scores, strict=True))
                          for seed in seeds])
 

@@ -1,0 +1,110 @@
+"""Print docs/results/claims.md: what the runs in docs/results say of each claim of the paper.
+
+    python tools/claims.py > docs/results/claims.md
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from big_vision_lite.scaling.laws.curves import read_rows
+from big_vision_lite.scaling.paper.claims import FEWEST_SEEDS, Contrast, Finding, Runs, find
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results" / "surface"
+LARGE, SMALL, LONG = 45_000, 8_000, 450_000
+"""Photos to learn from, and photos seen with repeats, of the longest runs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A claim of Sun et al. (2017)."""
+
+    text: str
+    how: str
+    """How it was tested."""
+    files: tuple[str, ...]
+    """The results.csv that have the runs."""
+    contrasts: tuple[Contrast, ...]
+    would_decide: str = ""
+    """What is missing where it cannot be told."""
+
+
+def photos(what: str, *runs: Runs, metric: str = "test/top1", stage: str = "pretraining") -> Contrast:
+    return Contrast(what, metric, tuple(Runs(one.sign, {"stage": stage, **one.where}) for one in runs))
+
+
+def more(larger: dict, smaller: dict) -> tuple[Runs, Runs]:
+    """The first minus the second."""
+    return Runs(1, larger), Runs(-1, smaller)
+
+
+def of(images: int, seen: int, noise: float = 0.0, depth: int = 10, **factors: str | float) -> dict[str, str | float]:
+    return {"images": images, "images_seen": seen, "noise": noise, "depth": depth, **factors}
+
+
+def gain(way: str, target: int) -> tuple[Runs, Runs]:
+    """What 45,000 instead of 1,400 photos of pretraining give a transfer."""
+    return more(*({"images": images, "target_images": target, "frozen": way} for images in (LARGE, 1_400)))
+
+
+CLAIMS = (
+    Claim("More data helps, and does not saturate", "photos: 45,000 against 8,000 and 19,000, equal photos seen",
+          ("photos",),
+          (photos("8,000 to 45,000 photos, 225,000 seen", *more(of(LARGE, 225_000), of(SMALL, 225_000))),
+           photos("19,000 to 45,000 photos, 450,000 seen", *more(of(LARGE, LONG), of(19_000, LONG))))),
+    Claim("Performance grows with the number of images at equal passes", "photos: 5 passes over 1,400 and 45,000",
+          ("photos",), (photos("1,400 to 45,000 photos, 5 passes", *more(of(LARGE, 225_000), of(1_400, 7_000))),)),
+    Claim("Longer training is better", "photos: 45,000, twice the photos seen", ("photos",),
+          (photos("225,000 to 450,000 seen", *more(of(LARGE, LONG), of(LARGE, 225_000))),)),
+    Claim("More data helps although labels are noisy", "photos with 20 and 40 % wrong labels", ("photos", "noise"),
+          tuple(photos(f"8,000 to 45,000 photos, {share:.0%} wrong, 225,000 seen",
+                       *more(of(LARGE, 225_000, share), of(SMALL, 225_000, share))) for share in (0.2, 0.4))),
+    Claim("20 % wrong labels are forgiven by more images", "45,000 photos with 20 % wrong labels against 8,000 clean",
+          ("photos", "noise"),
+          (photos("225,000 seen", *more(of(LARGE, 225_000, 0.2, noise_kind="uniform"), of(SMALL, 225_000))),)),
+    Claim("Deeper networks gain more from data", "ResNet-18 and 10, from 8,000 to 45,000 photos", ("photos", "depth"),
+          (photos("gain of ResNet-18 minus gain of ResNet-10, 225,000 seen",
+                  *more(of(LARGE, 225_000, depth=18), of(SMALL, 225_000, depth=18)), Runs(-1, of(LARGE, 225_000)),
+                  Runs(1, of(SMALL, 225_000))),)),
+    Claim("Pretraining on more data helps other tasks", "CIFAR-10-JPEG at 100, 1,000 and 10,000 photos", ("photos",),
+          tuple(photos(f"fine-tuned on {target:,}, pretrained on 45,000 instead of 1,400 photos",
+                       *gain("False", target), stage="transfer") for target in (100, 1_000, 10_000))),
+    Claim("Frozen features gain more from data than fine-tuned ones", "the same, a head alone", ("photos",),
+          tuple(photos(f"gain of a head on frozen features minus gain of fine-tuning, {target:,} photos",
+                       *gain("True", target), *(Runs(-one.sign, one.where) for one in gain("False", target)),
+                       stage="transfer") for target in (100, 1_000, 10_000))),
+    Claim("More classes are no worse than few, on the same images", "100 classes against their 20 superclasses",
+          ("photos", "superclasses"),
+          (Contrast("transfer", "test/top1", ()),), "configs/studies/surface.py:superclasses=true, not run"),
+    Claim("Near-duplicates of the test images hardly matter", "with and without them", ("photos", "duplicates"),
+          (Contrast("left out", "test/top1", ()),), "configs/studies/surface.py:exclude=FILE, not run"),
+    Claim("Pretraining helps detection and segmentation", "boxes and masks, pretrained against scratch", ("boxes",),
+          (Contrast("AP50", "test/AP50", ()),), "runs at two target sizes with three seeds, not run"),
+)
+
+
+def main() -> None:
+    print(TEXT)
+    print("| claim | tested by | difference of the score | verdict |\n|---|---|---|---|")
+    for claim in CLAIMS:
+        rows = [row for name in claim.files for path in [RESULTS / name / "results.csv"] if path.is_file()
+                for row in read_rows(path)]
+        for number, contrast in enumerate(claim.contrasts):
+            found = find(contrast, rows) if contrast.runs else Finding(contrast.what, find(contrast, []).values)
+            left = (claim.text, claim.how) if number == 0 else ("", "")
+            decide = f"; {claim.would_decide}" if found.verdict != "holds" and claim.would_decide else ""
+            print(f"| {left[0]} | {left[1] + ': ' * bool(left[1])}{found.what} | {found.figures} | {found.verdict}"
+                  f"{decide} |")
+
+
+TEXT = f"""# The paper's claims, one by one
+
+Made by `python tools/claims.py` from the csv files in [surface](surface). A difference is paired by seed (the same
+subset, initialisation and order). "Holds" and "does not hold" need the same sign in all of at least {FEWEST_SEEDS}
+seeds, and a mean of more than twice its standard error over seeds. These are small networks on small photos, far from
+the paper's scale: what holds here need not hold there, and what cannot be told here may.
+"""
+
+if __name__ == "__main__":
+    main()
