@@ -141,6 +141,8 @@ def read_results(folders: Sequence[Path], imports: Sequence[str] = ()) -> Result
     notes, runs = [], []
     entries: dict[tuple[str, str], list[tuple[Path, dict[str, str]]]] = {}  # by study and run
     for parent, row in rows:
+        if row.get("stage") == "trunk":  # runs at a constant rate, which others go on from
+            continue
         entries.setdefault((row.get("study", ""), row["run"]), []).append((parent, row))
     unfinished: dict[tuple[str, str], list[str]] = {}  # by study and status
     for (study, name), same in entries.items():

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from big_vision_lite.scaling.laws.curves import format_count
 from big_vision_lite.scaling.laws.joint.budget import Plan, Question, frontier
 from big_vision_lite.scaling.laws.joint.cells import Cells, Surface
 from big_vision_lite.scaling.laws.joint.judging import Judgement
@@ -17,13 +18,12 @@ from big_vision_lite.scaling.report.figures import (
     MARKERS,
     create_axes,
     format_counts,
-    short_count,
     styled,
 )
 
 PASSES = (1.0, 10.0)
 """Diagonals of equal passes."""
-CURVES = 6
+CURVES = len(MARKERS)
 """At most so many values of images seen are drawn."""
 
 
@@ -55,7 +55,7 @@ def draw_fan(surface: Surface, law: JointLaw, judgement: Judgement | None, title
         for which, marker, face in ((here & ~held_out & ~outside, MARKERS[i], COLOURS[i]),
                                     (here & held_out & ~outside, MARKERS[i], "white"), (here & outside, "x", None)):
             axis.plot(cells.images[which], values[which], marker, color=COLOURS[i], mfc=face, mew=1.4, ms=6)
-        axis.plot([], [], MARKERS[i] + "-", color=COLOURS[i], label=short_count(seen))
+        axis.plot([], [], MARKERS[i] + "-", color=COLOURS[i], label=format_count(seen))
     for passes in PASSES:
         seen = np.geomspace(levels[0], levels[-1], 40)
         inside = (seen / passes >= limits[0]) & (seen / passes <= limits[1])
