@@ -20,7 +20,7 @@ from big_vision_lite.scaling.studies.grid import UNTUNED, Rates, lengths
 from big_vision_lite.scaling.studies.study import RUN_PREFIX, Run, Study
 from big_vision_lite.training.schedules import Schedule
 
-RATES = {"photos": 0.05, "scenes": 3e-3}
+RATES = {"photos": 0.1, "scenes": 3e-3}
 
 
 def get_study(root: str | None = None, subsets: tuple[int, ...] = (1_400, 3_400, 8_000, 19_000, 45_000),
@@ -61,6 +61,7 @@ def get_study(root: str | None = None, subsets: tuple[int, ...] = (1_400, 3_400,
         raise UserError("surface: superclasses=true needs hierarchy, a csv file with the columns child,parent")
     data = "scenes" if root is None else "photos"
     chosen, file = (Rates(rates), rates) if rates else (None, "")
+    varied = ({"labels": "superclasses"} if superclasses else {}) | ({"excluded": True} if exclude else {})
     warmup = max(1, round(0.005 * max(seen) / batch_size))
 
     def pretraining(length: int, schedule: Schedule, curate: tuple[Curation, ...], rate: float, seed: int
@@ -81,7 +82,7 @@ def get_study(root: str | None = None, subsets: tuple[int, ...] = (1_400, 3_400,
         labels = f",wrong={percent}{kind if kind != 'uniform' else ''}" if percent else ""
         name = f"images={count},depth={depth}{labels},rate={rate:g},seed={seed}"
         return lengths(name, lambda length, schedule: pretraining(length, schedule, curate, rate, seed), seen_by_it,
-                       batch_size, warmup=warmup, rates=schedule, factors={"images": count, **factors})
+                       batch_size, warmup=warmup, rates=schedule, factors={"images": count, **varied, **factors})
 
     runs: list[Run] = []
     for seed in range(1 if sweep else seeds):
