@@ -97,8 +97,9 @@ def get_study(root: str | None = None, subsets: tuple[int, ...] = (1_400, 3_400,
                     by_rate.setdefault(chosen(depth, count, number) if chosen else RATES[data], []).append(number)
                 for rate, numbers in by_rate.items():
                     runs += grid(count, percent, seed, rate, tuple(numbers), rate_choice=file or UNTUNED)
+                longest = runs[-1]
                 for number in target_images:
-                    runs += _transfers(runs[-1], target, number, depth, width, seed)
+                    runs += _transfers(longest, target, number, depth, width, seed)
         for number in target_images:
             runs.append(Run(f"scratch,target={number},seed={seed}",
                             photos_transfer(None, target, images=number, depth=depth, width=width, seed=seed),

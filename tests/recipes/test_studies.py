@@ -77,3 +77,11 @@ def test_one_recipe_for_segmentation():
     of_study = segmentation("full", None, root="/voc")
     float32 = dataclasses.replace(of_study.backbone, dtype="float32")
     assert dataclasses.replace(of_study, backbone=float32) == experiment
+
+
+def test_the_surface_transfers_its_longest_runs():
+    study = load("studies/surface.py:root=/photos,target=/others,target_images=(100,1000),subsets=(1400,8000),seeds=1")
+    starts = {(run.factors["target_images"], run.start) for run in study.runs if run.start}
+    assert {start for _, start in starts} == {f"images={images},depth=10,rate=0.1,seed=0,seen={seen}"
+                                              for images, seen in ((1400, 112000), (8000, 449984))}
+    assert len([run for run in study.runs if "target_images" in run.factors]) == 2 * 2 * 2 + 2
