@@ -33,6 +33,7 @@ def truth(repeats: str, rng: np.random.Generator, envelope: str = "Rosenfeld", n
     theta = ([log(rng.uniform(0.5, 0.9)), log(rng.uniform(0.2, 0.5)), log(rng.uniform(3, 30))] if repeats == "repeated"
              else [log(rng.uniform(0.2, 0.5)), log(rng.uniform(0.25, 0.6)), log(rng.uniform(0.2, 0.5)),
                    log(rng.uniform(0.25, 0.6))])
+    theta += [log(rng.uniform(1.5, 5))] if repeats == "mixed" else []
     theta += {"limit": [log(0.1), log(0.4)], "efficiency": [0.2], None: []}[capacity]
     theta += [rng.uniform(0.7, 1.8) for _ in kinds] if noise else []
     return form, np.array([*theta, rng.uniform(0, 0.2)])

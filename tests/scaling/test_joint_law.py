@@ -68,7 +68,7 @@ def test_effective_images_are_those_of_the_paper():
 
 def test_forms_have_only_what_cells_determine():
     names = {p.name for form in forms(0.9, 0.2, 1, ()) for p in form.parameters}
-    assert names == {"A", "a", "B", "b", "R*", "e_inf"}
+    assert names == {"A", "a", "B", "b", "p", "R*", "e_inf"}
     assert {form.noise for form in forms(None, 0.2, 1, ("",))} == {"seen", "images", "both"}
     assert all(form.capacity for form in forms(None, 0.2, 2, ()))
 

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from big_vision_lite.scaling.laws.joint.posterior import Parameter, positive
 from big_vision_lite.scaling.laws.law import clip, sigmoid, softplus
 
-Repeats = Literal["repeated", "sum", "nested"]
+Repeats = Literal["repeated", "sum", "nested", "mixed"]
 Noise = Literal["seen", "images", "both"]
 Capacity = Literal["limit", "efficiency"]
 SHARPNESS = {"sigmoid": 1.0, "Rosenfeld": 2.0}
@@ -27,6 +27,7 @@ FORMULAS = {
     "repeated": "x = B D_eff^-b, D_eff = D (1 + R* (1 - exp(-(S/D - 1) / R*)))",
     "sum": "x = A S^-a + B D^-b",
     "nested": "x = ((A S^-a)^(1/b) + (B D^-b)^(1/b))^b",
+    "mixed": "x = ((A S^-a)^p + (B D^-b)^p)^(1/p)",
 }
 ACTS_ON = {"seen": "images seen", "images": "images", "both": "images and images seen"}
 
@@ -47,7 +48,7 @@ class Form:
 
     ``repeats``: how D and S make x. *repeated*: Muennighoff et al. 2023: passes over the same images are worth
     less and less. *sum*: a term for steps and one for data, as in Kaplan et al. 2020, and Hoffmann et al.
-    2022. *nested*: the sharper mixture of Kaplan et al. 2020.
+    2022. *nested*: the sharper mixture of Kaplan et al. 2020. *mixed*: how sharp it is, is fitted.
 
     ``noise``: what q^kappa multiplies; None where all labels are right.
 
@@ -75,8 +76,7 @@ class Form:
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
-        """Of theta's columns. Exponents of 0.4 within a factor of 2 are usual in vision; R* was 15 in Muennighoff et
-        al. (2023)."""
+        """Of theta's columns. Exponents of 0.4 within a factor of 2 are usual in vision."""
         amplitude = positive("", 1e-4 * self.scale, 1e4 * self.scale, self.scale, 10.0, (self.scale,))
         exponent = positive("", 0.02, 4.0, 0.4, 2.0, (0.2, 0.6))
         of_repeats = {
@@ -86,6 +86,7 @@ class Form:
                     exponent._replace(name="b")],
         }
         of_repeats["nested"] = of_repeats["sum"]
+        of_repeats["mixed"] = [*of_repeats["sum"], positive("p", 1.0, 20.0, 2.0, 2.0, (2.0,))]
         of_capacity = {
             None: [],
             "limit": [positive("C", 1e-4 * self.scale, 1e2 * self.scale, 0.3 * self.scale, 4.0, (0.3 * self.scale,)),
@@ -190,7 +191,17 @@ def _nested(value, images, seen, slopes):
     return b * inner, -b * (1 - share), -a * share
 
 
-_REPEATS = {"repeated": _repeated, "sum": _sum, "nested": _nested}
+def _mixed(value, images, seen, slopes):
+    a, b, p = (np.exp(value[name]) for name in "abp")
+    of_seen, of_images = value["A"] - a * seen, value["B"] - b * images
+    inner = np.logaddexp(p * of_seen, p * of_images)
+    share = np.exp(p * of_seen - inner)
+    slopes |= {"A": share, "a": -a * seen * share, "B": 1 - share, "b": -b * images * (1 - share),
+               "p": share * of_seen + (1 - share) * of_images - inner / p}
+    return inner / p, -b * (1 - share), -a * share
+
+
+_REPEATS = {"repeated": _repeated, "sum": _sum, "nested": _nested, "mixed": _mixed}
 
 
 def forms(e0: float | None, scale: float, networks: int, kinds: tuple[str, ...]) -> tuple[Form, ...]:
