@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 from big_vision_lite.commands.arguments import HELP, Imports, parse, print_arguments
@@ -20,6 +21,8 @@ class StudyOptions:
     """Print the runs with their state and estimated cost; run nothing."""
     only: str | None = None
     """Only runs whose names match, such as '*depth=18*', and those that they start from."""
+    budget_seconds: float | None = None
+    """Begin no run that would end later than this, by its estimated time."""
     jobs: Path | None = None
     """Write a job per unfinished run, and a script that submits them, for a cluster: configs/clusters/slurm.toml."""
     known: tuple[Path, ...] = ()
@@ -51,6 +54,8 @@ def study(arguments: list[str]) -> int:
     if address := scheme(workdir):
         raise UserError(f"--workdir {address}/...: a study's folder must be on a disk, such as a mounted bucket")
     runs = study.select(options.only)
+    if options.budget_seconds is not None and not options.budget_seconds > 0:
+        raise UserError(f"--budget-seconds {options.budget_seconds:g}; expected a number above 0")
     if options.known:
         study.check(workdir)
         results.add_known(workdir, options.known)
@@ -69,7 +74,8 @@ def study(arguments: list[str]) -> int:
         script = jobs.write_jobs(workdir, unfinished, cluster, options.imports)
         print(f"{len(unfinished)} jobs; submit them with: bash {script}")
     else:
-        return runner.execute(study, workdir, runs, spec, options.imports)
+        return runner.execute(study, workdir, runs, spec, options.imports,
+                              budget=math.inf if options.budget_seconds is None else options.budget_seconds)
     return 0
 
 

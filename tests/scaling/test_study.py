@@ -362,3 +362,14 @@ def test_known_results_need_hashes(tmp_path):
     (tmp_path / "old.csv").write_text("run,status\na,done\n")
     with pytest.raises(UserError, match=r"old.csv: no column 'config'; expected a results.csv with the hash of each"):
         results.add_known(tmp_path, [tmp_path / "old.csv"])
+
+
+def test_a_budget_ends_a_study_between_runs(tmp_path, trainer, capfd, monkeypatch):
+    monkeypatch.setattr(cost, "START_SECONDS", 10.0)
+    study, folder = small_study(), tmp_path / "study"
+    assert runner.execute(study, folder, study.ordered(), command=trainer, budget=1.0) == 0
+    assert "20 would end after the 1 s of the budget; 4 of 4 runs are left" in capfd.readouterr().out
+    assert runner.execute(study, folder, study.ordered(), command=trainer, budget=1_000.0) == 0
+    assert all(row["status"] == "done" for row in read(folder).values())
+    with pytest.raises(UserError, match="--budget-seconds 0; expected a number above 0"):
+        command.study(["configs/studies/quickstart.py", "--workdir", str(folder), "--budget-seconds", "0"])

@@ -15,7 +15,7 @@ from big_vision_lite.experiment import Experiment
 from big_vision_lite.system.cores import usable_cores
 from big_vision_lite.training.flops import count
 
-ASSUMED_PER_CORE = 10e9
+ASSUMED_PER_CORE = 20e9
 """FLOP/s per CPU core before any run was timed (measured: 8 to 57e9, docs/performance.md)."""
 START_SECONDS = 20.0
 """Assumed for process start, compilation and evaluation."""

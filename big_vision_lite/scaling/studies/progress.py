@@ -56,6 +56,10 @@ class StudyProgress:
     def print(self, text: str) -> None:
         self.console.print(text, markup=False)
 
+    def seconds(self, run: Run) -> float:
+        """How long a run will take, by the speed of those before it."""
+        return cost.estimate_seconds(run.experiment, self.timed)[0]
+
     def begin(self, run: Run, attempt: int) -> None:
         self.began, self.first_step = time.monotonic(), _last_step(self.workdir / run.name)
         resumed = f", resumed from about step {self.first_step}" if self.first_step else ""

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -77,7 +79,7 @@ def _save(study: Study, workdir: Path, states: dict[str, RunState], spec: str = 
 
 
 def execute(study: Study, workdir: Path, runs: Sequence[Run], spec: str = "", imports: Sequence[str] = (),
-            command: Command | None = None) -> int:
+            command: Command | None = None, budget: float = math.inf) -> int:
     """Run the unfinished ones of ``runs``, which are in order. Returns 0, 1 if a run failed, 128 + n for signal n.
 
     A failed run is retried once, then skipped with everything that needs it. Runs that failed in an earlier call are
@@ -85,11 +87,13 @@ def execute(study: Study, workdir: Path, runs: Sequence[Run], spec: str = "", im
 
     Args:
       command: Python's arguments for a run; by default `command_of`.
+      budget: seconds; no run is begun that would end later, by the estimate.
 
     Raises:
       UserError: as `prepare` and `own_folder`.
     """
     command = command or (lambda run, folder: command_of(run, folder, imports))
+    deadline = time.monotonic() + budget
     with own_folder(workdir), collect_signals(signal.SIGTERM, signal.SIGINT) as received:
         states = prepare(study, workdir, spec)
         left = {run.name for run in results.unfinished(study, workdir, runs)}
@@ -100,6 +104,11 @@ def execute(study: Study, workdir: Path, runs: Sequence[Run], spec: str = "", im
                 state = states[run.name]
                 if run.name not in left:
                     continue
+                if time.monotonic() + progress.seconds(run) > deadline:
+                    waiting = sum(states[name].status != "done" for name in left)
+                    progress.print(f"{run.name} would end after the {budget:.0f} s of the budget; {waiting} of "
+                                   f"{len(runs)} runs are left, with which the same command goes on")
+                    return 0
                 unmet = [name for name in run.needs if states[name].status != "done"]
                 if unmet:
                     state.status, state.error = "missing", f"skipped: it needs {', '.join(unmet)}"
