@@ -68,7 +68,7 @@ CLAIMS = (
                   *more(of(LARGE, 225_000, depth=18), of(SMALL, 225_000, depth=18)), Runs(-1, of(LARGE, 225_000)),
                   Runs(1, of(SMALL, 225_000))),)),
     Claim("Pretraining on more data helps other tasks", "CIFAR-10-JPEG at 100, 1,000 and 10,000 photos", ("photos",),
-          tuple(photos(f"fine-tuned on {target:,}, pretrained on 45,000 instead of 1,400 photos",
+          tuple(photos(f"fine-tuned on {target:,}, pretrained on 45,000 photos (450,000 seen), not 1,400 (56,000)",
                        *gain("False", target), stage="transfer") for target in (100, 1_000, 10_000))),
     Claim("Frozen features gain more from data than fine-tuned ones", "the same, a head alone", ("photos",),
           tuple(photos(f"gain of a head on frozen features minus gain of fine-tuning, {target:,} photos",

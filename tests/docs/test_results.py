@@ -2,7 +2,12 @@
 
 import contextlib
 import csv
+import itertools
+import math
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,3 +118,46 @@ def comparable(line) -> tuple:
     """What errors are of."""
     name = line.metric.name
     return name, line.runs[0].factors.get("classes"), line.runs[0].metrics.get(f"{name.split('/')[0]}/images")
+
+
+def test_claims_are_what_the_runs_say():
+    root = RESULTS.parent.parent
+    printed = subprocess.run([sys.executable, root / "tools" / "claims.py"], capture_output=True, text=True, check=True,
+                             env={**os.environ, "PYTHONPATH": str(root)}).stdout
+    assert printed == (RESULTS / "claims.md").read_text()
+
+
+def surface_rows(folder: str) -> list[dict[str, str]]:
+    with (RESULTS / "surface" / folder / "results.csv").open() as file:
+        return [row for row in csv.DictReader(file) if row["status"] == "done"]
+
+
+def mean_of(rows: list[dict[str, str]], metric: str, **values: str | int) -> str:
+    """The mean over seeds of the runs with these values, images seen to 1 %; "" if there are none."""
+    scores = [float(row[metric]) for row in rows
+              if all(math.isclose(float(row[name] or 0), value, rel_tol=0.01) if isinstance(value, int) else
+                     row[name] == value for name, value in values.items())]
+    return f"{sum(scores) / len(scores):.3f}" if scores else ""
+
+
+@pytest.mark.parametrize(("folder", "metric", "seen"), [
+    ("photos", "val/top1", (7_000, 14_000, 28_000, 56_000, 112_000, 225_000, 450_000))])
+def test_the_grids_of_surfaces(folder, metric, seen):
+    text = (RESULTS / "surface.md").read_text()
+    rows = [row for row in surface_rows(folder) if row["stage"] == "pretraining"]
+    images = sorted({int(row["images"]) for row in rows})
+    assert len(images) == 5
+    for count in images:
+        cells = [mean_of(rows, metric, images=count, images_seen=number) for number in seen]
+        assert f"| {count:,} | {' | '.join(cells)} |" in text, count
+
+
+def test_the_transfers_of_the_surface():
+    text = (RESULTS / "surface.md").read_text()
+    rows = [row for row in surface_rows("photos") if row["target_images"]]
+    for frozen, images in itertools.product(("False", "True"), (0, 1_400, 3_400, 8_000, 19_000, 45_000)):
+        cells = [mean_of(rows, "test/top1", frozen=frozen, images=images, target_images=number)
+                 for number in (100, 1_000, 10_000)]
+        if any(cells):
+            start = f"{images:,}" if images else "from scratch"
+            assert f"| {start} | {'frozen' if frozen == 'True' else 'all layers'} | {' | '.join(cells)} |" in text
