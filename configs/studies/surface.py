@@ -8,6 +8,7 @@ Photos in a folder (see recipes/photos.py), or generated scenes without one. Eac
 sees several numbers of images; all lengths share a trunk at a constant rate. docs/results/surface.md has the result.
 """
 
+import dataclasses
 from typing import Literal
 
 from big_vision_lite.data.curation.steps import Curation, Exclude, LabelNoise, NestedSubset, ParentLabels, curation
@@ -30,7 +31,8 @@ def get_study(root: str | None = None, subsets: tuple[int, ...] = (1_400, 3_400,
               superclasses: bool = False, exclude: str | None = None,
               seeds: int = 3, rates: str | None = None, sweep: tuple[float, ...] = (),
               schedule: Literal["trunk", "cooldown", "cosine"] = "trunk", target: str | None = None,
-              target_images: tuple[int, ...] = (), study_name: str = "surface") -> Study:
+              target_images: tuple[int, ...] = (), resident: Literal["host", "device"] = "host",
+              study_name: str = "surface") -> Study:
     """
     Args:
       root: folder of photos with the splits train, val and test; None: generated scenes.
@@ -53,6 +55,7 @@ def get_study(root: str | None = None, subsets: tuple[int, ...] = (1_400, 3_400,
         so, with the rates of a cosine.
       target: folder of other photos, to which the longest run of each number of images is transferred.
       target_images: numbers of those photos to learn from.
+      resident: where the decoded images are kept: device, for GPUs.
       study_name: name of the study, to tell studies apart in one report.
     """
     if (target is None) != (not target_images):
@@ -69,9 +72,11 @@ def get_study(root: str | None = None, subsets: tuple[int, ...] = (1_400, 3_400,
         fields = {"steps": length, "schedule": schedule, "curate": curate, "depth": depth, "width": width,
                   "batch_size": batch_size, "rate": rate, "seed": seed}
         if root is None:
-            return scenes_pretraining(images=max(subsets), classes=len(emoji_classes()), zipf=1.0,
-                                      eval_images=5_000, probes=False, **fields)
-        return photos_pretraining(root, hierarchy=None if superclasses else hierarchy, **fields)
+            experiment = scenes_pretraining(images=max(subsets), classes=len(emoji_classes()), zipf=1.0,
+                                            eval_images=5_000, probes=False, **fields)
+        else:
+            experiment = photos_pretraining(root, hierarchy=None if superclasses else hierarchy, **fields)
+        return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, resident=resident))
 
     def grid(count: int, percent: int, seed: int, rate: float, seen_by_it: tuple[int, ...],
              **factors: str | float) -> tuple[Run, ...]:

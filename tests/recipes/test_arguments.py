@@ -34,7 +34,7 @@ ONLY_HERE = {
     "transfer/voc07_detection.py": {"train_batchnorm"}, "transfer/voc12_segmentation.py": {"multi_scale_flip"},
     "transfer/vtab.py": {"task"}, "studies/noise.py": {"wrong"},
     "studies/surface.py": {"superclasses", "wrong", "seen", "max_passes", "kind", "rates", "sweep", "schedule",
-                           "target", "target_images"},
+                           "resident", "target", "target_images"},
     "paper/tables.py": {"table", "minival"}, "paper/bit_pretraining_size.py": {"tasks", "small", "large"},
 }
 """Further words, by the configs that may have them."""
