@@ -161,3 +161,12 @@ def test_the_transfers_of_the_surface():
         if any(cells):
             start = f"{images:,}" if images else "from scratch"
             assert f"| {start} | {'frozen' if frozen == 'True' else 'all layers'} | {' | '.join(cells)} |" in text
+
+
+def test_the_noise_of_the_surface():
+    text = (RESULTS / "surface.md").read_text()
+    rows = [row for folder in ("photos", "noise") for row in surface_rows(folder) if row["stage"] == "pretraining"]
+    for images, seen in itertools.product((8_000, 45_000), (56_000, 225_000)):
+        cells = [mean_of(rows, "val/top1", images=images, images_seen=seen, noise=share)
+                 for share in ("0.0", "0.2", "0.4")]
+        assert f"| {images:,} | {seen:,} | {' | '.join(cells)} |" in text
