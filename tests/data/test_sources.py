@@ -6,6 +6,8 @@ import pickle
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from made_files import coco, csv_table, jpeg, tars, voc
 from PIL import Image
@@ -17,6 +19,7 @@ from big_vision_lite.data.sources.csv_labels import CsvLabels
 from big_vision_lite.data.sources.emoji_scenes import EmojiScenes
 from big_vision_lite.data.sources.image_folder import ImageFolder
 from big_vision_lite.data.sources.mask_folder import MaskFolder
+from big_vision_lite.data.sources.parquet import Parquet
 from big_vision_lite.data.sources.tar_images import TarImages
 from big_vision_lite.data.sources.tfds import Tfds
 from big_vision_lite.data.sources.voc_tree import VocTree
@@ -26,7 +29,7 @@ from big_vision_lite.training.workdir import save_dataset_info
 
 def test_all_can_be_scanned_and_pickled(tmp_path):
     opened = []
-    for make in (coco, voc, lambda f: csv_table(f, "path,labels\nx.jpg,a\n"), tars):
+    for make in (coco, voc, lambda f: csv_table(f, "path,labels\nx.jpg,a\n"), tars, parquet):
         folder = tmp_path / str(len(opened))
         folder.mkdir()
         opened.append(make(folder).open())
@@ -96,6 +99,12 @@ def mask_folder(folder):
     return MaskFolder(str(folder), "all", classes=("line",))
 
 
+def parquet(folder):
+    images = [{"bytes": jpeg(seed=i), "path": None} for i in range(2)]
+    pq.write_table(pa.table({"image": images, "label": ["a", "b"]}), folder / "x.parquet", compression="none")
+    return Parquet(str(folder))
+
+
 SOURCES = {
     "folder": (image_folder, "a/x.jpg"),
     "csv": (lambda folder: csv_table(folder, "path,labels\nx.jpg,a\nw.jpg,b\n"), "x.jpg"),
@@ -103,6 +112,7 @@ SOURCES = {
     "voc": (voc, "JPEGImages/b.jpg"),
     "images and masks": (mask_folder, "masks/x.png"),
     "tar": (tars, "n01.tar"),
+    "parquet": (parquet, "x.parquet"),
 }
 
 
