@@ -1,9 +1,11 @@
 """What sources have in common: they are scanned, pickled, identified, and recognised on the command line."""
 
 import dataclasses
+import io
 import os
 import pickle
 import shutil
+import tarfile
 
 import numpy as np
 import pyarrow as pa
@@ -23,13 +25,15 @@ from big_vision_lite.data.sources.parquet import Parquet
 from big_vision_lite.data.sources.tar_images import TarImages
 from big_vision_lite.data.sources.tfds import Tfds
 from big_vision_lite.data.sources.voc_tree import VocTree
+from big_vision_lite.data.sources.web_dataset import WebDataset
 from big_vision_lite.errors import UserError
 from big_vision_lite.training.workdir import save_dataset_info
 
 
 def test_all_can_be_scanned_and_pickled(tmp_path):
     opened = []
-    for make in (coco, voc, lambda f: csv_table(f, "path,labels\nx.jpg,a\n"), tars, parquet):
+    for make in (coco, voc, lambda f: csv_table(f, "path,labels\nx.jpg,a\n"), tars, parquet,
+                 web_dataset):
         folder = tmp_path / str(len(opened))
         folder.mkdir()
         opened.append(make(folder).open())
@@ -105,6 +109,15 @@ def parquet(folder):
     return Parquet(str(folder))
 
 
+def web_dataset(folder):
+    with tarfile.open(folder / "0.tar", "w") as file:
+        for name, data in (("x.jpg", jpeg()), ("x.cls", b"a"), ("y.jpg", jpeg(seed=1)), ("y.cls", b"b")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return WebDataset(str(folder))
+
+
 SOURCES = {
     "folder": (image_folder, "a/x.jpg"),
     "csv": (lambda folder: csv_table(folder, "path,labels\nx.jpg,a\nw.jpg,b\n"), "x.jpg"),
@@ -113,6 +126,7 @@ SOURCES = {
     "images and masks": (mask_folder, "masks/x.png"),
     "tar": (tars, "n01.tar"),
     "parquet": (parquet, "x.parquet"),
+    "web dataset": (web_dataset, "0.tar"),
 }
 
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from big_vision_lite.data.source import Dataset, Example, Source
 from big_vision_lite.data.sources.files import MAX_FILE_BYTES, Fingerprint
 from big_vision_lite.data.sources.shard_index import FORMAT, Index, ShardIndex, open_index, read_index
-from big_vision_lite.data.sources.shards import Shards, find_shards, has_shards
+from big_vision_lite.data.sources.shards import Shards, find_shards, first_shard
 from big_vision_lite.errors import BadImageError, UserError, first_line, nearest, reading
 from big_vision_lite.system.cache import cache_dir
 
@@ -66,7 +66,7 @@ class Parquet(Source):
 
     @classmethod
     def recognise(cls, path: Path) -> dict[str, Any] | None:
-        return {"path": str(path)} if has_shards(path, ".parquet") else None
+        return {"path": str(path)} if first_shard(path, ".parquet") else None
 
     def open(self) -> ParquetDataset:
         """Reads the labels of all files, or those cached; no image is read.

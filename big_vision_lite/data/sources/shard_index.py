@@ -60,6 +60,8 @@ class ShardInfo(msgspec.Struct):
     """Of a tar file: its bytes."""
     probe: int = 0
     """Of a tar file: a checksum of some of them."""
+    labels_from: str = ""
+    """Of a tar file: cls, or the field of its json files."""
 
 
 class Index(NamedTuple):

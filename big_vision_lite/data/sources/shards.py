@@ -81,9 +81,9 @@ def find_shards(path: str, suffix: str, split: str | None, owner: str) -> Shards
     return Shards(root, tuple(names), np.array([(s.st_size, s.st_mtime_ns) for s in stats], np.int64))
 
 
-def has_shards(path: Path, suffix: str) -> bool:
-    """Whether `find_shards` finds files."""
-    return bool(_matching(str(path), suffix)[1])
+def first_shard(path: Path, suffix: str) -> str | None:
+    """The first of the files that a path stands for, of any split; None if there are none."""
+    return min(_matching(str(path), suffix)[1], default=None)
 
 
 def _matching(path: str, suffix: str) -> tuple[str, list[str]]:
