@@ -10,7 +10,7 @@ from PIL import Image
 
 from big_vision_lite.data.sources.coco_json import CocoJson
 from big_vision_lite.data.sources.csv_labels import CsvLabels
-from big_vision_lite.data.sources.image_folder import ImageFolderDataset
+from big_vision_lite.data.sources.image_folder import ImageFolder, ImageFolderDataset
 from big_vision_lite.data.sources.tar_images import TarImages
 from big_vision_lite.data.sources.voc_tree import VocTree
 
@@ -43,6 +43,15 @@ def tars(folder, images=3):
             info = tarfile.TarInfo("readme.txt")
             file.addfile(info, io.BytesIO(b""))
     return TarImages(str(folder))
+
+
+def class_folders(folder, images=3) -> ImageFolder:
+    """``ant/0.jpg`` to ``cow/2.jpg``, all different."""
+    for c, name in enumerate(("ant", "bee", "cow")):
+        (folder / name).mkdir(parents=True)
+        for i in range(images):
+            (folder / name / f"{i}.jpg").write_bytes(jpeg(seed=100 * c + i))
+    return ImageFolder(str(folder), held_out=0)
 
 
 def coco(folder, change=lambda data: None):

@@ -3,6 +3,7 @@
 Training: the stream is the dataset's indices, reshuffled every epoch. Global batch k is positions kB to (k+1)B-1 of the
 stream, and process p of P makes rows pB/P to (p+1)B/P-1 of it, so any number of processes sees the same batches.
 Evaluation: indices in order, each exactly once; the last batch is padded with masked slots.
+Of a dataset with strata, each stratum has its own stream and its share of the positions: see `data.mixing`.
 With a transform of several shapes, each batch has one of them, and each shape its own stream: see `data.buckets`.
 """
 
@@ -17,6 +18,7 @@ import numpy as np
 from big_vision_lite.data.buckets import Buckets, bucket_seed
 from big_vision_lite.data.curation.steps import Curation, curated
 from big_vision_lite.data.masks import check_mask_values
+from big_vision_lite.data.mixing import MixedStream
 from big_vision_lite.data.shuffle import ShuffledStream
 from big_vision_lite.data.source import Dataset, Example, Source
 from big_vision_lite.data.transforms.image import ExactAugmentation, ImageTransform, Transform
@@ -105,9 +107,18 @@ class BatchMaker:
         self.first_row = process * self.rows
         self._orders = {}  # the shuffled stream of each bucket
         shapes, self._buckets = inputs.transform.shapes, None
+        self._strata = None if seed is None else dataset.strata()
+        weights, self._frequencies = None, np.zeros(0)
+        if self._strata:
+            sizes = np.bincount(self._strata.of, minlength=len(self._strata.weights))
+            if not sizes.all():
+                raise UserError(f"no example is left of source {int(sizes.argmin())} of the mixture; loosen the "
+                                "curation, or leave the source out")
+            self._frequencies = np.array(self._strata.weights) / sizes  # of each image of a stratum
+            weights = self._frequencies[self._strata.of] if len(shapes) > 1 else None
         if len(shapes) > 1:
             which = inputs.transform.bucket(dataset.image_sizes())
-            self._buckets = Buckets.of(which, len(shapes), inputs.batch_size, seed)
+            self._buckets = Buckets.of(which, len(shapes), inputs.batch_size, seed, weights)
 
     def __len__(self) -> int:
         """Batches in one pass over the dataset."""
@@ -124,10 +135,17 @@ class BatchMaker:
         else:
             if bucket not in self._orders:
                 seed = self.seed if members is None else bucket_seed(self.seed, bucket)
-                self._orders[bucket] = ShuffledStream(length, seed)
+                self._orders[bucket] = self._order(length, seed, members)
             indices = self._orders[bucket](positions)
         inside = indices < length
         return np.where(inside, indices if members is None else members[np.where(inside, indices, 0)], -1)
+
+    def _order(self, length: int, seed: int, members: np.ndarray | None) -> ShuffledStream | MixedStream:
+        """The stream of all examples, or of a bucket's ``members``."""
+        if self._strata is None:
+            return ShuffledStream(length, seed)
+        of = self._strata.of if members is None else self._strata.of[members]
+        return MixedStream(of, (np.bincount(of, minlength=len(self._frequencies)) * self._frequencies).tolist(), seed)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_orders": {}}  # cheap to rebuild in a worker process

@@ -103,6 +103,15 @@ class SavedDatasetInfo(DatasetInfo):
         return self.images
 
 
+class Strata(NamedTuple):
+    """Parts of a dataset, and how often they are seen in training."""
+
+    of: np.ndarray
+    """uint8 ``[n]``: the stratum of each example."""
+    weights: tuple[float, ...]
+    """Of each stratum: its share of the images seen, relative to the others'."""
+
+
 class Dataset(DatasetInfo, abc.ABC):
     """An opened source: random access by index. Must be picklable, because worker processes read it too."""
 
@@ -146,6 +155,10 @@ class Dataset(DatasetInfo, abc.ABC):
             return image_size(self[index]["image"])
         except (BadImageError, DecodeError):
             return 0, 0
+
+    def strata(self) -> Strata | None:
+        """Parts of the dataset with given shares of the training stream; None: every example has the same."""
+        return None
 
 
 @dataclasses.dataclass(frozen=True)

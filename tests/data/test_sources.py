@@ -1,11 +1,15 @@
 """What sources have in common: they are scanned, pickled, identified, and recognised on the command line."""
 
 import dataclasses
+import io
 import os
 import pickle
 import shutil
+import tarfile
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from made_files import coco, csv_table, jpeg, tars, voc
 from PIL import Image
@@ -17,16 +21,19 @@ from big_vision_lite.data.sources.csv_labels import CsvLabels
 from big_vision_lite.data.sources.emoji_scenes import EmojiScenes
 from big_vision_lite.data.sources.image_folder import ImageFolder
 from big_vision_lite.data.sources.mask_folder import MaskFolder
+from big_vision_lite.data.sources.parquet import Parquet
 from big_vision_lite.data.sources.tar_images import TarImages
 from big_vision_lite.data.sources.tfds import Tfds
 from big_vision_lite.data.sources.voc_tree import VocTree
+from big_vision_lite.data.sources.web_dataset import WebDataset
 from big_vision_lite.errors import UserError
 from big_vision_lite.training.workdir import save_dataset_info
 
 
 def test_all_can_be_scanned_and_pickled(tmp_path):
     opened = []
-    for make in (coco, voc, lambda f: csv_table(f, "path,labels\nx.jpg,a\n"), tars):
+    for make in (coco, voc, lambda f: csv_table(f, "path,labels\nx.jpg,a\n"), tars, parquet,
+                 web_dataset):
         folder = tmp_path / str(len(opened))
         folder.mkdir()
         opened.append(make(folder).open())
@@ -96,6 +103,21 @@ def mask_folder(folder):
     return MaskFolder(str(folder), "all", classes=("line",))
 
 
+def parquet(folder):
+    images = [{"bytes": jpeg(seed=i), "path": None} for i in range(2)]
+    pq.write_table(pa.table({"image": images, "label": ["a", "b"]}), folder / "x.parquet", compression="none")
+    return Parquet(str(folder))
+
+
+def web_dataset(folder):
+    with tarfile.open(folder / "0.tar", "w") as file:
+        for name, data in (("x.jpg", jpeg()), ("x.cls", b"a"), ("y.jpg", jpeg(seed=1)), ("y.cls", b"b")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return WebDataset(str(folder))
+
+
 SOURCES = {
     "folder": (image_folder, "a/x.jpg"),
     "csv": (lambda folder: csv_table(folder, "path,labels\nx.jpg,a\nw.jpg,b\n"), "x.jpg"),
@@ -103,6 +125,8 @@ SOURCES = {
     "voc": (voc, "JPEGImages/b.jpg"),
     "images and masks": (mask_folder, "masks/x.png"),
     "tar": (tars, "n01.tar"),
+    "parquet": (parquet, "x.parquet"),
+    "web dataset": (web_dataset, "0.tar"),
 }
 
 

@@ -14,7 +14,7 @@ from big_vision_lite.data.curation.label_rules import LabelRule, Remap
 from big_vision_lite.data.curation.object_labels import renumber_objects
 from big_vision_lite.data.curation.permutation import Permutation
 from big_vision_lite.data.ragged import Ragged, id_key
-from big_vision_lite.data.source import Dataset, Example, without_objects
+from big_vision_lite.data.source import Dataset, Example, Strata, without_objects
 from big_vision_lite.errors import BadImageError
 
 CHUNK = 1 << 20
@@ -131,6 +131,12 @@ class Curated(Dataset):
 
     def image_sizes(self) -> np.ndarray:
         return self.source.image_sizes()[self.order(np.arange(len(self)))]
+
+    def strata(self) -> Strata | None:
+        strata = self.source.strata()
+        if strata is None or self.order.is_all:
+            return strata
+        return strata._replace(of=np.concatenate([strata.of[indices] for indices in self.order.chunks()]))
 
     def _relabel(self, examples: list[Example]) -> list[Example | BadImageError]:
         """The examples with the labels that the rules give them; an error in place of one with a bad mask."""

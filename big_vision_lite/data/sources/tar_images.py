@@ -30,6 +30,14 @@ from big_vision_lite.data.sources.files import (
     text_at,
 )
 from big_vision_lite.data.sources.splits import SPLITS, check_held_out, hashed_split, standard_split
+from big_vision_lite.data.sources.tar_files import (
+    TAR_ERRORS,
+    class_name,
+    example_key,
+    is_tar,
+    unreadable,
+    visible_members,
+)
 from big_vision_lite.errors import BadImageError, UserError, first_line, nearest
 from big_vision_lite.system.cache import cache_dir, cached_file
 from big_vision_lite.system.cores import usable_cores
@@ -38,9 +46,6 @@ from big_vision_lite.system.parse import open_regular
 FORMAT = 4
 MAX_DEPTH = 8
 """Of tar files within tar files."""
-MAX_CLASSES = 1_000_000
-_TAR_ERRORS = (tarfile.TarError, EOFError, ValueError, ArithmeticError, LookupError, RecursionError)
-"""What tarfile raises for damage."""
 MAX_OPEN_FILES = 512
 """With more tar files than this, they are opened for each read: ImageNet-21k has 21,841, above most limits."""
 
@@ -72,7 +77,7 @@ class TarImages(Source):
 
     @classmethod
     def recognise(cls, path: Path) -> dict[str, Any] | None:
-        has_tars = any(map(_is_tar, os.listdir(path))) if path.is_dir() else _is_tar(path.name) and path.is_file()
+        has_tars = any(map(is_tar, os.listdir(path))) if path.is_dir() else is_tar(path.name) and path.is_file()
         return {"path": str(path)} if has_tars else None
 
     def __post_init__(self) -> None:
@@ -116,17 +121,13 @@ class TarImages(Source):
         if os.path.isfile(path):
             return [path]
         names = sorted(name for name in os.listdir(path) if name[0] != ".") if os.path.isdir(path) else []
-        files = [f"{path}/{name}" for name in names if _is_tar(name)]
+        files = [f"{path}/{name}" for name in names if is_tar(name)]
         if not files:
             compressed = [name for name in names if ".tar." in name.lower()]
             hint = f"; {compressed[0]} is compressed: unpack it with `tar -xf`" if compressed else ""
             raise UserError(f"there is no tar file in {self.path!r}; expected a folder of CLASS.tar, or one tar of them"
                             + hint)
         return files
-
-
-def _is_tar(name: str) -> bool:
-    return name.lower().endswith(".tar")
 
 
 class _ClassTar(NamedTuple):
@@ -216,8 +217,8 @@ def _class_tars(number: int, file: str) -> list[_ClassTar]:
     try:
         with open(open_regular(file), "rb") as raw, tarfile.open(fileobj=raw, mode="r:") as opened:
             _walk(opened, file, Path(file).stem, number, 0, os.path.getsize(file), tars)
-    except _TAR_ERRORS as error:
-        raise UserError(_unreadable(file, error)) from None
+    except TAR_ERRORS as error:
+        raise UserError(unreadable(file, error)) from None
     except OSError as error:
         raise UserError(f"cannot read {file}: {first_line(error)}") from None
     return tars
@@ -227,29 +228,16 @@ def _walk(opened: tarfile.TarFile, file: str, name: str, number: int, base: int,
           depth: int = 1) -> None:
     """Adds the images of a tar file of ``size`` bytes that starts at byte ``base`` of ``file``."""
     members, places, inner, class_of, described = [], [], 0, {}, set()
-    while (member := opened.next()) is not None:
-        opened.members.clear()  # tarfile would keep a kilobyte per member
-        start, hidden = base + member.offset_data, member.name.rpartition("/")[2].startswith(".")
-        if member.size < 0 or opened.offset <= member.offset:  # tarfile would go round in circles
-            raise UserError(f"{file} is damaged: wrong size at byte {base + member.offset:,}; copy it again")
-        if member.isreg() and member.offset_data + member.size > size:
-            raise UserError(f"{file} is truncated: {member.name!r} ends at byte {start + member.size:,}, but its tar "
-                            f"file at {base + size:,}; copy it again")
-        if hidden or member.isdir():
-            continue
-        image = is_image(member.name)
-        if image and (not member.isreg() or member.issparse()):
-            raise UserError(f"{file} at byte {base + member.offset:,}: {member.name!r} is a link or sparse; pack the "
-                            "file again with --dereference --hard-dereference and without --sparse")
-        key, extension = _key(member.name)
-        if image:
+    for member, start in visible_members(opened, file, base, size, os.path.getsize(file)):
+        key, extension = example_key(member.name)
+        if is_image(member.name):
             members.append(member.name.removeprefix("./"))
             places.append((start, member.size))
         elif member.isreg() and extension == "cls":
-            class_of[key] = _class_name(opened.extractfile(member).read(100), file, member.name)
+            class_of[key] = class_name(opened.extractfile(member).read(100), file, member.name)
         elif member.isreg() and extension in ("json", "txt"):
             described.add(key)
-        elif member.isreg() and _is_tar(member.name):
+        elif member.isreg() and is_tar(member.name):
             inner += 1
             if depth == MAX_DEPTH:
                 raise UserError(f"{file}: {member.name!r} is a tar file within {depth} others; expected one tar file "
@@ -257,15 +245,8 @@ def _walk(opened: tarfile.TarFile, file: str, name: str, number: int, base: int,
             try:
                 with tarfile.open(fileobj=opened.extractfile(member), mode="r:") as below:
                     _walk(below, file, Path(member.name).stem, number, start, member.size, tars, depth + 1)
-            except _TAR_ERRORS as error:
-                raise UserError(_unreadable(file, error, start, member.name)) from None
-    # tarfile takes anything that is not a header for the end. The real end is zeros, up to the end of the file unless
-    # tar files were concatenated.
-    opened.fileobj.seek(opened.offset)
-    rest = opened.fileobj.read(64 * 1024)
-    if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):
-        raise UserError(f"{file} is damaged or truncated: its list of members ends at byte {base + opened.offset:,} of "
-                        f"{os.path.getsize(file):,}; copy or pack it again")
+            except TAR_ERRORS as error:
+                raise UserError(unreadable(file, error, start, member.name)) from None
     if not members and not inner:
         raise UserError(f"{file} has no images{f' in {name}.tar' if base else ''} ({', '.join(sorted(EXTENSIONS))}); "
                         "each tar file is a class: add some or remove it")
@@ -284,7 +265,7 @@ def _by_class(file: str, name: str, members: list[str], class_of: dict[str, str]
     Raises:
       UserError: it is a shard, and an image has no class.
     """
-    keys = [_key(member)[0] for member in members]
+    keys = [example_key(member)[0] for member in members]
     if not class_of and (not keys or not described.issuperset(keys)):
         return {name: list(range(len(keys)))} if keys else {}
     indices = defaultdict(list)
@@ -294,35 +275,6 @@ def _by_class(file: str, name: str, members: list[str], class_of: dict[str, str]
                             "a WebDataset, as this seems to be")
         indices[class_of[key]].append(at)
     return indices
-
-
-def _unreadable(file: str, error: Exception, base: int = 0, member: str = "") -> str:
-    """The error message."""
-    where = f"{file}{f': {member!r} at byte {base:,}' if member else ''}"
-    with open(file, "rb") as opened:
-        opened.seek(base)
-        start = opened.read(6)
-    if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
-        return (f"{where} is compressed, which prevents random access; unpack it with `tar -xf` and name the resulting "
-                "folder")
-    return f"{where} is not a complete tar file ({first_line(error)}); copy it again"
-
-
-def _key(member: str) -> tuple[str, str]:
-    """What the files of one example of a WebDataset share, up to the first dot of the name, and the rest."""
-    folder, slash, name = member.removeprefix("./").rpartition("/")
-    stem, _, extension = name.partition(".")
-    return folder + slash + stem, extension.lower()
-
-
-def _class_name(content: bytes, file: str, member: str) -> str:
-    """The class in a .cls file of a WebDataset. Raises: UserError."""
-    text = content.decode(errors="replace").strip()
-    if re.fullmatch("[0-9]{1,9}", text) and int(text) < MAX_CLASSES:
-        return str(int(text))
-    if not text.isprintable() or re.fullmatch("[-+0-9., ]*", text):
-        raise UserError(f"{file}: {member!r} has the class {text!r}; expected a number from 0 on, or a name")
-    return text
 
 
 @dataclasses.dataclass(eq=False)

@@ -1,0 +1,105 @@
+"""The files of a dataset of many large files: a folder of them, a pattern, or one."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from big_vision_lite.data.sources.files import Fingerprint, files_identity
+from big_vision_lite.data.sources.splits import SPLITS, standard_split
+from big_vision_lite.errors import UserError, nearest
+
+
+class Shards(NamedTuple):
+    """Files of one dataset."""
+
+    root: str
+    names: tuple[str, ...]
+    """Sorted, relative to ``root``, with forward slashes."""
+    stats: np.ndarray
+    """int64 ``[n, 2]``: sizes in bytes and modification times in ns."""
+
+    def path(self, shard: int) -> str:
+        return f"{self.root}/{self.names[shard]}"
+
+    def key(self, shard: int, *more: object) -> str:
+        """Names what is known of a file as long as it is not changed."""
+        identity = repr((os.path.abspath(self.path(shard)), *self.stats[shard].tolist(), *more))
+        return hashlib.blake2b(identity.encode(errors="surrogateescape"), digest_size=12).hexdigest()
+
+    def fingerprint(self, kind: str, identity: object, fingerprint: Fingerprint) -> str:
+        """Of the dataset.
+
+        Args:
+          kind: of the source.
+          identity: what ids and labels depend on beside the files.
+        """
+        identity = repr((self.names, identity)).encode(errors="surrogateescape")
+        digest = hashlib.blake2b(identity, digest_size=8).hexdigest()
+        return f"{kind}-{digest}-{files_identity(self.root, self.names, self.stats, fingerprint)}"
+
+
+def find_shards(path: str, suffix: str, split: str | None, owner: str) -> Shards:
+    """The files that a path stands for: a file, a pattern such as ``train-*.tar``, or a folder, whose files lie in it
+    or in its folders named data or like a split.
+
+    Args:
+      suffix: of the files' names, such as ``.tar``.
+      split: only files of this split, which the first word of their name or folder says.
+      owner: the source's name, for messages.
+
+    Raises:
+      UserError: there are no such files, or they are of several splits and none is chosen.
+    """
+    standard = None if split is None else standard_split(split)
+    if split is not None and standard is None:
+        raise UserError(f"{owner}.split is {split!r}; expected one of {', '.join(SPLITS)}{nearest(split, SPLITS)}; "
+                        "files of other splits can be named by a pattern")
+    expanded = os.path.expanduser(path)
+    root, files = _matching(expanded, suffix)
+    names = sorted(os.path.relpath(file, root).replace(os.sep, "/") for file in files)
+    if not names:
+        raise UserError(f"{owner}: there is no {suffix} file at {path!r}; expected a file, a folder of such files, or "
+                        f"a pattern such as 'folder/train-*{suffix}'")
+    splits = [_split_of(name) for name in names]
+    known = sorted({name for name in splits if name})
+    if standard:
+        names = [name for name, its in zip(names, splits, strict=True) if its == standard]
+        if not names:
+            raise UserError(f"{owner}: {path!r} has no file of split {split!r}, only of {', '.join(known) or 'none'}; "
+                            "the first word of a file's name, or of its folder's, says its split")
+    elif os.path.isdir(expanded) and len(known) > 1:
+        raise UserError(f"{owner}: {path!r} has files of the splits {', '.join(known)}; expected split={known[-1]} or "
+                        "another of them")
+    stats = [os.stat(f"{root}/{name}") for name in names]
+    return Shards(root, tuple(names), np.array([(s.st_size, s.st_mtime_ns) for s in stats], np.int64))
+
+
+def first_shard(path: Path, suffix: str) -> str | None:
+    """The first of the files that a path stands for, of any split; None if there are none."""
+    return min(_matching(str(path), suffix)[1], default=None)
+
+
+def _matching(path: str, suffix: str) -> tuple[str, list[str]]:
+    """The folder that ids are relative to, and the files."""
+    if os.path.isdir(path):
+        inner = [entry.path for entry in os.scandir(path)
+                 if (entry.name == "data" or standard_split(entry.name)) and entry.is_dir()]
+        files = [entry.path for folder in (path, *inner) for entry in os.scandir(folder)]
+    else:
+        files = glob.glob(path, recursive=True) if glob.has_magic(path) else [path]
+        path = os.path.dirname(re.split(r"[*?[]", path)[0]) if files != [path] else os.path.dirname(path)
+    visible = (file for file in files if file.lower().endswith(suffix) and os.path.basename(file)[0] != ".")
+    return path or ".", list(filter(os.path.isfile, visible))
+
+
+def _split_of(name: str) -> str | None:
+    """train, validation or test, by the first word of the file's name or of the nearest folder that says it."""
+    words = (re.match("[A-Za-z]*", part) for part in reversed(name.split("/")))
+    return next((split for word in words if word and (split := standard_split(word[0]))), None)
