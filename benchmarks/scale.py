@@ -121,10 +121,11 @@ def measure(images: int, folder: Path) -> dict[str, float]:
 
 
 def timed(times: dict[str, float], name: str, work: Callable[[], Any]) -> Any:
-    """The result of some work; its seconds, and the peak of resident memory so far in MB, go into ``times``."""
-    began = time.perf_counter()
+    """The result of some work; its seconds, those of CPU, and the peak of resident memory so far in MB, go into
+    ``times``."""
+    began, cpu_began = time.perf_counter(), time.process_time()
     result = work()
-    times[name] = time.perf_counter() - began
+    times[name], times[f"{name}, CPU"] = time.perf_counter() - began, time.process_time() - cpu_began
     times[f"{name}, MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     return result
 
@@ -154,9 +155,10 @@ def benchmark(options: Options = Options()) -> dict[str, Any]:
         for name, value in results[str(images)].items():
             if name.startswith("bytes"):
                 print(f"  {name:32} {value / images:10.1f} per image")
-            elif not name.endswith(", MB"):
-                print(f"  {name:32} {value:10.2f} s {value / images * 1e9:10.0f} ns per image"
-                      f"   peak {results[str(images)][f'{name}, MB']:7,.0f} MB")
+            elif not name.endswith((", MB", ", CPU")):
+                cpu, memory = (results[str(images)][f"{name}, {kind}"] for kind in ("CPU", "MB"))
+                print(f"  {name:32} {value:8.2f} s, {cpu:8.2f} s of CPU, {cpu / images * 1e9:8.0f} ns per image"
+                      f"   peak {memory:7,.0f} MB")
     from experiments import write_measurements  # it imports JAX, whose memory would count
 
     return write_measurements(options.out, results)
