@@ -56,8 +56,7 @@ class Prepare:
 def prepare(arguments: list[str]) -> int:
     options = parse(Prepare, arguments, "bvl data prepare")
     from big_vision_lite.commands.sources import source_of
-    from big_vision_lite.data.curation.label_index import label_index
-    from big_vision_lite.data.sources.tfds import ALL, Tfds, default_data_dir
+    from big_vision_lite.data.sources.tfds import ALL, default_data_dir
     from big_vision_lite.data.tools.prepare import prepare
 
     source = source_of(options.source)
@@ -69,8 +68,6 @@ def prepare(arguments: list[str]) -> int:
     data_dir = default_data_dir(options.data_dir and str(options.data_dir))
     folder = prepare({name: source.open() for name, source in sources.items()}, Path(data_dir), options.name,
                      processes=options.processes, on_bad_image=options.on_bad_image)
-    for name in sources:
-        label_index(Tfds(options.name, name, data_dir).open(), beside=True)
     print(f"{folder} is ready: Tfds({options.name!r}, SPLIT) with " + ", ".join(sources))
     return 0
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from big_vision_lite.data.columns import Columns
 from big_vision_lite.data.decode import DecodeError, image_size
 from big_vision_lite.errors import BadImageError
 from big_vision_lite.system.cache import cache_dir, cached_array
@@ -136,6 +137,14 @@ class Dataset(DatasetInfo, abc.ABC):
         """(id, labels) of ``self[index]``, without reading the image if the source can do that."""
         example = self[index]
         return example["id"], example["labels"]
+
+    def label_columns(self) -> Columns | None:
+        """Ids, keys and labels of all examples, where the source has them as columns; None: they are read one by one.
+
+        Raises:
+          UserError: they are damaged, or belong to other data.
+        """
+        return None
 
     def image_sizes(self) -> np.ndarray:
         """int32 ``[n, 2]``: (height, width) of every image, from its header; (0, 0) if that cannot be read. By default

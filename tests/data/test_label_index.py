@@ -70,18 +70,3 @@ def test_a_damaged_index_or_one_of_other_data_is_made_again(tmp_path, monkeypatc
     (of_shorter,) = set((tmp_path / "label_index").iterdir()) - {path}
     shutil.copy(path, of_shorter)
     assert len(label_index(shorter).ids) == 200
-
-
-def test_only_prepared_data_has_an_index_beside_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("BVL_CACHE", str(tmp_path / "cache"))
-    dataset = Simulated(50)
-    label_index(dataset)
-    (path,) = (tmp_path / "cache" / "label_index").iterdir()
-    place = tmp_path / "folder" / "label_index" / path.name
-    place.parent.mkdir(parents=True)
-    label_index(Simulated(50, name="other"), beside=True)  # it has no folder: into the cache
-    (other,) = set(path.parent.iterdir()) - {path}
-    other.rename(place)
-    path.unlink()
-    dataset.folder = str(tmp_path / "folder")  # whatever a dataset of the user's calls so
-    assert label_index(dataset).id(0) == "simulated/0"

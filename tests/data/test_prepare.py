@@ -20,6 +20,7 @@ from big_vision_lite.commands.sources import source_of
 from big_vision_lite.data.curation.label_index import label_index
 from big_vision_lite.data.curation.steps import NestedSubset, curated
 from big_vision_lite.data.decode import decode
+from big_vision_lite.data.ragged import id_key
 from big_vision_lite.data.source import Dataset
 from big_vision_lite.data.sources.emoji_scenes import EmojiScenes
 from big_vision_lite.data.sources.image_folder import ImageFolder
@@ -123,7 +124,7 @@ def test_a_killed_preparation_resumes(tmp_path):
     folder = prepare({"train": source.open()}, tmp_path / "killed", "mine", processes=1, shard_images=5)
     whole = prepare({"train": source.open()}, tmp_path / "whole", "mine", processes=1, shard_images=5)
     assert all((folder / path.name).stat().st_mtime_ns == time_ for path, time_ in done.items())  # not rewritten
-    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {p.name: p.read_bytes() for p in whole.iterdir()}
+    assert files_in(folder) == files_in(whole)
     assert_equal(Tfds("mine", "train", str(tmp_path / "whole")).open(), source.open())
 
 
@@ -301,15 +302,80 @@ def test_all_images_of_every_source_are_stored_as_train(make, field, tmp_path, c
         assert_equal(Tfds("mine", split, str(tmp_path)).open(), source)
 
 
-def test_the_command_stores_a_label_index_with_the_data(tmp_path, monkeypatch, capsys):
+def files_in(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def labels_of(columns):
+    return [(columns.id(i), columns.labels.row(i).tolist()) for i in range(len(columns))]
+
+
+def test_labels_stored_beside_the_records_are_those_in_them(tmp_path, monkeypatch, capsys):
     photos(tmp_path / "photos", 20)
     data_dir = tmp_path / "data"
     arguments = ["data", "prepare", f"{tmp_path}/photos:held_out=0.2", "--name", "mine", "--splits", "train", "test",
                  "--data-dir", str(data_dir)]
     assert main(arguments) == 0 and "mine/1.0.0 is ready" in capsys.readouterr().out
     monkeypatch.setenv("BVL_CACHE", str(tmp_path / "empty"))
-    dataset = Tfds("mine", "train", str(data_dir)).open()
-    monkeypatch.setattr(type(dataset), "labels", None)  # a scan would fail
-    index = label_index(dataset)
-    assert len(index.ids) == len(dataset) and index.id(0).endswith(".jpg")
-    assert not os.path.exists(tmp_path / "empty" / "label_index")
+    for split in ("train", "test[1:]", "train[:50%]", "test+train", "all"):
+        dataset = Tfds("mine", split, str(data_dir)).open()
+        expected = [dataset.labels(i) for i in range(len(dataset))]
+        with monkeypatch.context() as patched:
+            patched.setattr(type(dataset), "labels", None)  # reading records would fail
+            assert labels_of(label_index(dataset)) == [(id_, labels.tolist()) for id_, labels in expected]
+        assert label_index(dataset).keys.tolist() == [id_key(id_) for id_, _ in expected]
+    assert not os.path.exists(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(("options", "bad"), [({"shard_images": 3}, ()), ({"shard_images": 2, "on_bad_image": "skip"},
+                                                                         (2, 3, 5))])
+def test_labels_of_any_shards_and_without_skipped_images(tmp_path, monkeypatch, options, bad):
+    rows = "".join(f"{i}.jpg,{';'.join('ab'[: i % 3])}\n" for i in range(8))
+    source = csv_table(tmp_path, "path,labels\n" + rows, check="none")
+    for i in range(8):
+        (tmp_path / f"{i}.jpg").write_bytes(b"no photo" if i in bad else jpeg(seed=i))
+    prepare({"train": source.open()}, tmp_path, "mine", processes=1, **options)
+    expected = [(f"{i}.jpg", list(range(i % 3))) for i in range(8) if i not in bad]
+    for start in range(len(expected) - 1):
+        dataset = Tfds("mine", f"train[{start}:]", str(tmp_path)).open()
+        assert labels_of(dataset.label_columns()) == expected[start:]
+
+
+def test_labels_that_are_damaged_or_of_other_data_are_refused(tmp_path):
+    folders = []
+    for name, seed in (("mine", 0), ("other", 1)):
+        source = csv_table(tmp_path, "path,labels\nx.jpg,a\nw.jpg,b\n")
+        (tmp_path / "x.jpg").write_bytes(jpeg(seed=seed))
+        folders.append(prepare({"train": source.open()}, tmp_path, name, processes=1))
+    dataset = Tfds("mine", "train", str(tmp_path)).open()
+    path = folders[0] / "label_index" / "train.arrow"
+    sound = path.read_bytes()
+    for damaged in (sound[:-1], sound[: len(sound) // 2], b"", sound[:99] + b"!" + sound[100:]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"mine/1.0.0/label_index/train.arrow is damaged or was not written to .*"
+                                            r"end; remove it, so that labels are read from the records") as raised:
+            label_index(dataset)
+        assert "\n" not in str(raised.value)
+    shutil.copy(folders[1] / "label_index" / "train.arrow", path)
+    with pytest.raises(UserError, match=r"train.arrow holds 2 ids and labels of other data than the 2 records"):
+        label_index(dataset)
+    path.unlink()
+    assert labels_of(label_index(dataset)) == [("x.jpg", [0]), ("w.jpg", [1])]
+    path.write_bytes(sound)
+    (folders[0] / "content.json").unlink()
+    with pytest.raises(UserError, match="of other data"):
+        label_index(Tfds("mine", "train", str(tmp_path)).open())
+
+
+def test_two_images_of_one_id_are_not_prepared(tmp_path):
+    class Twice(Dataset):
+        classes, multi_label, fingerprint = ("a",), False, "twice"
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return {"id": f"{index % 2}", "image": jpeg(), "labels": np.zeros(1, np.int32)}
+
+    with pytest.raises(UserError, match="examples 0 and 2 have the same id '0'"):
+        prepare({"train": Twice()}, tmp_path, "mine", processes=1)

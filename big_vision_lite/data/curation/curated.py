@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from big_vision_lite.data.curation.label_index import LabelIndex, label_index
+from big_vision_lite.data.columns import Columns
+from big_vision_lite.data.curation.label_index import label_index
 from big_vision_lite.data.curation.label_rules import LabelRule, Remap
 from big_vision_lite.data.curation.object_labels import renumber_objects
 from big_vision_lite.data.curation.permutation import Permutation
@@ -85,7 +86,7 @@ class Curated(Dataset):
         return self.source.notes
 
     @functools.cached_property
-    def index(self) -> LabelIndex:
+    def index(self) -> Columns:
         """Ids and labels of the source; read or made on first use."""
         return label_index(self.source)
 

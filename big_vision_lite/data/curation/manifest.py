@@ -6,7 +6,10 @@ import hashlib
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from big_vision_lite.data.columns import offsets_and_bytes
 from big_vision_lite.data.curation.curated import Curated
 from big_vision_lite.data.curation.label_rules import Corrupt
 from big_vision_lite.data.source import Dataset
@@ -42,7 +45,7 @@ def _count(data: Curated) -> dict:
     labels = max_labels = without = 0
     noise = {k: {"labels": 0, "true": 0, "right": 0} for k, rule in enumerate(data.rules) if isinstance(rule, Corrupt)}
     for indices in data.order.chunks():
-        digest.update(b"".join(id_ + b"\n" for id_ in index.ids.take(indices).to_pylist()))
+        digest.update(_lines(index.ids.take(pa.array(indices))))
         keys, after = index.keys[indices], index.labels.take(indices)
         for k, rule in enumerate(data.rules):
             before, after = after, rule(keys, after)
@@ -69,3 +72,9 @@ def _count(data: Curated) -> dict:
                   for n in noise.values()],
         "class_images": class_images.tolist(),
     }
+
+
+def _lines(ids: pa.LargeBinaryArray) -> np.ndarray:
+    """The bytes of all ids, each followed by a newline."""
+    nothing, newline = (pa.scalar(text, pa.large_binary()) for text in (b"", b"\n"))
+    return offsets_and_bytes(pc.binary_join_element_wise(ids, nothing, newline))[1]

@@ -1,31 +1,40 @@
-"""Images and labels from a CSV file with a path and its labels per line."""
+"""Images and labels from a CSV file with a path and its labels per line.
+
+The file is read once, a block at a time, into columns in the cache: memory does not grow with its length. Opened again,
+unchanged, it is memory-mapped.
+"""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
+import json
 import os
-import posixpath
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 
-from big_vision_lite.data.ragged import Ragged
+from big_vision_lite.data.columns import Columns, mapped_columns, read_columns
 from big_vision_lite.data.source import Source
+from big_vision_lite.data.sources.csv_columns import CsvRows, is_text, write_csv_columns
+from big_vision_lite.data.sources.csv_table import CsvTable
 from big_vision_lite.data.sources.files import (
     FileDataset,
     Fingerprint,
-    check_classes,
-    check_files,
-    check_inside,
-    compact,
+    files_identity,
+    missing_file,
     read_lines,
+    sizes_and_times,
     text_at,
 )
-from big_vision_lite.errors import UserError, nearest, reading
-from big_vision_lite.system.parse import open_regular
+from big_vision_lite.errors import UserError
+from big_vision_lite.system.cache import cache_dir, cached_file
+
+FORMAT = 1
+SAMPLE = 1000
+"""Files that ``check="sample"`` looks at."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,100 +56,103 @@ class CsvLabels(Source):
     """Whether an image may have any number of labels; None: if any row of the file has none or several."""
     fingerprint: Fingerprint = "mtime"
     """As of `ImageFolder`."""
+    check: Literal["all", "sample", "none"] = "all"
+    """Of which files existence, size and modification time are read when the source is opened: of all; of 1,000, evenly
+    spaced; or of none. Only "all" notices every missing file before a run, and every replaced one before it is resumed.
+    It takes some 3 us per file of a local disk, so the others are for tens of millions of files, or slow disks. They
+    make other fingerprints."""
 
     @classmethod
     def recognise(cls, path: Path) -> dict[str, Any] | None:
         return {"file": str(path)} if path.suffix.lower() == ".csv" and path.is_file() else None
 
     def open(self) -> CsvDataset:
-        """Reads the CSV file and the sizes and times of the images.
+        """Reads the CSV file, unless it was read before and has not changed, and the sizes and times of the images.
 
         Raises:
           UserError: the file or an image is missing, a row is malformed, or a path is outside the root or occurs twice,
             in any splits.
         """
+        if self.fingerprint == "content" and self.check != "all":
+            raise UserError(f"CsvLabels: check={self.check!r} with fingerprint='content', which reads all files; "
+                            "expected check='all'")
         path = Path(os.path.expanduser(self.file))
         root = os.path.expanduser(self.root) if self.root is not None else str(path.parent)
-        rows = self._rows(path)
+        table = CsvTable(self.file, path, "CsvLabels.file", "rows path,labels in UTF-8")
+        names = self._column_names(table)
         classes = self.classes
         if isinstance(classes, str):
             classes = tuple(read_lines(classes, "CsvLabels.classes", "one name per line"))
-        if classes is None:
-            classes = tuple(sorted({label for _, _, labels, _ in rows for label in labels}))
-        if rows:
-            check_classes(classes, self.file if self.classes is None else "CsvLabels.classes")
-        multi_label = self.multi_label
-        if multi_label is None:
-            multi_label = any(len(labels) != 1 for _, _, labels, _ in rows)
-        label_of = {name: i for i, name in enumerate(classes)}
-        selected, lines = [], {}
-        for line, path_text, labels, split in rows:
-            where = f"{self.file} line {line}"
-            name = _relative(root, path_text, where)
-            if name in lines:
-                raise UserError(f"{where}: {name!r} is also in line {lines[name]}; expected one line per image, with ; "
-                                "between its labels")
-            lines[name] = line
-            if self.split is not None and split != self.split:
-                continue
-            for label in labels:
-                if label not in label_of:
-                    raise UserError(f"{where}: there is no class {label!r}" + nearest(label, classes))
-            if not multi_label and len(labels) != 1:
-                raise UserError(f"{where}: {len(labels)} labels; expected one, because multi_label is False")
-            selected.append((line, name, sorted({label_of[label] for label in labels})))
-        if not selected:
-            splits = {split for *_, split in rows} - {None}
-            raise UserError(f"{self.file} has no rows" + (f" of split {self.split!r}" + nearest(self.split, splits)
-                                                          if self.split is not None else "; expected path,labels"))
-        places = ((name, f"{self.file} line {line}") for line, name, _ in selected)
-        identity = check_files(root, places, self.fingerprint)
-        digest = hashlib.blake2b(repr((classes, multi_label)).encode(), digest_size=8)
-        for _, name, labels in selected:
-            digest.update(f"{name}\0{labels}\0".encode(errors="surrogateescape"))
-        return CsvDataset(classes, multi_label, f"csv-{digest.hexdigest()}-{identity}", root,
-                          compact(name for _, name, _ in selected), Ragged.of(labels for _, _, labels in selected))
+        status = path.stat()
+        identity = repr((os.path.realpath(path), status.st_size, status.st_mtime_ns, os.path.abspath(root), self.split,
+                         classes, self.multi_label))
+        key = hashlib.blake2b(identity.encode(errors="surrogateescape"), digest_size=12).hexdigest()
+        cached = cache_dir() / "csv" / f"{key}-{FORMAT}.arrow"
+        if (columns := read_columns(cached)) is None:
+            with cached_file(cached) as temporary:
+                write_csv_columns(CsvRows(table, names, root), self.split, classes, self.multi_label, temporary)
+                columns = mapped_columns(temporary)
+            columns = dataclasses.replace(columns, path=cached)
+        metadata = columns.metadata
+        identity = f"csv-{metadata['digest']}-{self._check_files(table, root, columns.ids)}"
+        return CsvDataset(tuple(json.loads(metadata["classes"])), json.loads(metadata["multi_label"]), identity, root,
+                          columns.ids, columns)
 
-    def _rows(self, path: Path) -> list[tuple[int, str, list[str], str | None]]:
-        """(line, path, labels, split) of each row. Raises: UserError."""
-        rows = []
-        with (reading(f"CsvLabels.file {self.file!r}", "expected rows path,labels in UTF-8",
-                      (OSError, ValueError, csv.Error)),
-              open(open_regular(path), newline="", encoding="utf-8-sig") as file):
-            reader = csv.DictReader(file, strict=True)
-            names = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-            column = next((name for name in ("labels", "label") if name in names), None)
-            if "path" not in names or column is None or (self.split is not None and "split" not in names):
-                raise UserError(f"{self.file} has the columns {', '.join(names) or 'none'}; expected path,labels"
-                                + (",split" if self.split is not None else ""))
-            if len(set(names)) < len(names):
-                raise UserError(f"{self.file} has the columns {', '.join(names)}; expected each once")
-            for row in reader:
-                if None in row:
-                    raise UserError(f"{self.file} line {reader.line_num} has more values than columns; quote paths and "
-                                    "labels that contain a comma")
-                if row[column] is None or not (row["path"] or "").strip():
-                    raise UserError(f"{self.file} line {reader.line_num} has no path or no {column}; expected "
-                                    f"{','.join(names)}")
-                labels = [label for label in map(str.strip, row[column].split(";")) if label]
-                rows.append((reader.line_num, row["path"].strip().replace("\\", "/"), labels, row.get("split")))
-        return rows
+    def _column_names(self, table: CsvTable) -> list[str]:
+        """Of paths, labels and, if there is one to choose, split. Raises: UserError."""
+        names = table.names
+        column = next((name for name in ("labels", "label") if name in names), None)
+        if "path" not in names or column is None or (self.split is not None and "split" not in names):
+            raise UserError(f"{self.file} has the columns {', '.join(names) or 'none'}; expected path,labels"
+                            + (",split" if self.split is not None else ""))
+        if len(set(names)) < len(names):
+            raise UserError(f"{self.file} has the columns {', '.join(names)}; expected each once")
+        return ["path", column, *(["split"] if self.split is not None else [])]
 
+    def _check_files(self, table: CsvTable, root: str, names: pa.LargeBinaryArray) -> str:
+        """A digest of the files that `check` says. Raises: UserError when one is missing."""
+        if self.check == "none":
+            return "unchecked"
+        at = np.arange(len(names))
+        if self.check == "sample" and len(names) > SAMPLE:
+            at = np.linspace(0, len(names) - 1, SAMPLE).astype(np.int64)
+            names = names.take(pa.array(at))
+        stats = sizes_and_times(root, names)
+        missing = np.flatnonzero(stats[:, 0] < 0)
+        if len(missing):
+            line = table.line(self._row(table, int(at[missing[0]])))
+            raise missing_file(root, text_at(names, int(missing[0])), f"{self.file} line {line}", len(missing))
+        every = map(os.fsdecode, names.to_pylist()) if self.fingerprint == "content" else ()
+        return ("sample-" if self.check == "sample" else "") + files_identity(root, every, stats, self.fingerprint)
 
-def _relative(root: str, path: str, where: str) -> str:
-    """The path relative to ``root``, normalised so that each file has one id. Raises: UserError if it is outside."""
-    if os.path.isabs(path) and os.path.commonpath((os.path.abspath(root), path)) == os.path.abspath(root):
-        path = os.path.relpath(path, root)
-    check_inside(path, where)
-    return posixpath.normpath(path)
+    def _row(self, table: CsvTable, index: int) -> int:
+        """The row of the file that has the example ``index`` of the split."""
+        if self.split is None:
+            return index
+        before = 0
+        for (splits,) in table.batches(["split"]):
+            at = np.flatnonzero(is_text(splits, self.split))
+            if index < len(at):
+                return before + int(at[index])
+            index, before = index - len(at), before + len(splits)
+        raise IndexError(index)
 
 
 @dataclasses.dataclass(eq=False)
 class CsvDataset(FileDataset):
     """The rows of a split."""
 
-    labels_of: Ragged
+    columns: Columns
 
     def labels(self, index: int) -> tuple[str, np.ndarray]:
         index = range(len(self))[index]
-        return text_at(self.names, index), self.labels_of.row(index)
+        return text_at(self.names, index), self.columns.labels.row(index)
+
+    def label_columns(self) -> Columns:
+        return self.columns
+
+    def __getstate__(self) -> dict:  # the names are those of the columns, which pickle as the name of their file
+        return {name: value for name, value in self.__dict__.items() if name != "names"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, names=state["columns"].ids)

@@ -16,6 +16,7 @@ from typing import Literal, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from big_vision_lite.data.columns import pieces
 from big_vision_lite.data.source import Dataset, Example
 from big_vision_lite.errors import BadImageError, UserError, first_line, reading, same_in_unicode
 from big_vision_lite.system.cache import cache_dir, cached_bytes
@@ -191,15 +192,27 @@ def check_files(root: str, names: Iterable[tuple[str, str]], fingerprint: Finger
     """
     entries = list(names)
     paths = [path for path, _ in entries]
-    stats = np.array(in_threads(lambda path: _size_and_time(f"{root}/{path}"), paths), np.int64).reshape(-1, 2)
+    stats = sizes_and_times(root, compact(paths))
     missing = np.flatnonzero(stats[:, 0] < 0)
     if len(missing):
-        path, where = entries[missing[0]]
-        folder, name = os.path.split(os.path.join(root, path))
-        listed = os.listdir(folder) if os.path.isdir(folder) else []
-        raise UserError(f"{where}: there is no file {os.path.join(folder, name)!r} ({len(missing):,} are missing)"
-                        + (same_in_unicode(name, listed) or "; copy the images there or name their folder"))
+        raise missing_file(root, *entries[missing[0]], len(missing))
     return files_identity(root, paths, stats, fingerprint)
+
+
+def sizes_and_times(root: str, names: pa.LargeBinaryArray) -> np.ndarray:
+    """int64 ``[n, 2]``: sizes in bytes and modification times in ns of files below ``root``; -1 where there is none."""
+    folder = os.fsencode(root) + b"/"
+    return np.concatenate([np.zeros((0, 2), np.int64)] + [
+        np.array(in_threads(lambda name: _size_and_time(folder + name), piece.to_pylist()), np.int64)
+        for piece in pieces(names)])
+
+
+def missing_file(root: str, path: str, where: str, missing: int) -> UserError:
+    """Says that a file is missing, as are ``missing`` in all, and ``where`` it was named."""
+    folder, name = os.path.split(os.path.join(root, path))
+    listed = os.listdir(folder) if os.path.isdir(folder) else []
+    return UserError(f"{where}: there is no file {os.path.join(folder, name)!r} ({missing:,} are missing)"
+                     + (same_in_unicode(name, listed) or "; copy the images there or name their folder"))
 
 
 def files_identity(root: str, names: Iterable[str], stats: np.ndarray, fingerprint: Fingerprint) -> str:
@@ -235,7 +248,7 @@ def _hash_of_file(path: str) -> bytes:
         return b"unreadable"
 
 
-def _size_and_time(path: str) -> tuple[int, int]:
+def _size_and_time(path: str | bytes) -> tuple[int, int]:
     """-1 twice where there is no file, such as for a broken link."""
     try:
         status = os.stat(path)

@@ -27,11 +27,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from big_vision_lite.data.columns import Columns
 from big_vision_lite.data.source import OBJECT_ARRAYS, Dataset, Example, Source
+from big_vision_lite.data.sources.prepared_labels import read_labels, rows_of
 from big_vision_lite.data.sources.record_files import AGAIN, Part, Records, check_parts, open_parts
 from big_vision_lite.data.sources.tfds_features import layout_of, swap_xy
 from big_vision_lite.errors import UserError, first_line, nearest, reading
-from big_vision_lite.system.parse import read_text
+from big_vision_lite.system.parse import read_json, read_text
 
 ALL = "all"
 """TFDS's name for all splits together."""
@@ -145,6 +147,10 @@ class TfdsDataset(Dataset):
         confidence = min_confidence if self._layout.confidence else None
         identity = repr((self._name, parts, split_info.num_bytes, self._layout, confidence, *_prepared_from(folder)))
         self.fingerprint = "tfds-" + hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
+        files = {name: list(zip(map(os.path.basename, split.filepaths), split.shard_lengths, strict=True))
+                 for name, split in info.splits.items()}
+        self._rows = rows_of(parts, files)
+        self._lengths = {name: split.num_examples for name, split in info.splits.items()}
 
     def __len__(self) -> int:
         return self._length
@@ -161,6 +167,14 @@ class TfdsDataset(Dataset):
         index = range(self._length)[index]
         records, _, parse = self._open()
         return self._from_record(records, index, parse, self._id_and_labels)
+
+    def label_columns(self) -> Columns | None:
+        """Those that `data.tools.prepare` wrote; None where it did not, or labels are read from other features."""
+        if self._layout.id != "id" or self._layout.label not in ("label", "labels"):
+            return None
+        path = Path(self.folder, CONTENT)
+        content = read_json(path, dict[str, str], "prepare the dataset again") if path.exists() else {}
+        return read_labels(self.folder, self._rows, content, self._lengths)
 
     def _from_record(self, records: Records, index: int, parse: Callable[[bytes], dict], make: Callable[..., Any]
                      ) -> Any:

@@ -18,6 +18,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,11 +26,16 @@ from typing import Any, NamedTuple
 import google_crc32c
 import msgspec
 import numpy as np
+import pyarrow as pa
 
+from big_vision_lite.data.columns import Columns, id_keys, mapped_columns, read_columns, write_columns
+from big_vision_lite.data.curation.label_index import check_columns
+from big_vision_lite.data.ragged import Ragged
 from big_vision_lite.data.source import Dataset, Example
 from big_vision_lite.data.sources.emoji_art import ATTRIBUTION
 from big_vision_lite.data.sources.emoji_scenes import VERSION as SCENES_VERSION
 from big_vision_lite.data.sources.emoji_scenes import EmojiScenes
+from big_vision_lite.data.sources.prepared_labels import label_path, write_labels
 from big_vision_lite.data.sources.record_files import Part, check_parts
 from big_vision_lite.data.sources.tfds import ALL, CONTENT, SOURCE, TfdsDataset, default_data_dir
 from big_vision_lite.data.tools.shard_writer import locked, on_all_cores, quiet, write_records
@@ -41,8 +47,8 @@ from big_vision_lite.system.paths import scheme
 
 VERSION = "1.0.0"
 SHARD_IMAGES = 4096
-DONE = ".done.json"
-"""Beside a finished shard of an unfinished dataset: a `_Done`."""
+DONE, LABELS = ".done.json", ".labels.arrow"
+"""Beside a finished shard of an unfinished dataset: a `_Done`, and the ids and labels of its records."""
 
 
 def prepare(splits: dict[str, Dataset], data_dir: Path, name: str, *, processes: int | None = None,
@@ -231,6 +237,8 @@ def _write_splits(splits: dict[str, Dataset], work: Path, name: str, description
             raise UserError(f"split {split!r} has no readable image; nothing was prepared")
         bad += [line for shard in done for line in shard.bad]
         content[split] = hashlib.blake2b("".join(shard.content for shard in done).encode(), digest_size=16).hexdigest()
+        write_labels(work, split, (read_columns(_labels_path(shard)) for shard in of_split), content[split])
+        check_columns(mapped_columns(label_path(work, split)), len(first.classes), multi_label=True)
         infos.append(tfds.core.SplitInfo(
             name=split, shard_lengths=[shard.images for shard in done], num_bytes=sum(shard.size for shard in done),
             filename_template=template.replace(split=split)))
@@ -242,7 +250,7 @@ def _write_splits(splits: dict[str, Dataset], work: Path, name: str, description
                                            check_data=False, filename_template=infos[0].filename_template,
                                            description=description)
     write_text(work / CONTENT, json.dumps(content))
-    for path in (*work.glob(f"*{DONE}"), *(work / f".{split}" for split in splits)):
+    for path in (*work.glob(f"*{DONE}"), *work.glob(f"*{LABELS}"), *(work / f".{split}" for split in splits)):
         path.unlink(missing_ok=True)
 
 
@@ -263,9 +271,11 @@ def _check_unfinished(work: Path, shards: Sequence[_Shard], name: str, processes
         raise UserError(f"{work} is an unfinished preparation of another source; remove it, or choose a name other "
                         f"than {name!r}")
     expected = {os.path.basename(path) for shard in shards
-                for path in (shard.path, f"{shard.path}{DONE}", shard.dataset.path)}
+                for path in (shard.path, f"{shard.path}{DONE}", f"{shard.path}{LABELS}", shard.dataset.path)}
     for path in work.iterdir():
-        if path.name not in expected:
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in expected:
             path.unlink()
 
 
@@ -287,6 +297,8 @@ def _done(shard: _Shard) -> _Done | None:
         done = read_json(Path(f"{shard.path}{DONE}"), _Done)
         check_parts([Part(shard.path, 0, done.images, done.images)], "array_record")
     except UserError:
+        return None
+    if (labels := read_columns(_labels_path(shard))) is None or len(labels) != done.images:
         return None
     must_rewrite = done.bad and shard.on_bad_image == "raise"  # written with "skip", and now nothing may be left out
     return None if must_rewrite else done
@@ -310,24 +322,35 @@ def _write_shard(shard: _Shard) -> tuple[int, _Done]:
     if done and done.source == shard.source:
         return done.images, done
     features = features_of(dataset.classes, dataset.multi_label, shard.keys)
-    content, bad = _hash(shard), []
+    content, bad, ids, labels = _hash(shard), [], [], []
 
     def serialized() -> Iterator[bytes]:
         for index in range(shard.start, shard.stop):
             try:
-                yield encode(_read(shard, index, content), features, dataset.multi_label, shard.keys)
+                example = _read(shard, index, content)
+                record = encode(example, features, dataset.multi_label, shard.keys)
             except BadImageError as error:
                 if shard.on_bad_image == "raise":
                     raise
                 bad.append(str(error))
+                continue
+            ids.append(example["id"].encode(errors="surrogateescape"))
+            labels.append(np.unique(example["labels"][example["labels"] >= 0]))  # as `TfdsDataset` reads them
+            yield record
 
     try:
         count, size = write_records(shard.path, serialized(), shard.options)
     except RuntimeError as error:  # raised by ArrayRecord's writer, for instance when the disk is full
         raise OSError(first_line(error)) from error
+    stored = pa.array(ids, pa.large_binary())
+    write_columns([Columns(Ragged.of(labels), id_keys(stored), stored)], _labels_path(shard))
     done = _Done(shard.source, content.hexdigest(), count, size, bad)
     _write_done(shard, done)
     return count, done
+
+
+def _labels_path(shard: _Shard) -> Path:
+    return Path(f"{shard.path}{LABELS}")
 
 
 def _write_done(shard: _Shard, done: _Done) -> None:
