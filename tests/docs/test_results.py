@@ -141,7 +141,8 @@ def mean_of(rows: list[dict[str, str]], metric: str, **values: str | int) -> str
 
 
 @pytest.mark.parametrize(("folder", "metric", "seen"), [
-    ("photos", "val/top1", (7_000, 14_000, 28_000, 56_000, 112_000, 225_000, 450_000))])
+    ("photos", "val/top1", (7_000, 14_000, 28_000, 56_000, 112_000, 225_000, 450_000)),
+    ("scenes", "validation/mAP", tuple(8_000 * 2**k for k in range(8)))])
 def test_the_grids_of_surfaces(folder, metric, seen):
     text = (RESULTS / "surface.md").read_text()
     rows = [row for row in surface_rows(folder) if row["stage"] == "pretraining"]
