@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
+
 from big_vision_lite.scaling.laws.curves import read_rows
 from big_vision_lite.scaling.paper.claims import FEWEST_SEEDS, Contrast, Finding, Runs, find
 
@@ -23,11 +25,10 @@ class Claim:
     text: str
     how: str
     """How it was tested."""
-    files: tuple[str, ...]
+    files: tuple[str, ...] = ()
     """The results.csv that have the runs."""
-    contrasts: tuple[Contrast, ...]
-    would_decide: str = ""
-    """What is missing where it cannot be told."""
+    contrasts: tuple[Contrast, ...] = ()
+    """None where it was not run."""
 
 
 def photos(what: str, *runs: Runs, metric: str = "test/top1", stage: str = "pretraining") -> Contrast:
@@ -57,30 +58,29 @@ CLAIMS = (
           ("photos",), (photos("1,400 to 45,000 photos, 5 passes", *more(of(LARGE, 225_000), of(1_400, 7_000))),)),
     Claim("Longer training is better", "photos: 45,000, twice the photos seen", ("photos",),
           (photos("225,000 to 450,000 seen", *more(of(LARGE, LONG), of(LARGE, 225_000))),)),
-    Claim("More data helps although labels are noisy", "photos with 20 and 40 % wrong labels", ("photos", "noise"),
+    Claim("More data helps although labels are noisy", "photos with wrong labels, rates of right ones",
+          ("photos", "noise"),
           tuple(photos(f"8,000 to 45,000 photos, {share:.0%} wrong, 225,000 seen",
                        *more(of(LARGE, 225_000, share), of(SMALL, 225_000, share))) for share in (0.2, 0.4))),
-    Claim("20 % wrong labels are forgiven by more images", "45,000 photos with 20 % wrong labels against 8,000 clean",
+    Claim("20 % wrong labels are forgiven by more images",
+          "45,000 photos with 20 % wrong labels against 8,000 with right ones",
           ("photos", "noise"),
           (photos("225,000 seen", *more(of(LARGE, 225_000, 0.2, noise_kind="uniform"), of(SMALL, 225_000))),)),
-    Claim("Deeper networks gain more from data", "ResNet-18 and 10, from 8,000 to 45,000 photos", ("photos", "depth"),
+    Claim("Deeper networks gain more from data", "ResNet-18 and 10", ("photos", "depth"),
           (photos("gain of ResNet-18 minus gain of ResNet-10, 225,000 seen",
                   *more(of(LARGE, 225_000, depth=18), of(SMALL, 225_000, depth=18)), Runs(-1, of(LARGE, 225_000)),
                   Runs(1, of(SMALL, 225_000))),)),
-    Claim("Pretraining on more data helps other tasks", "CIFAR-10-JPEG at 100, 1,000 and 10,000 photos", ("photos",),
+    Claim("Pretraining on more data helps other tasks", "CIFAR-10-JPEG, 500 steps of 64, rates not tuned", ("photos",),
           tuple(photos(f"fine-tuned on {target:,}, pretrained on 45,000 photos (450,000 seen), not 1,400 (56,000)",
                        *gain("False", target), stage="transfer") for target in (100, 1_000, 10_000))),
-    Claim("Frozen features gain more from data than fine-tuned ones", "the same, a head alone", ("photos",),
+    Claim("Frozen features gain more from data than fine-tuned ones", "the same, and a head alone", ("photos",),
           tuple(photos(f"gain of a head on frozen features minus gain of fine-tuning, {target:,} photos",
                        *gain("True", target), *(Runs(-one.sign, one.where) for one in gain("False", target)),
                        stage="transfer") for target in (100, 1_000, 10_000))),
-    Claim("More classes are no worse than few, on the same images", "100 classes against their 20 superclasses",
-          ("photos", "superclasses"),
-          (Contrast("transfer", "test/top1", ()),), "configs/studies/surface.py:superclasses=true, not run"),
-    Claim("Near-duplicates of the test images hardly matter", "with and without them", ("photos", "duplicates"),
-          (Contrast("left out", "test/top1", ()),), "configs/studies/surface.py:exclude=FILE, not run"),
-    Claim("Pretraining helps detection and segmentation", "boxes and masks, pretrained against scratch", ("boxes",),
-          (Contrast("AP50", "test/AP50", ()),), "runs at two target sizes with three seeds, not run"),
+    Claim("More classes are no worse than few, on the same images",
+          "100 classes against their 20 superclasses, `surface.py:superclasses=true`"),
+    Claim("Near-duplicates of the test images hardly matter", "with and without them, `surface.py:exclude=FILE`"),
+    Claim("Pretraining helps detection and segmentation", "boxes and masks, pretrained against scratch, three seeds"),
 )
 
 
@@ -90,20 +90,23 @@ def main() -> None:
     for claim in CLAIMS:
         rows = [row for name in claim.files for path in [RESULTS / name / "results.csv"] if path.is_file()
                 for row in read_rows(path)]
-        for number, contrast in enumerate(claim.contrasts):
-            found = find(contrast, rows) if contrast.runs else Finding(contrast.what, find(contrast, []).values)
-            left = (claim.text, claim.how) if number == 0 else ("", "")
-            decide = f"; {claim.would_decide}" if found.verdict != "holds" and claim.would_decide else ""
-            print(f"| {left[0]} | {left[1] + ': ' * bool(left[1])}{found.what} | {found.figures} | {found.verdict}"
-                  f"{decide} |")
+        found = [find(contrast, rows) for contrast in claim.contrasts] or [Finding("", np.zeros(0))]
+        for number, one in enumerate(found):
+            claimed, how = (claim.text, claim.how) if number == 0 else ("", "")
+            print(f"| {claimed} | {': '.join(filter(None, (how, one.what)))} | {one.figures} | {one.verdict} |")
+
 
 
 TEXT = f"""# The paper's claims, one by one
 
 Made by `python tools/claims.py` from the csv files in [surface](surface). A difference is paired by seed (the same
 subset, initialisation and order). "Holds" and "does not hold" need the same sign in all of at least {FEWEST_SEEDS}
-seeds, and a mean of more than twice its standard error over seeds. These are small networks on small photos, far from
-the paper's scale: what holds here need not hold there, and what cannot be told here may.
+seeds, and a mean of more than twice its standard error over seeds. Unless a row says otherwise: test top-1,
+ResNet-10 at a quarter of the usual width, rates swept with seed 0 and right labels. Each verdict is of the photos seen
+that its row names, and longer runs may turn it. By the joint law ([surface.md](surface.md)), the row of 20 % wrong
+labels against fewer photos turns at some 450,000 photos seen (+0.006 in validation top-1, 95 % interval -0.016 to
++0.053) and is clear at 2.25 million (+0.088, 0.008 to 0.202), as 8,000 photos are soon exhausted; that was not run.
+These are small networks on small photos; what holds here need not hold at the paper's scale.
 """
 
 if __name__ == "__main__":

@@ -127,11 +127,35 @@ class ColumnsWriter:
              "labels": pa.LargeListArray.from_arrays(ends, values)}, metadata=dict(metadata or {}))
         with pa.ipc.new_file(str(self._path), batch.schema) as file:
             file.write(batch)
-        checksum = google_crc32c.Checksum()
-        with open(self._path, "rb+") as file:
-            while piece := file.read(_PIECE):
-                checksum.update(piece)
-            file.write(checksum.digest())
+        append_checksum(self._path)
+
+
+def append_checksum(path: Path) -> None:
+    """End a file in its CRC-32C. Raises: OSError."""
+    checksum = google_crc32c.Checksum()
+    with open(path, "rb+") as file:
+        while piece := file.read(_PIECE):
+            checksum.update(piece)
+        file.write(checksum.digest())
+
+
+def is_sound(path: Path) -> bool:
+    """Whether a file is there and ends in its CRC-32C."""
+    if not path.is_file() or (size := path.stat().st_size) <= CHECKSUM_BYTES:
+        return False
+    checksum = google_crc32c.Checksum()
+    with open(path, "rb") as file:  # read, not mapped: these pages do not count as memory of this process
+        remaining = size - CHECKSUM_BYTES
+        while remaining and (piece := file.read(min(remaining, _PIECE))):
+            checksum.update(piece)
+            remaining -= len(piece)
+        return file.read() == checksum.digest()
+
+
+def mapped_batch(path: Path) -> pa.RecordBatch:
+    """The record batch of a file that is known to be sound, memory-mapped."""
+    stored = pa.memory_map(str(path)).read_buffer()
+    return pa.ipc.open_file(stored.slice(0, len(stored) - CHECKSUM_BYTES)).get_batch(0)
 
 
 def write_columns(columns: Iterable[Columns], path: Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -144,23 +168,12 @@ def write_columns(columns: Iterable[Columns], path: Path, metadata: Mapping[str,
 
 def read_columns(path: Path) -> Columns | None:
     """The columns of a file, memory-mapped; None if it is missing or damaged."""
-    if not path.is_file() or (size := path.stat().st_size) < CHECKSUM_BYTES:
-        return None
-    checksum = google_crc32c.Checksum()
-    with open(path, "rb") as file:  # read, not mapped: these pages do not count as memory of this process
-        remaining = size - CHECKSUM_BYTES
-        while remaining and (piece := file.read(min(remaining, _PIECE))):
-            checksum.update(piece)
-            remaining -= len(piece)
-        if file.read() != checksum.digest():
-            return None
-    return mapped_columns(path)
+    return mapped_columns(path) if is_sound(path) else None
 
 
 def mapped_columns(path: Path) -> Columns:
     """The columns of a file that is known to be sound."""
-    stored = pa.memory_map(str(path)).read_buffer()
-    batch = pa.ipc.open_file(stored.slice(0, len(stored) - CHECKSUM_BYTES)).get_batch(0)
+    batch = mapped_batch(path)
     labels = batch["labels"]
     metadata = {key.decode(): value.decode() for key, value in (batch.schema.metadata or {}).items()}
     return Columns(Ragged(labels.offsets.to_numpy()[1:], labels.values.to_numpy()), batch["key"].to_numpy(),

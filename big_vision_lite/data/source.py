@@ -133,6 +133,13 @@ class Dataset(DatasetInfo, abc.ABC):
                 examples.append(error)
         return examples
 
+    def read_one(self, index: int) -> Example:
+        """The example that `read` gives, for ``__getitem__`` where `read` is overridden. Raises: BadImageError."""
+        (example,) = self.read([index])
+        if isinstance(example, BadImageError):
+            raise example
+        return example
+
     def labels(self, index: int) -> tuple[str, np.ndarray]:
         """(id, labels) of ``self[index]``, without reading the image if the source can do that."""
         example = self[index]

@@ -111,10 +111,7 @@ class Curated(Dataset):
         return self.order.length
 
     def __getitem__(self, index: int) -> Example:
-        (example,) = self.read([range(len(self))[index]])
-        if isinstance(example, BadImageError):
-            raise example
-        return example
+        return self.read_one(range(len(self))[index])
 
     def read(self, indices: Sequence[int]) -> list[Example | BadImageError]:
         """Like the source's; labels are changed for all examples at once, in a few microseconds each."""

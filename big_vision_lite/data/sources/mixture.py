@@ -107,10 +107,7 @@ class MixtureDataset(Dataset):
         return self._id(number, id_), labels
 
     def __getitem__(self, index: int) -> Example:
-        (example,) = self.read([index])
-        if isinstance(example, BadImageError):
-            raise example
-        return example
+        return self.read_one(index)
 
     def read(self, indices: Sequence[int]) -> list[Example | BadImageError]:
         """One read per dataset."""

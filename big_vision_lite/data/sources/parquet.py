@@ -271,10 +271,7 @@ class ParquetDataset(Dataset):
         return id_, self.index.labels(shard, row)
 
     def __getitem__(self, index: int) -> Example:
-        (example,) = self.read([index])
-        if isinstance(example, BadImageError):
-            raise example
-        return example
+        return self.read_one(index)
 
     def read(self, indices: Sequence[int]) -> list[Example | BadImageError]:
         """Each row group is read once, however many of its images are asked for."""

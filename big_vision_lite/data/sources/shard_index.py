@@ -17,12 +17,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import google_crc32c
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from big_vision_lite.data.columns import append_checksum, is_sound, mapped_batch
 from big_vision_lite.data.ragged import Ragged
 from big_vision_lite.data.sources.files import check_classes, read_lines
 from big_vision_lite.errors import UserError, nearest, writing
@@ -30,7 +30,6 @@ from big_vision_lite.system.cache import cached_file
 from big_vision_lite.system.cores import usable_cores
 
 FORMAT = 1
-CHECKSUM_BYTES = 4
 MAX_CLASSES = 1_000_000
 """Labels that are numbers are below this, because each number up to the largest is a class."""
 MAX_OPEN = 4096
@@ -222,7 +221,7 @@ class ShardIndex:
         """The columns of a file, and if labels are names, the class of each name in its dictionary; -1 for none."""
         with self._lock:
             if shard not in self._open:
-                batch = self._unwritten[shard] if shard in self._unwritten else _map(self._paths[shard])
+                batch = self._unwritten[shard] if shard in self._unwritten else mapped_batch(self._paths[shard])
                 values, class_of = batch["labels"].values, None
                 if pa.types.is_dictionary(values.type):
                     class_of = pc.index_in(values.dictionary, pa.array(self._classes, pa.large_string()))
@@ -276,23 +275,12 @@ def _write(index: Index, path: Path) -> None:
     schema = index.columns.schema.with_metadata({INFO: msgspec.json.encode(index.info)})
     with pa.ipc.new_file(str(path), schema) as file:
         file.write(index.columns)
-    checksum = google_crc32c.value(pa.memory_map(str(path)).read_buffer()).to_bytes(CHECKSUM_BYTES, "big")
-    with open(path, "ab") as file:
-        file.write(checksum)
+    append_checksum(path)
 
 
 def read_index(path: Path) -> Index | None:
     """None if there is none, or it is damaged."""
-    if not path.is_file() or path.stat().st_size <= CHECKSUM_BYTES:
+    if not is_sound(path):
         return None
-    stored = pa.memory_map(str(path)).read_buffer()
-    checksum = google_crc32c.value(stored.slice(0, len(stored) - CHECKSUM_BYTES)).to_bytes(CHECKSUM_BYTES, "big")
-    if stored.slice(len(stored) - CHECKSUM_BYTES).to_pybytes() != checksum:
-        return None
-    columns = _map(path)
+    columns = mapped_batch(path)
     return Index(msgspec.json.decode(columns.schema.metadata[INFO], type=ShardInfo), columns)
-
-
-def _map(path: Path) -> pa.RecordBatch:
-    stored = pa.memory_map(str(path)).read_buffer()
-    return pa.ipc.open_file(stored.slice(0, len(stored) - CHECKSUM_BYTES)).get_batch(0)
