@@ -144,7 +144,10 @@ def format_counts(axis: Any, at: Sequence[float] = (), minor: bool = False) -> N
     if at:
         axis.set_major_locator(ticker.FixedLocator(at))
         axis.set_minor_locator(ticker.NullLocator())
-    if minor:  # a curve may lie between two powers of ten
+    axis.set_minor_formatter(ticker.NullFormatter())  # matplotlib's own labels are of another kind
+    axis.axes.autoscale_view()
+    low, high = np.log10(axis.get_view_interval())
+    if not at and (minor or np.floor(high) - np.ceil(low) < 1):  # a curve may lie between two powers of ten
         axis.set_minor_locator(ticker.LogLocator(subs=(2, 3, 5)))
         axis.set_minor_formatter(formatter)
 

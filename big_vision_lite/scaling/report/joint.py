@@ -77,7 +77,8 @@ def _fan_caption(found: Surface, law: JointLaw, judgement: Judgement | None) -> 
     """First what was learned: whether more images or more passes would help more at the largest sizes."""
     own, terms = surfaces.drawn_cells(law.cells), found.metric.terms
     images, seen, operations = float(own.images.max()), float(own.seen.max()), float(own.operations[0])
-    logs = law.sampled([images, 2 * images, images], [seen, seen, 2 * seen], operations)
+    logs = law.sampled([images, 2 * images, images], [seen, seen, 2 * seen], operations, float(own.noise[0]),
+                       own.kind[0])
     now, data, passes = terms.to_metric(np.exp(np.median(logs, axis=0)))
     learned = (f"At {images:,.0f} images and {seen / images:.3g} passes ({own.network[0]}), twice the images at equal "
                f"images seen would change {terms.name} by {data - now:+.3g}, twice the passes by {passes - now:+.3g}. ")

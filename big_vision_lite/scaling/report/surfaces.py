@@ -29,7 +29,7 @@ CURVES = len(MARKERS)
 
 @styled
 def draw_fan(surface: Surface, law: JointLaw, judgement: Judgement | None, title: str) -> Any:
-    """Score against images, one curve per number of images seen, for the network that most cells have and clean labels.
+    """Score against images, one curve per number of images seen, for the network of most cells and the least noise.
 
     Where a judgement is given, curves and bands are of its law, which never saw the hollow points. Cells outside the
     law (memorised) are crosses. Thin lines join points of equal passes.
@@ -39,14 +39,14 @@ def draw_fan(surface: Surface, law: JointLaw, judgement: Judgement | None, title
     drawn = law if judgement is None else judgement.law
     if not set(cells.operations) <= set(drawn.cells.operations):  # the network has no small cells
         drawn, judgement = law, None
-    outside, network = cells.memorised(), float(cells.operations[0])
+    outside = cells.memorised()
     limits = cells.images.min() / 1.3, cells.images.max() * 2
     levels = np.unique(cells.seen)
     if levels.size > CURVES:
         levels = levels[np.linspace(0, levels.size - 1, CURVES).round().astype(int)]
     for i, seen in enumerate(levels.tolist()):
         sizes = np.geomspace(*limits, 60)
-        low, middle, high = _quantiles(drawn, sizes, seen, network)
+        low, middle, high = _quantiles(drawn, sizes, seen, cells)
         axis.fill_between(sizes, terms.to_metric(low), terms.to_metric(high), color=COLOURS[i], alpha=0.16, linewidth=0)
         axis.plot(sizes, terms.to_metric(middle), color=COLOURS[i], lw=1.6)
         here = cells.seen == seen
@@ -61,7 +61,7 @@ def draw_fan(surface: Surface, law: JointLaw, judgement: Judgement | None, title
         inside = (seen / passes >= limits[0]) & (seen / passes <= limits[1])
         if inside.sum() < 2:
             continue
-        _, middle, _ = _quantiles(drawn, seen[inside] / passes, seen[inside], network)
+        _, middle, _ = _quantiles(drawn, seen[inside] / passes, seen[inside], cells)
         axis.plot(seen[inside] / passes, terms.to_metric(middle), color="#666666", lw=0.9, ls=(0, (4, 2)))
         end = seen[inside][-1] / passes, terms.to_metric(middle)[-1]
         axis.annotate(f"{passes:g} pass" + "es" * (passes > 1), end,
@@ -116,18 +116,19 @@ def _changes(best: Sequence[Plan], values: np.ndarray) -> list[tuple[Plan, float
             if plan.network != before.network]
 
 
-def _quantiles(law: JointLaw, images, seen, operations: float) -> np.ndarray:
-    """Errors at the ends of the 95 % interval and in its middle, ``[3, n]``."""
-    return np.exp(np.quantile(law.sampled(images, seen, operations), (0.025, 0.5, 0.975), axis=0))
+def _quantiles(law: JointLaw, images, seen, cells: Cells) -> np.ndarray:
+    """Errors at the ends of the 95 % interval and in its middle, ``[3, n]``, with the network and noise of some cells,
+    which are all of one."""
+    logs = law.sampled(images, seen, float(cells.operations[0]), float(cells.noise[0]), cells.kind[0])
+    return np.exp(np.quantile(logs, (0.025, 0.5, 0.975), axis=0))
 
 
 def drawn_cells(cells: Cells) -> Cells:
-    """The cells without noise of the network that most of them have."""
-    clean = cells.noise == 0
-    if not clean.any():
-        clean = cells.noise == cells.noise.min()
-    values, counts = np.unique(cells.operations[clean], return_counts=True)
-    return cells.take(clean & (cells.operations == values[counts.argmax()]))
+    """The cells with the least noise, usually none, of the network that most of them have."""
+    least = int(cells.noise.argmin())
+    alike = (cells.noise == cells.noise[least]) & (np.array(cells.kind) == cells.kind[least])
+    values, counts = np.unique(cells.operations[alike], return_counts=True)
+    return cells.take(alike & (cells.operations == values[counts.argmax()]))
 
 
 def _in(cells: Cells, others: Cells) -> np.ndarray:
