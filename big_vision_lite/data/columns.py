@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import mmap
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, BinaryIO
 import google_crc32c
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from big_vision_lite.data.ragged import Ragged
 
@@ -27,8 +29,10 @@ PIECE = 1 << 22
 """Bytes of a large file that have a checksum of their own."""
 SAMPLE = 64
 """A file of more pieces than this is large. So many of them are verified when it is opened, whatever its size."""
-MAX_RESIDENT = 1 << 26
+MAX_RESIDENT = 1 << 28
 """Bytes of a mapped column that a pass over many rows keeps in memory at a time."""
+PIECE_ROWS = 1 << 18
+"""Rows that sources make at a time."""
 FEW = 1 << 14
 """Rows that are read without regard to that."""
 
@@ -100,6 +104,12 @@ class Columns:
         labels = Ragged(ends - before, self.labels.values[before : ends[-1] if len(ends) else before])
         return Columns(labels, self.keys[start:stop], self.ids[start:stop], pages=self.pages)
 
+    def pieces(self) -> Iterator[Columns]:
+        """All rows, `PIECE_ROWS` at a time."""
+        for start in range(0, len(self), PIECE_ROWS):
+            yield self.slice(start, min(start + PIECE_ROWS, len(self)))
+            self.release()
+
     def __reduce__(self):
         if self.path is not None and self.path.is_file():
             return mapped_columns, (self.path,)
@@ -111,6 +121,18 @@ def id_keys(ids: pa.LargeBinaryArray) -> np.ndarray:
     hash_of = hashlib.blake2b  # NumPy on whole columns takes longer than this: 0.45 against 0.37 us per id
     keys = [b"".join([hash_of(id_, digest_size=8).digest() for id_ in piece.to_pylist()]) for piece in pieces(ids)]
     return np.frombuffer(b"".join(keys), "<u8").astype(np.uint64, copy=False)
+
+
+def with_keys(ids: pa.LargeBinaryArray, labels: Ragged) -> Columns:
+    """Columns of ids and labels."""
+    return Columns(labels, id_keys(ids), ids)
+
+
+def joined_ids(*parts: str | pa.Array) -> pa.LargeBinaryArray:
+    """Ids put together of texts that all share and arrays of their parts."""
+    kind = pa.large_binary()
+    whole = [pa.scalar(os.fsencode(part), kind) if isinstance(part, str) else part.cast(kind) for part in parts]
+    return pc.binary_join_element_wise(*whole, pa.scalar(b"", kind))
 
 
 def has_repeats(keys: np.ndarray) -> bool:

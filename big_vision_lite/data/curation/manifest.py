@@ -14,7 +14,7 @@ from big_vision_lite.data.curation.curated import Curated
 from big_vision_lite.data.curation.label_rules import Corrupt
 from big_vision_lite.data.ragged import among
 from big_vision_lite.data.source import Dataset
-from big_vision_lite.system.cache import cache_dir, cached_bytes
+from big_vision_lite.system.cache import cached_bytes, cached_path
 
 FORMAT = 1
 
@@ -36,7 +36,7 @@ def manifest(dataset: Dataset) -> dict:
     Raises:
       UserError: as `label_index`.
     """
-    path = cache_dir() / "manifests" / f"{dataset.fingerprint.replace('/', '_')}-{FORMAT}.json"
+    path = cached_path("manifests", f"{dataset.fingerprint.replace('/', '_')}-{FORMAT}.json")
     return json.loads(cached_bytes(path, lambda: json.dumps(_count(Curated.of(dataset))).encode()))
 
 

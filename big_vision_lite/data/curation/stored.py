@@ -11,12 +11,12 @@ import numpy as np
 
 from big_vision_lite.data.columns import append_checksum, content_size, is_sound
 from big_vision_lite.data.curation.permutation import Permutation
-from big_vision_lite.system.cache import cache_dir, cached_array, cached_file
+from big_vision_lite.system.cache import cached_array, cached_file, cached_path
 
 FORMAT = 1
 LARGE = 1 << 18
 """Examples of the source from which what is counted over all of them is stored."""
-CHUNK = 1 << 18
+CHUNK = 1 << 20
 """Examples that are processed at a time in a pass over all of them."""
 
 
@@ -67,7 +67,7 @@ def stored_order(name: str, total: int, chunks: Callable[[], Iterator[np.ndarray
         indices = np.concatenate([*chunks()])
         return Order(len(indices), indices=indices)
     kind = np.dtype(np.uint32 if total <= 1 << 32 else np.int64)
-    path = cache_dir() / "orders" / f"{name.replace('/', '_')}-{FORMAT}.{kind.name}"
+    path = cached_path("orders", f"{name.replace('/', '_')}-{FORMAT}.{kind.name}")
     if is_sound(path):
         return _mapped(path, kind.str)
     with cached_file(path) as temporary:
@@ -90,4 +90,4 @@ def stored_counts(name: str, total: int, make: Callable[[], np.ndarray]) -> np.n
     """An array that is counted over a whole source; of a large one it is read from the cache, or made and stored."""
     if total < LARGE:
         return make()
-    return cached_array(cache_dir() / "orders" / f"{name.replace('/', '_')}-{FORMAT}.npy", make)
+    return cached_array(cached_path("orders", f"{name.replace('/', '_')}-{FORMAT}.npy"), make)
