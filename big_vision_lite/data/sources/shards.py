@@ -6,6 +6,7 @@ import glob
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,8 +94,24 @@ def find_shards(path: str, suffix: str, split: str | None, owner: str) -> Shards
     elif (os.path.isdir(expanded) or (url and not re.search(r"[*?[]", path))) and len(known) > 1:
         raise UserError(f"{owner}: {path!r} has files of the splits {', '.join(known)}; expected split={known[-1]} or "
                         "another of them")
+    if not re.search(r"[*?[]", path) and not path.lower().endswith(suffix):
+        _check_numbers(names, owner)
     stats = [stats_of[name] if url else _size_and_time(f"{root}/{name}") for name in names]
     return Shards(root, tuple(names), np.array(stats, np.int64))
+
+
+def _check_numbers(names: Sequence[str], owner: str) -> None:
+    """Raises: UserError when files are missing whose names say how many there are, as in ``train-00001-of-00005``."""
+    sets: dict[str, set[str]] = {}
+    for name in names:
+        if match := re.fullmatch(r"(.*)-(\d+)-of-(\d+)(.*)", name):
+            sets.setdefault(f"{match[1]}-{{}}-of-{match[3]}{match[4]}", set()).add(match[2])
+    for form, numbers in sets.items():
+        count, digits = int(re.search(r"-\{\}-of-(\d+)", form)[1]), len(min(numbers))
+        lacking = [number for k in range(count) if (number := f"{k:0{digits}}") not in numbers]
+        if lacking:
+            raise UserError(f"{owner}: {form.format(lacking[0])!r} is missing ({len(lacking):,} of {count:,} files "
+                            "are); copy it there, or name the files to use by a pattern")
 
 
 def _size_and_time(path: str) -> tuple[int, int]:
