@@ -29,13 +29,18 @@ def indexing() -> Iterator[None]:
         _indexing.pop()
 
 
+def is_indexing() -> bool:
+    """Whether this is within `indexing`."""
+    return bool(_indexing)
+
+
 def check_scan(data: str, size: int, most: int, unit: str) -> None:
     """Whether data without an index may be scanned now.
 
     Raises:
       UserError: it is large, and this is not `bvl data index`.
     """
-    if size > most and not _indexing:
+    if size > most and not is_indexing():
         places = " or ".join(map(str, filter(None, (shared_dir(), cache_dir()))))
         raise UserError(f"{data} has no index in {places}, or has changed since it was indexed, and {size:,} {unit} "
                         "would have to be read; index it once with `bvl data index SOURCE --out FOLDER`, and set "
