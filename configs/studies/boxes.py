@@ -17,8 +17,8 @@ from big_vision_lite.scaling.studies.study import RUN_PREFIX, Run, Study
 
 
 def get_study(task: Task = "boxes", subsets: tuple[int, ...] = (2_000, 32_000), seen: int = 128_000,
-              target_images: tuple[int, ...] = (200, 2_000), rates: tuple[float, ...] = (1e-3,), steps: int = 600,
-              depth: int = 10, width: float = 0.5, freeze: bool = False, seeds: int = 3,
+              target_images: tuple[int, ...] = (200, 2_000), rates: tuple[float, ...] = (1e-3,), steps: int = 400,
+              size: int = 64, depth: int = 10, width: float = 0.25, freeze: bool = False, seeds: int = 3,
               study_name: str = "boxes") -> Study:
     """
     Args:
@@ -28,6 +28,7 @@ def get_study(task: Task = "boxes", subsets: tuple[int, ...] = (2_000, 32_000), 
       target_images: numbers of scenes with boxes or masks to learn from, nested.
       rates: peaks of the learning rate on the target.
       steps: length of each run on the target.
+      size: width and height of all scenes and of the network's input in pixels.
       depth: layers of the ResNet.
       width: width factor of the ResNet; 1 is the standard width.
       freeze: train only the head on the target, or what was not pretrained.
@@ -40,16 +41,16 @@ def get_study(task: Task = "boxes", subsets: tuple[int, ...] = (2_000, 32_000), 
     for seed in range(seeds):
         starts: list[tuple[str, str | None, dict]] = [("scratch", None, {"images": 0})]
         for count in subsets:
-            experiment = emoji_pretraining(backbone, images=max(subsets), subset=count, steps=max(1, seen // 64),
-                                           probes=False, subset_seed=seed, seed=seed)
+            experiment = emoji_pretraining(backbone, images=max(subsets), subset=count, size=size,
+                                           steps=max(1, seen // 64), probes=False, subset_seed=seed, seed=seed)
             name = f"images={count},depth={depth},seed={seed}"
             runs.append(Run(name, experiment, factors={"images": count}))
             starts.append((f"images={count}", RUN_PREFIX + name, {"images": count}))
         for label, init, factors in starts:
             for number in target_images:
                 for rate in rates:
-                    experiment = recipe(init, backbone=backbone, images=max(target_images), subset=number, steps=steps,
-                                        rate=rate, freeze=freeze and init is not None, subset_seed=seed,
+                    experiment = recipe(init, backbone=backbone, images=max(target_images), subset=number, size=size,
+                                        steps=steps, rate=rate, freeze=freeze and init is not None, subset_seed=seed,
                                         seed=seed)
                     runs.append(Run(f"{label},{task},target={number},rate={rate:g},seed={seed}", experiment,
                                     factors={**factors, "target_images": number, "stage": "transfer", "task": task}))
