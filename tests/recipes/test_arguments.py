@@ -36,7 +36,8 @@ ONLY_HERE = {
     "studies/detection_start.py": {"rates", "lengths", "head_rates", "fixed_statistics"},
     "studies/surface.py": {"superclasses", "wrong", "seen", "max_passes", "kind", "rates", "sweep", "schedule",
                            "resident", "target", "target_images"},
-    "paper/tables.py": {"table", "minival"}, "paper/bit_pretraining_size.py": {"tasks", "small", "large"},
+    "paper/tables.py": {"table", "minival", "equal", "rates", "sweep", "transfer_steps", "transfer_rate"},
+    "paper/bit_pretraining_size.py": {"tasks", "small", "large"},
 }
 """Further words, by the configs that may have them."""
 BY_TABLE = ("paper/tables.py", "paper/bit_pretraining_size.py", "studies/surface.py", "studies/detection_start.py")
