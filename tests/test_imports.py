@@ -20,7 +20,7 @@ ORDER = (
     "training.transfer", "training.probe", "training.flops", "experiment", "training",
     "runs", "launch",
     "scaling.laws", "scaling.studies", "scaling.paper", "scaling.report",
-    "recipes", "commands", "cli", "__main__",
+    "recipes", "commands", "api", "cli", "__main__",
 )
 """Rooms from the lowest to the highest, with single modules where a folder is too coarse. A module belongs to the
 longest of these names that fits, and imports only from that entry and those before it."""
