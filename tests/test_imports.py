@@ -13,6 +13,7 @@ PACKAGE = Path(big_vision_lite.__file__).parent
 ORDER = (
     "__init__", "errors", "system", "config",
     "data.ragged", "data.columns", "data.random_streams", "data.shuffle", "data.mixing", "data.jpeg", "data.decode",
+    "data.keypoints",
     "data.source", "data.masks", "data.sources", "data.transforms", "data.curation", "data.buckets", "data.pipeline",
     "data.resident", "data.tools",
     "near_duplicates", "backbones", "evaluation", "heads", "weights",
