@@ -73,6 +73,6 @@ def read_keypoints(path: str, categories: Sequence[Any], annotations: Sequence[A
         image, k = np.argwhere(with_position)[0]
         x, y = keypoints[image, k, :2] * sides[image, 0] - PIXEL_CENTRE
         raise UserError(f"{path}: all {with_position.sum():,} labelled keypoints lie outside of their images; the "
-                        f"first is at x {x:g}, y {y:g} in an image of {sides[image, 0, 0]} x {sides[image, 0, 1]}; expected "
-                        "pixels from the upper left corner")
+                        f"first is at x {x:g}, y {y:g} in an image of {sides[image, 0, 0]} x {sides[image, 0, 1]}; "
+                        "expected pixels from the upper left corner")
     return keypoints.astype(np.float32), mirror_of(names)

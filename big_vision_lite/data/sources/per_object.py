@@ -87,9 +87,9 @@ class PerObject(Source):
         used = [d for d in detections if d.image_id in row_of and label_of.get(d.category_id, -1) >= 0
                 and d.score >= self.min_score]
         if not used:
-            raise UserError(f"{self.boxes}: none of its {len(detections):,} detections is in an image of the source, of "
-                            f"the class {' or '.join(names)}, with a score of at least {self.min_score:g}; expected "
-                            "a detector's results for these images")
+            raise UserError(f"{self.boxes}: none of its {len(detections):,} detections is in an image of the source, "
+                            f"of the class {' or '.join(names)}, with a score of at least {self.min_score:g}; "
+                            "expected a detector's results for these images")
         used.sort(key=lambda detection: row_of[detection.image_id])
         rows = np.array([row_of[detection.image_id] for detection in used], np.int32)
         corners = np.array([detection.bbox for detection in used], np.float64)
