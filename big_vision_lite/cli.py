@@ -31,7 +31,7 @@ COMMANDS = {command.name: command for command in (
     Command("doctor", "CONFIG", "check data, memory and speed before step 0", "train.doctor"),
     Command("evaluate", "RUN", "score a checkpoint again, or on another SOURCE", "runs.evaluate"),
     Command("probe", "RUN", "score frozen features: few-shot, kNN, linear", "runs.probe"),
-    Command("predict", "RUN IMAGE ...", "label or segment images: pictures and JSON", "runs.predict"),
+    Command("predict", "RUN IMAGE ...", "label images or folders: pictures, masks, JSON", "runs.predict"),
     Command("config show", "CONFIG", "print the resolved experiment", "train.config_show"),
     Command("config list", "[FOLDER]", "list configs and studies with their arguments", "train.config_list"),
     Command("study", "STUDY", "run the unfinished experiments of a study", "study.study"),

@@ -56,6 +56,10 @@ class Ragged(NamedTuple):
         """The same rows with only the values at which bool ``[m]`` is True."""
         return Ragged(np.cumsum(np.bincount(self.rows()[mask], minlength=len(self.ends))), self.values[mask])
 
+    def where_any(self, mask: np.ndarray) -> np.ndarray:
+        """bool ``[n]``: which rows have a value v with ``mask[v]``."""
+        return np.bincount(self.rows()[mask[self.values]], minlength=len(self.ends)) > 0
+
     def take(self, rows: np.ndarray) -> Ragged:
         """The given rows, in the given order."""
         starts = np.where(rows > 0, self.ends[rows - 1], 0)

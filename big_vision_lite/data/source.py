@@ -13,6 +13,7 @@ import numpy as np
 
 from big_vision_lite.data.columns import Columns
 from big_vision_lite.data.decode import DecodeError, image_size
+from big_vision_lite.data.keypoints import labelled
 from big_vision_lite.errors import BadImageError
 from big_vision_lite.system.cache import cached_array, cached_path
 
@@ -33,6 +34,10 @@ If the source has objects:
 ``crowd``         bool ``[n]``, boxes around groups of objects (COCO)
 ``difficult``     bool ``[n]``, objects ignored in scores (VOC)
 ``area``          float32 ``[n]``, in square pixels as annotated (COCO)
+``keypoints``     float32 ``[n, k, 3]``, x and y as fractions of the image, and visibility: 0 not labelled, 1 occluded,
+                  2 visible
+``keypoint_mirror`` int32 ``[k]``, for each keypoint the index of the one that takes its place in a mirrored image, as
+                  the right eye takes the left eye's
 ``image_id``      int or str, COCO's id of the image
 ``orientation``   int, the EXIF orientation by which boxes and masks were turned, if they were (COCO, VOC)
 
@@ -46,12 +51,11 @@ class ObjectArray(NamedTuple):
     feature: str
     """Its name in TFDS datasets."""
     dtype: type
-    shape: tuple[int, ...] = ()
-    """Of each object's entry."""
-    mirror: tuple[int, ...] | None = None
-    """Set if an entry holds points, in rows of x, y and possibly more, as fractions of the image: for each point the
-    index of the one that takes its place in a mirrored image, as the right eye takes the left eye's. Joint transforms
-    move points like boxes, to pixels of the output."""
+    shape: tuple[int | None, ...] = ()
+    """Of each object's entry. None: the number of keypoints."""
+    points: bool = False
+    """Whether an entry holds points, in rows of x, y and visibility. Joint transforms move them like boxes, and swap
+    those that a mirrored image swaps."""
 
 
 OBJECT_ARRAYS: dict[str, ObjectArray] = {
@@ -59,6 +63,7 @@ OBJECT_ARRAYS: dict[str, ObjectArray] = {
     "crowd": ObjectArray("is_crowd", np.bool_),
     "difficult": ObjectArray("is_difficult", np.bool_),
     "area": ObjectArray("area", np.float32),
+    "keypoints": ObjectArray("keypoints", np.float32, (None, 3), points=True),
 }
 """What an `Example` may hold about each object beside its box and label. An array added here is read from TFDS
 datasets, stored by `prepare`, and filtered with the boxes by curation and by joint transforms."""
@@ -68,6 +73,12 @@ def without_objects(example: Example) -> Example:
     """The example without its objects: boxes, arrays about them and masks."""
     object_keys = {"boxes", "box_labels", "instance_mask", "class_mask", *OBJECT_ARRAYS}
     return {key: value for key, value in example.items() if key not in object_keys}
+
+
+def has_keypoints(example: Example) -> np.ndarray:
+    """bool ``[n]``: which objects have labelled keypoints and are no crowd."""
+    with_labels = labelled(example["keypoints"]).any(1)
+    return with_labels & ~example.get("crowd", np.zeros(len(with_labels), np.bool_))
 
 
 class DatasetInfo:
@@ -176,6 +187,24 @@ class Dataset(DatasetInfo, abc.ABC):
             return image_size(self[index]["image"])
         except (BadImageError, DecodeError):
             return 0, 0
+
+    def objects_with_keypoints(self) -> np.ndarray:
+        """int32 ``[m, 3]``: image, number within the image, and class of every object that has labelled keypoints and
+        is no crowd. By default every example is read once, and the result is cached under the dataset's fingerprint."""
+        def chunk(start: int) -> list[tuple[int, int, int]]:
+            indices = range(start, min(start + 256, len(self)))
+            return [(index, int(k), int(example["box_labels"][k]))
+                    for index, example in zip(indices, self.read(indices), strict=True)
+                    if not isinstance(example, BadImageError) and "keypoints" in example
+                    for k in np.flatnonzero(has_keypoints(example))]
+
+        def read() -> np.ndarray:
+            with concurrent.futures.ThreadPoolExecutor() as pool:
+                rows = [row for rows in pool.map(chunk, range(0, len(self), 256)) for row in rows]
+            return np.array(rows, np.int32).reshape(-1, 3)
+
+        name = f"{self.fingerprint.replace('/', '_')}-{len(self)}.npy"
+        return cached_array(cache_dir() / "objects_with_keypoints" / name, read)
 
     def strata(self) -> Strata | None:
         """Parts of the dataset with given shares of the training stream; None: every example has the same."""

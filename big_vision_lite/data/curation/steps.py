@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 
 from big_vision_lite.data.curation.curated import Curated
-from big_vision_lite.data.curation.hierarchy import Hierarchy
+from big_vision_lite.data.curation.hierarchy import Hierarchy, hierarchy_bytes
 from big_vision_lite.data.curation.label_rules import (
     Corrupt,
     DrawUniformly,
@@ -194,26 +194,18 @@ class ClassSubset(Curation):
         return f"ClassSubset({keep!r}, {self.empty!r})"
 
     def _names(self) -> tuple[str, ...]:
-        if isinstance(self.keep, tuple):
-            return self.keep
-        expected = "a number, names, or a text file with one name per line"
-        return tuple(read_lines(self.keep, "ClassSubset.keep", expected))
+        assert not isinstance(self.keep, int)
+        return _names(self.keep, "ClassSubset.keep", "a number, names, or a text file with one name per line")
 
     def _mask(self, data: Curated) -> np.ndarray:
         """bool ``[classes]``: which of them to keep."""
+        if not isinstance(self.keep, int):
+            return _mask(data, self._names(), "ClassSubset.keep")
         classes = len(data.classes)
+        if not 1 <= self.keep <= classes:
+            raise UserError(f"ClassSubset.keep={self.keep}, but there are {classes} classes; expected 1 to {classes}")
         keep = np.zeros(classes, np.bool_)
-        if isinstance(self.keep, int):
-            if not 1 <= self.keep <= classes:
-                raise UserError(f"ClassSubset.keep={self.keep}, but there are {classes} classes; expected 1 to "
-                                f"{classes}")
-            keep[np.argsort(-data.class_frequencies(), kind="stable")[: self.keep]] = True
-            return keep
-        number = {name: i for i, name in enumerate(data.classes)}
-        for name in self._names():
-            if name not in number:
-                raise UserError(f"ClassSubset.keep: there is no class {name!r}" + nearest(name, data.classes))
-            keep[number[name]] = True
+        keep[np.argsort(-data.class_frequencies(), kind="stable")[: self.keep]] = True
         return keep
 
     def apply(self, data: Curated) -> Curated:
@@ -233,11 +225,50 @@ class ClassSubset(Curation):
 
 
 @dataclasses.dataclass(frozen=True)
+class ImagesWith(Curation):
+    """Keeps the images that have at least one of some labels, with all of their labels. These are the images that
+    `ClassSubset` keeps of the same names: both vocabularies are then learned from the same images."""
+
+    labels: tuple[str, ...] | str = ()
+    """The names, or a text file with one name per line."""
+
+    def identity(self) -> str:
+        return f"ImagesWith({self._names()!r})"
+
+    def _names(self) -> tuple[str, ...]:
+        return _names(self.labels, "ImagesWith.labels", "names, or a text file with one name per line")
+
+    def apply(self, data: Curated) -> Curated:
+        mask = _mask(data, self._names(), "ImagesWith.labels")
+        order = stored_order(data.fingerprint, len(data.source), lambda: (
+            some[data.labels_at(some).where_any(mask)] for some in data.order.chunks()))
+        return data.then(order=order,
+                         report={"stage": "ImagesWith", "images": order.length, "dropped": len(data) - order.length})
+
+
+def _names(names: tuple[str, ...] | str, field: str, expected: str) -> tuple[str, ...]:
+    """Names, or those in a file of them. Raises: UserError when it cannot be read."""
+    return names if isinstance(names, tuple) else tuple(read_lines(names, field, expected))
+
+
+def _mask(data: Curated, names: tuple[str, ...], field: str) -> np.ndarray:
+    """bool ``[classes]``: which of them are named. Raises: UserError for a name that is no class."""
+    number = {name: i for i, name in enumerate(data.classes)}
+    mask = np.zeros(len(number), np.bool_)
+    for name in names:
+        if name not in number:
+            raise UserError(f"{field}: there is no class {name!r}" + nearest(name, data.classes))
+        mask[number[name]] = True
+    return mask
+
+
+@dataclasses.dataclass(frozen=True)
 class AncestorLabels(Curation):
     """Adds the ancestors of every label: an "apple" is also a "fruit". The paper does so with its hierarchy."""
 
     hierarchy: str = ""
-    """File with the columns child and parent; see `Hierarchy`. A class may have several parents."""
+    """File with the columns child and parent, or ``emoji_scenes`` for the emoji's groups; see `Hierarchy`. A class may
+    have several parents."""
     unknown: Literal["refuse", "skip", "add"] = "refuse"
     """What to do with ancestors that are not among the source's classes: raise an error; skip them, but not their own
     ancestors; or add them as new classes, sorted, after the others."""
@@ -314,8 +345,9 @@ class LabelNoise(Curation):
         at_least(self, 0, "seed")
 
     def identity(self) -> str:
-        files = [hashlib.sha256(read_bytes(Path(os.path.expanduser(file)))).hexdigest()
-                 for file in (self.hierarchy, self.confusion) if file]
+        contents = [*([hierarchy_bytes(self.hierarchy)] if self.hierarchy else []),
+                    *([read_bytes(Path(os.path.expanduser(self.confusion)))] if self.confusion else [])]
+        files = [hashlib.sha256(content).hexdigest() for content in contents]
         return f"{dataclasses.replace(self, hierarchy=self.hierarchy and '', confusion=self.confusion and '')!r}{files}"
 
     def apply(self, data: Curated) -> Curated:

@@ -38,6 +38,7 @@ from big_vision_lite.data.sources.emoji_scenes import EmojiScenes
 from big_vision_lite.data.sources.prepared_labels import label_path, write_labels
 from big_vision_lite.data.sources.record_files import Part, check_parts
 from big_vision_lite.data.sources.tfds import ALL, CONTENT, SOURCE, TfdsDataset, default_data_dir
+from big_vision_lite.data.sources.tfds_features import MIRROR
 from big_vision_lite.data.tools.shard_writer import PARTIAL, Run, locked, on_all_cores_of, quiet, write_records
 from big_vision_lite.data.tools.tfds_records import encode, features_of
 from big_vision_lite.errors import BadImageError, UserError, first_line, nearest, writing
@@ -190,6 +191,7 @@ class _Shard(NamedTuple):
     start: int
     stop: int
     keys: frozenset[str]
+    keypoints: int
     on_bad_image: str
     options: str
 
@@ -218,7 +220,7 @@ def _write_splits(splits: dict[str, Dataset], work: Path, name: str, description
     import tensorflow_datasets as tfds
 
     first = next(iter(splits.values()))
-    keys = _example_keys(first, on_bad_image)
+    keys, keypoints = _example_keys(first, on_bad_image)
     shards: dict[str, list[_Shard]] = {}
     for split, dataset in splits.items():
         count = -(-len(dataset) // shard_images)
@@ -227,7 +229,8 @@ def _write_splits(splits: dict[str, Dataset], work: Path, name: str, description
         shared = _SharedDataset(dataset, os.fspath(work / f".{split}"))
         shards[split] = [
             _Shard(os.fspath(template.sharded_filepath(shard_index=k, num_shards=count)), shared, k * shard_images,
-                   min((k + 1) * shard_images, len(dataset)), keys, on_bad_image, options) for k in range(count)]
+                   min((k + 1) * shard_images, len(dataset)), keys, keypoints, on_bad_image, options)
+             for k in range(count)]
     _check_unfinished(work, [shard for of_split in shards.values() for shard in of_split], name, run)
     infos, bad, content = [], [], {}
     for split, of_split in shards.items():
@@ -244,11 +247,11 @@ def _write_splits(splits: dict[str, Dataset], work: Path, name: str, description
             filename_template=template.replace(split=split)))
     if bad:
         (work / "bad_images.txt").write_text("".join(f"{line}\n" for line in bad))
+    features = features_of(first.classes, first.multi_label, keys, keypoints)
     with quiet():
-        tfds.folder_dataset.write_metadata(data_dir=work, features=features_of(first.classes, first.multi_label, keys),
-                                           split_infos=infos, version=work.name.removeprefix("incomplete."),
-                                           check_data=False, filename_template=infos[0].filename_template,
-                                           description=description)
+        tfds.folder_dataset.write_metadata(data_dir=work, features=features, split_infos=infos, check_data=False,
+                                           version=work.name.removeprefix("incomplete."), description=description,
+                                           filename_template=infos[0].filename_template)
     write_text(work / CONTENT, json.dumps(content))
     for path in (*(path for end in (PARTIAL, DONE, LABELS) for path in work.glob(f"*{end}")),
                  *(work / f".{split}" for split in splits)):
@@ -280,16 +283,18 @@ def _check_unfinished(work: Path, shards: Sequence[_Shard], name: str, run: Run)
             path.unlink()
 
 
-def _example_keys(dataset: Dataset, on_bad_image: str) -> frozenset[str]:
-    """The keys of the first readable example, without an image id that is text: TFDS's are numbers."""
+def _example_keys(dataset: Dataset, on_bad_image: str) -> tuple[frozenset[str], int]:
+    """The keys of the first readable example, without an image id that is text: TFDS's are numbers; and the number of
+    keypoints per object."""
     for index in range(len(dataset)):
         try:
             example = dataset[index]
-            return frozenset(example) - ({"image_id"} if isinstance(example.get("image_id"), str) else set())
+            keys = frozenset(example) - ({"image_id"} if isinstance(example.get("image_id"), str) else set())
+            return keys, len(example.get(MIRROR, ()))
         except BadImageError:
             if on_bad_image == "raise":
                 raise
-    return frozenset()
+    return frozenset(), 0
 
 
 def _done(shard: _Shard) -> _Done | None:
@@ -322,7 +327,7 @@ def _write_shard(shard: _Shard) -> tuple[int, _Done]:
     done, dataset = _done(shard), shard.dataset.dataset
     if done and done.source == shard.source:
         return done.images, done
-    features = features_of(dataset.classes, dataset.multi_label, shard.keys)
+    features = features_of(dataset.classes, dataset.multi_label, shard.keys, shard.keypoints)
     content, bad, ids, labels = _hash(shard), [], [], []
 
     def serialized() -> Iterator[bytes]:
