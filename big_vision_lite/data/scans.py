@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from big_vision_lite.errors import UserError
 from big_vision_lite.system.cache import cache_dir, shared_dir
 
-MAX_EXAMPLES = 1_000_000
-"""Examples that are read one by one without asking: minutes."""
-MAX_BYTES = 1 << 35
-"""Of a csv file, or of tar files, that are read without asking."""
+MAX_EXAMPLES = 4_000_000
+"""Examples that are read one by one without asking. This, and the bytes below, take minutes."""
+MAX_CSV_BYTES = 1 << 32
+MAX_TAR_BYTES = 1 << 40
 
 _indexing: list[bool] = []  # not empty within `indexing`
 

@@ -80,10 +80,9 @@ def test_columns_are_the_labels_read_one_by_one(make, tmp_path, cache, monkeypat
 def test_a_large_scan_has_to_be_asked_for(tmp_path, cache, monkeypatch):
     from made_datasets import Simulated
 
-    monkeypatch.setattr(scans, "MAX_EXAMPLES", 100)
     monkeypatch.setattr("big_vision_lite.data.curation.label_index.MAX_EXAMPLES", 100)
-    monkeypatch.setattr("big_vision_lite.data.sources.web_dataset.MAX_BYTES", 1000)
-    monkeypatch.setattr("big_vision_lite.data.sources.csv_labels.MAX_BYTES", 10)
+    monkeypatch.setattr("big_vision_lite.data.sources.web_dataset.MAX_TAR_BYTES", 1000)
+    monkeypatch.setattr("big_vision_lite.data.sources.csv_labels.MAX_CSV_BYTES", 10)
     for start in (lambda: manifest(Simulated(101)), web(tmp_path / "web").open, csv(tmp_path / "csv").open):
         with pytest.raises(UserError, match=r"has no index in .*cache, or has changed .*`bvl data index SOURCE --out"):
             start()

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from big_vision_lite.data.columns import Columns, joined_ids, with_keys
-from big_vision_lite.data.scans import MAX_BYTES, check_scan
+from big_vision_lite.data.scans import MAX_TAR_BYTES, check_scan
 from big_vision_lite.data.source import Dataset, Example, Source
 from big_vision_lite.data.sources.files import EXTENSIONS, MAX_FILE_BYTES, Fingerprint, OpenFiles
 from big_vision_lite.data.sources.remote import OpenFile, open_file, pread, size_of, url_of
@@ -130,7 +130,7 @@ class WebDataset(Source):
 
     def _scanned(self, shards: Shards, shard: int) -> Index:
         """Raises: UserError."""
-        check_scan(f"WebDataset({self.path!r})", int(shards.stats[:, 0].sum()), MAX_BYTES, "bytes of tar files")
+        check_scan(f"WebDataset({self.path!r})", int(shards.stats[:, 0].sum()), MAX_TAR_BYTES, "bytes of tar files")
         return _scan(shards.path(shard), self.label_key)
 
     def _stored(self, shards: Shards, shard: int) -> tuple[Path, Index | None]:
