@@ -142,8 +142,7 @@ def test_the_command_indexes_for_other_machines(tmp_path, cache, capsys, monkeyp
     assert json.loads(manifest.read_bytes()[:-16])["images"] == 9 and not cache.exists()
     for wrong, message in ((["--runner", "NoSuchRunner"], "Beam has no runner 'NoSuchRunner'"),
                            (["--beam-options=--project=x"], "without a runner; add --runner")):
-        capsys.readouterr()
-        for index in (shared / "label_index").iterdir():
-            index.unlink()
-        assert main(["data", "prepare", *arguments[2:3], "--name=x", f"--data-dir={tmp_path}", *wrong]) == 2
-        assert message in capsys.readouterr().err
+        for command in (arguments, ["data", "prepare", arguments[2], "--name=x", f"--data-dir={tmp_path}"]):
+            capsys.readouterr()
+            assert main([*command, *wrong]) == 2
+            assert message in capsys.readouterr().err

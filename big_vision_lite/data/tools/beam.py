@@ -24,6 +24,12 @@ def require_beam(what: str) -> None:
                         ) from None
 
 
+def check_runner(runner: str, beam_options: Sequence[str]) -> None:
+    """Raises: UserError when Beam is not installed, or has no such runner."""
+    require_beam(f"--runner {runner}")
+    _engine(runner, beam_options, 1)
+
+
 def is_local(runner: str | None) -> bool:
     return runner in (None, "DirectRunner")
 
