@@ -7,7 +7,7 @@ import dataclasses
 import math
 
 import pytest
-from config_arguments import TABLE_STUDIES
+from config_arguments import CONFIGS, TABLE_STUDIES
 from config_arguments import load_study as load
 
 from big_vision_lite.commands.study import listing
@@ -210,6 +210,12 @@ def test_other_large_sets_and_their_hierarchy():
     assert run.experiment.train.curate == (AncestorLabels("/above.csv", "skip"),)
     boxed = full("coco", name="open_images_v4")["large,seed=0"]
     assert boxed.experiment.train.curate == () and boxed.images == 1_743_042  # TFDS's train split
+
+
+def test_the_documents_list_every_deviation():
+    text = (CONFIGS.parent / "docs" / "reproducing.md").read_text()
+    table = text.partition("| | the paper | here | why |\n|---|---|---|---|\n")[2].partition("\n\n")[0]
+    assert table.splitlines() == [f"| {' | '.join(row)} |" for row in DEVIATIONS]
 
 
 def test_a_list_says_what_deviates_and_what_it_costs(tmp_path):
