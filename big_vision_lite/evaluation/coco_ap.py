@@ -40,8 +40,8 @@ def coco_ap(truth: GroundTruth, detections: Detections, images: int, num_classes
         return summarize(COCOeval(reference, results, "bbox"), num_classes)
 
 
-def summarize(evaluation: Any, num_classes: int) -> CocoAp:
-    """Run a ``COCOeval``, of hotcoco or pycocotools."""
+def summarize(evaluation: Any, num_classes: int, names: tuple[str, ...] = NAMES) -> CocoAp:
+    """Run a ``COCOeval``, of hotcoco or pycocotools, whose statistics have these names."""
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
@@ -49,7 +49,7 @@ def summarize(evaluation: Any, num_classes: int) -> CocoAp:
     has_objects = precision[0, 0] > -1
     ap, ap50 = np.full(num_classes, np.nan), np.full(num_classes, np.nan)
     ap[has_objects], ap50[has_objects] = precision[:, :, has_objects].mean((0, 1)), precision[0][:, has_objects].mean(0)
-    stats = zip(NAMES, evaluation.stats, strict=True)
+    stats = zip(names, evaluation.stats, strict=True)
     return CocoAp({name: float(value) if value > -1 else None for name, value in stats}, ap, ap50)
 
 

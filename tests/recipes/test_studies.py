@@ -15,7 +15,7 @@ from big_vision_lite.scaling.paper.tables import TABLES
 
 PAPER = (*(f"paper/tables.py:table={table}" for table in TABLE_STUDIES), "paper/bit_pretraining_size.py:",
          "paper/near_duplicates.py:exclude=/ids.txt,root=/photos")
-SEVERAL_SEEDS = (*PAPER, "studies/capacity.py:", "studies/data_size.py:", "studies/noise.py:",
+SEVERAL_SEEDS = (*PAPER, "studies/boxes.py:", "studies/data_size.py:", "studies/detection_start.py:",
                  "studies/photos.py:root=/photos", "studies/surface.py:",
                  "studies/surface.py:root=/photos,target=/others,target_images=(100,1000),wrong=(0,20)")
 
@@ -46,8 +46,11 @@ def test_studies_differ_in_what_they_vary():
     assert [run.experiment.steps for run in by_epochs.runs if run.start is None] == [16, 50, 156, 500, 1562]
     coco = load("paper/tables.py:table=coco")
     assert coco["imagenet+large,seed=0"].start == "imagenet,seed=0"
-    noise = load("studies/noise.py")
-    assert [noise.factors(run)["noise"] for run in noise.runs if run.start] == [0.0, 0.1, 0.2, 0.4]
+    noise = load("studies/surface.py:wrong=(20,40),subsets=(1000,),seen=(8000,),seeds=1")
+    assert [noise.factors(run)["noise"] for run in noise.runs] == [0.2, 0.4]
+    boxes = load("studies/boxes.py:seeds=1")
+    targets = [run for run in boxes.runs if "target" in run.name]
+    assert [boxes.factors(run)["images"] for run in targets] == [0, 0, 2000, 2000, 32000, 32000]
     duplicates = load("paper/near_duplicates.py:exclude=/ids.txt,root=/photos").runs
     assert [run.experiment.train.curate for run in duplicates] == [(), (Exclude("/ids.txt"),)]
     minival = load("paper/tables.py:table=data_size,scale=full,root=/coco,minival=/ids.txt")

@@ -16,13 +16,13 @@ import dataclasses
 import hashlib
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from big_vision_lite.data.curation.curated import Curated, Order
+from big_vision_lite.data.curation.curated import Curated
 from big_vision_lite.data.curation.hierarchy import Hierarchy, hierarchy_bytes
 from big_vision_lite.data.curation.label_rules import (
     Corrupt,
@@ -34,7 +34,8 @@ from big_vision_lite.data.curation.label_rules import (
     draw_by_parent,
 )
 from big_vision_lite.data.curation.permutation import Permutation
-from big_vision_lite.data.ragged import Ragged, id_key, random_bits
+from big_vision_lite.data.curation.stored import Order, stored_order
+from big_vision_lite.data.ragged import Ragged, among, id_key, random_bits
 from big_vision_lite.data.source import Dataset
 from big_vision_lite.data.sources.files import read_lines
 from big_vision_lite.errors import UserError, nearest
@@ -64,14 +65,15 @@ def curated(dataset: Dataset, steps: Sequence[Curation]) -> Dataset:
     if not steps:
         return dataset
     data = Curated.of(dataset)
+    identity = dataset.fingerprint
     for step in steps:
         check(step)
-        data = step.apply(data)
+        identity += f"\n{step.identity()}"
+        fingerprint = "curated-" + hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
+        data = step.apply(data.then(fingerprint=fingerprint))
         if not len(data):
             raise UserError(f"{type(step).__name__} leaves none of the {len(dataset):,} examples; loosen it")
-    identity = "\n".join((dataset.fingerprint, *(step.identity() for step in steps)))
-    return dataclasses.replace(
-        data, fingerprint="curated-" + hashlib.blake2b(identity.encode(), digest_size=8).hexdigest())
+    return data
 
 
 def curation(*, exclude: Exclude | None = None, ancestors: AncestorLabels | None = None,
@@ -111,26 +113,25 @@ class NestedSubset(Curation):
             raise UserError(f"NestedSubset of {images:,} images, but there are {len(data):,}; expected at most that "
                             "many")
         if self.stratified:
-            order = Order(images, indices=self._stratified(data)[:images])
+            order = stored_order(data.fingerprint, len(data.source), lambda: iter((self._stratified(data)[:images],)))
         elif data.order.is_all:
             order = Order(images, Permutation(len(data.source), self.seed))
         else:
-            order = Order(images, indices=self._first(data, images))
+            order = stored_order(data.fingerprint, len(data.source), lambda: self._first(data, images))
         return data.then(order=order, report={"stage": "NestedSubset", "images": images})
 
-    def _first(self, data: Curated, images: int) -> np.ndarray:
-        """The first indices of the permuted source that earlier steps have kept."""
+    def _first(self, data: Curated, images: int) -> Iterator[np.ndarray]:
+        """The first indices of the permuted source that earlier steps have kept, in pieces."""
         total = len(data.source)
         remaining = np.zeros(total, np.bool_)
         for indices in data.order.chunks():
             remaining[indices] = True
-        first, count = [], 0
         for indices in Order(total, Permutation(total, self.seed)).chunks():
-            first.append(indices[remaining[indices]])
-            count += len(first[-1])
-            if count >= images:
-                break
-        return np.concatenate(first)[:images]
+            first = indices[remaining[indices]][:images]
+            yield first
+            images -= len(first)
+            if not images:
+                return
 
     def _stratified(self, data: Curated) -> np.ndarray:
         """All indices, in an order in which each class is spread evenly."""
@@ -167,16 +168,15 @@ class Exclude(Curation):
 
     def apply(self, data: Curated) -> Curated:
         ids = self._ids()
-        keys = np.fromiter(map(id_key, ids), np.uint64, len(ids))
-        remaining = np.concatenate([indices[~np.isin(data.index.keys[indices], keys)]
-                                    for indices in data.order.chunks()])
-        excluded = len(data) - len(remaining)
+        keys = np.sort(np.fromiter(map(id_key, ids), np.uint64, len(ids)))
+        order = stored_order(data.fingerprint, len(data.source), lambda: (
+            indices[~among(data.index.keys_at(indices), keys)] for indices in data.order.chunks()))
+        excluded = len(data) - order.length
         if ids and not excluded:
             raise UserError(f"Exclude: none of the {len(ids):,} ids in {self.file!r}, such as {min(ids)!r}, is in the "
                             f"source, whose first id is {data.index.id(0)!r}; the file belongs to another source")
-        return data.then(order=Order(len(remaining), indices=remaining),
-                         report={"stage": "Exclude", "images": len(remaining), "excluded": excluded,
-                                 "ids_not_found": len(ids) - excluded})
+        return data.then(order=order, report={"stage": "Exclude", "images": order.length, "excluded": excluded,
+                                              "ids_not_found": len(ids) - excluded})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,9 +216,10 @@ class ClassSubset(Curation):
         data = data.then(rule=rule, classes=names, multi_label=multi_label)
         images, order = len(data), data.order
         if self.empty == "drop":
-            indices = np.concatenate([i[data.labels_at(i).counts() > 0] for i in order.chunks()])
-            images = len(indices)
-            order = Order(images, indices=indices) if images < len(data) else order
+            filled = stored_order(data.fingerprint, len(data.source), lambda: (
+                i[data.labels_at(i).counts() > 0] for i in data.order.chunks()))
+            images = filled.length
+            order = filled if images < len(data) else order
         return data.then(order=order, report={"stage": "ClassSubset", "images": images, "classes": len(names),
                                               "dropped": len(data) - images})
 
@@ -239,9 +240,10 @@ class ImagesWith(Curation):
 
     def apply(self, data: Curated) -> Curated:
         mask = _mask(data, self._names(), "ImagesWith.labels")
-        indices = np.concatenate([some[data.labels_at(some).where_any(mask)] for some in data.order.chunks()])
-        return data.then(order=Order(len(indices), indices=indices),
-                         report={"stage": "ImagesWith", "images": len(indices), "dropped": len(data) - len(indices)})
+        order = stored_order(data.fingerprint, len(data.source), lambda: (
+            some[data.labels_at(some).where_any(mask)] for some in data.order.chunks()))
+        return data.then(order=order,
+                         report={"stage": "ImagesWith", "images": order.length, "dropped": len(data) - order.length})
 
 
 def _names(names: tuple[str, ...] | str, field: str, expected: str) -> tuple[str, ...]:

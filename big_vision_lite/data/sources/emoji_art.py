@@ -151,6 +151,24 @@ def drawing(style: str, code: str) -> tuple[np.ndarray, ...]:
     return tuple(levels)
 
 
+@functools.cache
+def outermost_points(style: str, code: str) -> np.ndarray:
+    """float64 ``[4, 2]``, (x, y) as fractions of a drawing's width and height: its uppermost, lowest, leftmost and
+    rightmost point, at the centre of a pixel that is at least half opaque; of several, the median one.
+
+    Args: as `drawing`.
+    """
+    alpha = drawing(style, code)[0][..., 3]
+    rows, columns = np.nonzero(alpha >= 0.5 * alpha.max())
+    points = []
+    for across, down, edge in ((columns, rows, rows.min()), (columns, rows, rows.max()),
+                               (rows, columns, columns.min()), (rows, columns, columns.max())):
+        along = np.sort(across[down == edge])
+        point = along[len(along) // 2], edge
+        points.append(point if down is rows else point[::-1])
+    return (np.array(points) + 0.5) / alpha.shape[::-1]
+
+
 def _png(style: str, code: str) -> bytes:
     version = art_version(style)
     plain = "-".join(part for part in code.split("-") if part != "fe0f")
