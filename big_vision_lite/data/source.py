@@ -204,7 +204,7 @@ class Dataset(DatasetInfo, abc.ABC):
             return np.array(rows, np.int32).reshape(-1, 3)
 
         name = f"{self.fingerprint.replace('/', '_')}-{len(self)}.npy"
-        return cached_array(cache_dir() / "objects_with_keypoints" / name, read)
+        return cached_array(cached_path("objects_with_keypoints", name), read)
 
     def strata(self) -> Strata | None:
         """Parts of the dataset with given shares of the training stream; None: every example has the same."""
