@@ -108,6 +108,14 @@ class Head(abc.ABC):
         has ``unlabelled``: True.
         """
 
+    def for_data(self, dataset: Dataset) -> Head:
+        """This head with sizes that the data decides, such as slots for labels, whose `targets` are then made."""
+        return self
+
+    def sizes(self, dataset: Dataset) -> str | None:
+        """One line for users about the sizes that `for_data` chooses; None: it chooses none."""
+        return None
+
     @property
     def fixed_targets(self) -> bool:
         """Whether an image's ``targets`` are always the same, except that one named "key" is the example's "key".
