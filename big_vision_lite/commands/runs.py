@@ -23,7 +23,10 @@ class Evaluate:
     source: Source | None = None
     """Another source, with the first evaluation's transform; for test-dev: image_info_test-dev2017.json:images=..."""
     submission: Path | None = None
-    """File for the first evaluation's (or --source's) detections, as COCO's server takes them; needs no annotations."""
+    """File for the first evaluation's (or --source's) detections or keypoints, as COCO's server takes them; needs no
+    annotations."""
+    boxes: Path | None = None
+    """For keypoints: a detector's results (its --submission), whose boxes are used instead of the annotated ones."""
     step: Step = None
     imports: Imports = ()
 
@@ -41,7 +44,8 @@ def evaluate(arguments: list[str]) -> int:
     sources = None
     if options.source is not None:
         sources = {Path(options.source.partition(":")[0]).stem or "source": source_of(options.source)}
-    metrics = evaluate(options.run, options.split, options.step, options.imports, sources, options.submission)
+    metrics = evaluate(options.run, options.split, options.step, options.imports, sources, options.submission,
+                       options.boxes)
     print(json.dumps(metrics, indent=2))
     return 0
 
@@ -101,6 +105,9 @@ class Predict:
     """Image files."""
     out: Path | None = None
     """Folder for the pictures; by default RUN/predictions."""
+    boxes: Path | None = None
+    """For keypoints: a file with what `bvl predict DETECTOR` printed for these images; by default, each image is one
+    box."""
     step: Step = None
     imports: Imports = ()
 
@@ -113,6 +120,6 @@ def predict(arguments: list[str]) -> int:
     from big_vision_lite.runs.predict import predict
 
     out = options.out or options.run / "predictions"
-    for answer in predict(options.run, options.images, out, options.step, options.imports):
+    for answer in predict(options.run, options.images, out, options.step, options.imports, options.boxes):
         print(json.dumps(answer), flush=True)
     return 0

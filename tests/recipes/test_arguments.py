@@ -30,6 +30,7 @@ ONLY_HERE = {
     "pretrain/emoji.py": {"probes"}, "pretrain/imagenet1k.py": {"v2"}, "pretrain/open_images.py": {"confidence"},
     "tfds.py": {"multi_label"}, "transfer/bccd_detection.py": {"min_size", "max_size"},
     "transfer/coco_detection.py": {"schedule", "minival", "train_batchnorm"},
+    "transfer/coco_keypoints.py": {"boxes"},
     "transfer/emoji_segmentation.py": {"ohem_fraction"}, "transfer/folder_segmentation.py": {"channels"},
     "transfer/voc07_detection.py": {"train_batchnorm"}, "transfer/voc12_segmentation.py": {"multi_scale_flip"},
     "transfer/vtab.py": {"task"}, "studies/noise.py": {"wrong"},
