@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from big_vision_lite.commands.arguments import parse
 from big_vision_lite.errors import UserError
+
+if TYPE_CHECKING:  # these import SciPy, which --help does without
+    from big_vision_lite.scaling.laws.joint.budget import Question
+    from big_vision_lite.scaling.laws.joint.cells import Cells, Surface
+    from big_vision_lite.scaling.laws.joint.surface import JointLaw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,25 +51,66 @@ class Advise:
     """File (.png or .svg) to draw the surface into."""
 
 
-def advise(arguments: list[str]) -> int:
-    options = parse(Advise, arguments, "bvl advise")
-    if not options.sources:
-        raise UserError("bvl advise needs results: bvl advise runs/surface --images 50000 --gpu-hours 10")
+@dataclasses.dataclass(frozen=True)
+class Advice:
+    """A joint law fitted to results, and what it is asked."""
+
+    found: Surface
+    fitted: Cells
+    """Those of the surface that are not memorised."""
+    law: JointLaw
+    question: Question
+    rate: float | None
+    """Operations per second, where they are known."""
+    budget: str
+    """In words."""
+
+    @property
+    def answers(self) -> list[str]:
+        """What the budget buys, and what more images, compute or better labels would add, a line each."""
+        from big_vision_lite.scaling.laws.joint import advice
+
+        return advice.in_words(self.law, self.question, self.found.metric.terms)
+
+    @property
+    def frontier(self) -> list[list[str]]:
+        """Cells of the table of the best run per budget, header first."""
+        from big_vision_lite.scaling.laws.joint import advice
+
+        return advice.frontier_table(self.law, self.question, self.found.metric.terms, self.rate)
+
+
+def ask(options: Advise) -> Advice:
+    """Fit the law that answers.
+
+    Raises:
+      UserError: options that contradict each other or are out of range, results that no law fits, or a question beyond
+        the reach of the runs.
+    """
     _check(options)
-    from big_vision_lite.commands.laws import check_bootstrap, columns
-    from big_vision_lite.scaling.laws.joint import advice, budget, cells, judging, surface
+    from big_vision_lite.commands.laws import check_bootstrap
+    from big_vision_lite.scaling.laws.joint import budget, cells, surface
 
     check_bootstrap(options.bootstrap)
     found = cells.read_surface(options.sources, options.score, options.lower_is_better)
-    memorised = found.cells.memorised()
-    fitted = found.cells.take(~memorised)
+    fitted = found.cells.take(~found.cells.memorised())
     surface.check(fitted)
     operations, rate, said = _budget(options, found, fitted)
     question = _question(options, fitted, operations)
     budget.check_reach(fitted, question)
-    law = surface.fit(fitted, found.chance, options.bootstrap)
-    terms = found.metric.terms
-    for line in (*judging.extents(fitted, int(memorised.sum())), *found.notes):
+    return Advice(found, fitted, surface.fit(fitted, found.chance, options.bootstrap), question, rate, said)
+
+
+def advise(arguments: list[str]) -> int:
+    options = parse(Advise, arguments, "bvl advise")
+    if not options.sources:
+        raise UserError("bvl advise needs results: bvl advise runs/surface --images 50000 --gpu-hours 10")
+    result = ask(options)
+    from big_vision_lite.commands.laws import columns
+    from big_vision_lite.scaling.laws.joint import advice, judging
+
+    found, fitted, law = result.found, result.fitted, result.law
+    for line in (*judging.extents(fitted, len(found.cells) - len(fitted)), *found.notes):
         print(line)
     judgement = None
     try:
@@ -72,15 +118,15 @@ def advise(arguments: list[str]) -> int:
     except UserError as error:
         print(f"held out: {error}")
     else:
-        print(judgement.in_words(terms))
+        print(judgement.in_words(found.metric.terms))
     for line in advice.law_in_words(law):
         print(f"  {line}")
     print(columns(judging.forms_table(law, judgement)))
-    print(f"\n{said}")
-    for line in advice.in_words(law, question, terms):
+    print(f"\n{result.budget}")
+    for line in result.answers:
         print(f"  {line}")
-    print(f"\nfrontier, with up to {question.images:,.0f} images:")
-    print(columns(advice.frontier_table(law, question, terms, rate)))
+    print(f"\nfrontier, with up to {result.question.images:,.0f} images:")
+    print(columns(result.frontier))
     for line in _transfers(options):
         print(line)
     if options.figure is not None:

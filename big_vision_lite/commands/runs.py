@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -98,16 +100,21 @@ def probe(arguments: list[str]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-    """Draw a run's predictions, one PNG per image, and print them as JSON, one line per image."""
+    """Predict for images: print JSON, one line per image, and draw the predictions into the photos at their own size.
+
+    Segmentation also writes masks, PNG files whose values are classes. Files that cannot be read are named at the end.
+    """
 
     run: Run
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")]
-    """Image files."""
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE|FOLDER|PATTERN ...")]
+    """Image files, folders of them, or patterns in quotes, such as 'photos/**/*.jpg'."""
     out: Path | None = None
-    """Folder for the pictures; by default RUN/predictions."""
+    """Folder for pictures and masks; by default RUN/predictions."""
     boxes: Path | None = None
-    """For keypoints: a file with what `bvl predict DETECTOR` printed for these images; by default, each image is one
+    """For keypoints: a file with what `bvl predict DETECTOR` printed for these images; by default each image is one
     box."""
+    score: float | None = None
+    """Leave out labels and detections with a lower score; by default all are printed, and boxes drawn from 0.3 on."""
     step: Step = None
     imports: Imports = ()
 
@@ -120,6 +127,14 @@ def predict(arguments: list[str]) -> int:
     from big_vision_lite.runs.predict import predict
 
     out = options.out or options.run / "predictions"
-    for answer in predict(options.run, options.images, out, options.step, options.imports, options.boxes):
-        print(json.dumps(answer), flush=True)
+    began, times = time.perf_counter(), []
+    try:
+        for answer in predict(options.run, options.images, out, options.step, options.imports, options.score,
+                              options.boxes):
+            print(json.dumps(answer), flush=True)
+            times.append(time.perf_counter())
+    finally:
+        if times:
+            rest = f", {len(times) / (times[-1] - began):.1f} images/s with the start" if times[1:] else ""
+            print(f"{len(times):,} images in {times[-1] - began:.1f} s{rest}; pictures: {out}", file=sys.stderr)
     return 0

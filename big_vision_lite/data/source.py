@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import concurrent.futures
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,7 +15,7 @@ from big_vision_lite.data.columns import Columns
 from big_vision_lite.data.decode import DecodeError, image_size
 from big_vision_lite.data.keypoints import labelled
 from big_vision_lite.errors import BadImageError
-from big_vision_lite.system.cache import cache_dir, cached_array
+from big_vision_lite.system.cache import cached_array, cached_path
 
 Example = dict[str, Any]
 """One example. Required keys:
@@ -164,6 +164,11 @@ class Dataset(DatasetInfo, abc.ABC):
         """
         return None
 
+    def column_pieces(self) -> Iterator[Columns] | None:
+        """`label_columns` in pieces, where the source knows ids and labels of many examples at once; they are then
+        written to one file. None: they are read one by one."""
+        return None
+
     def image_sizes(self) -> np.ndarray:
         """int32 ``[n, 2]``: (height, width) of every image, from its header; (0, 0) if that cannot be read. By default
         every file is read once, and the sizes are cached under the dataset's fingerprint."""
@@ -175,7 +180,7 @@ class Dataset(DatasetInfo, abc.ABC):
                 return np.concatenate(list(pool.map(chunk, range(0, len(self), 256))))
 
         name = f"{self.fingerprint.replace('/', '_')}-{len(self)}-2.npy"
-        return cached_array(cache_dir() / "image_sizes" / name, read)
+        return cached_array(cached_path("image_sizes", name), read)
 
     def _image_size(self, index: int) -> tuple[int, int]:
         try:
@@ -199,7 +204,7 @@ class Dataset(DatasetInfo, abc.ABC):
             return np.array(rows, np.int32).reshape(-1, 3)
 
         name = f"{self.fingerprint.replace('/', '_')}-{len(self)}.npy"
-        return cached_array(cache_dir() / "objects_with_keypoints" / name, read)
+        return cached_array(cached_path("objects_with_keypoints", name), read)
 
     def strata(self) -> Strata | None:
         """Parts of the dataset with given shares of the training stream; None: every example has the same."""
@@ -217,6 +222,14 @@ class Source(abc.ABC):
     def recognise(cls, path: Path) -> dict[str, Any] | None:
         """The fields of a source of this format at ``path``, given on the command line; None if there is none."""
         return None
+
+    def count_files(self) -> int:
+        """How many files have an index of their own, of sources of many large files; 0 for others."""
+        return 0
+
+    def index_files(self, numbers: Sequence[int]) -> None:
+        """Make the indices of some of these files, unless they are there. Raises: UserError, as `open`."""
+        raise NotImplementedError
 
     @abc.abstractmethod
     def open(self) -> Dataset:

@@ -21,8 +21,9 @@ from big_vision_lite.errors import UserError
 from big_vision_lite.evaluation.classification import MultiLabelMetrics, SingleLabelMetrics, SuperclassMetrics
 from big_vision_lite.evaluation.scorable import check_labels
 from big_vision_lite.heads.drawing import draw_labels
-from big_vision_lite.heads.head import Batch, Head, MainMetric, Metrics
+from big_vision_lite.heads.head import Batch, Head, MainMetric, Metrics, Prediction
 from big_vision_lite.heads.losses import multi_hot, sigmoid_loss, softmax_loss
+from big_vision_lite.heads.photo import AnnotatedPhoto
 from big_vision_lite.system.fields import at_least
 
 
@@ -157,6 +158,12 @@ class Classification(Head):
     def draw(self, path: Path, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
              classes: tuple[str, ...]) -> None:
         draw_labels(path, batch["image"], batch["labels"], self._probabilities(outputs["logits"]), classes)
+
+    def annotate(self, photo: UInt8[np.ndarray, "h w 3"], prediction: Prediction, classes: tuple[str, ...],
+                 score: float | None = None) -> UInt8[np.ndarray, "H W 3"]:
+        """The labels stand below the photo."""
+        labels = [(f"{label['label']} {label['probability']:.0%}", None) for label in prediction.values["labels"]]
+        return AnnotatedPhoto(photo).finish(labels or [("no label", None)])
 
 
 def mixed(images: UInt8[Array, "b h w 3"], targets: Float[Array, "b c"],

@@ -5,16 +5,17 @@ from __future__ import annotations
 import abc
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax import nnx
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from big_vision_lite.backbones.backbone import BackboneModule
 from big_vision_lite.data.source import Dataset, DatasetInfo, Example
 from big_vision_lite.errors import UserError
+from big_vision_lite.heads.photo import AnnotatedPhoto
 
 Batch = dict[str, Array]
 """Input of a step: ``image`` uint8 ``[b, h, w, 3]``, ``mask`` bool ``[b]`` (False: an empty slot, which must have no
@@ -52,6 +53,15 @@ class MainMetric:
     def to_json(self) -> dict[str, str]:
         """"name", "direction" ("higher" or "lower", whichever is better) and "unit"."""
         return {"name": self.name, "direction": "higher" if self.higher_is_better else "lower", "unit": self.unit}
+
+
+class Prediction(NamedTuple):
+    """What a head says about one image."""
+
+    values: dict[str, Any]
+    """As JSON, see ``Head.to_json``."""
+    mask: UInt8[np.ndarray, "h w"] | None = None
+    """Class of each pixel of the image as stored (upright): 0 background, c + 1 for class c; None for tasks without."""
 
 
 class Metrics(abc.ABC):
@@ -133,3 +143,18 @@ class Head(abc.ABC):
     def draw(self, path: Path, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
              classes: tuple[str, ...]) -> None:
         """Write a picture of the batch's images with their predictions to ``path`` (PNG)."""
+
+    def predictions(self, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
+                    classes: tuple[str, ...]) -> list[Prediction]:
+        """The predictions of each image of a batch on the host."""
+        return [Prediction(values) for values in self.to_json(batch, outputs, classes)]
+
+    def annotate(self, photo: UInt8[np.ndarray, "h w 3"], prediction: Prediction, classes: tuple[str, ...],
+                 score: float | None = None) -> UInt8[np.ndarray, "H W 3"]:
+        """A picture of a whole photo with its prediction, at the photo's resolution. Unless a head knows better, the
+        values stand below the photo.
+
+        Args:
+          score: leave out what has a lower one; None: as suits the task.
+        """
+        return AnnotatedPhoto(photo).finish([(f"{key}: {value}", None) for key, value in prediction.values.items()])

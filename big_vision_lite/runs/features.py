@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from big_vision_lite.runs.evaluate import open_run
+from big_vision_lite.runs.predict import ImageFiles, view_for
 from big_vision_lite.system.paths import as_path
 from big_vision_lite.training.mesh import replicated
+from big_vision_lite.training.step import TrainState
+from big_vision_lite.training.trainer import Trainer
 
 
 class Embedder:
@@ -48,3 +53,20 @@ class Embedder:
 
     def __getstate__(self) -> dict:
         return {"run": self.run, "size": self.size}
+
+
+def features_of(trainer: Trainer, state: TrainState, images: Sequence[Path | np.ndarray]) -> np.ndarray:
+    """float32 ``[n, channels]``: as `Embedder`, for files or uint8 ``[h, w, 3]`` of any sizes, seen as the run's first
+    evaluation sees its images.
+
+    Raises:
+      BadImageError: an image cannot be read.
+    """
+    view = dataclasses.replace(view_for(trainer, len(images)), on_bad_image="raise")
+    rows: dict[int, np.ndarray] = {}
+    for batch in trainer.batches(view, ImageFiles(images, trainer.data), seed=None, targets=lambda example: {}):
+        vectors = trainer.feature_step(state.eval_params, state.batch_stats,
+                                       trainer.to_devices({"image": batch["image"]})["image"])
+        rows |= {index: row for index, row in zip(batch["index"].tolist(), np.asarray(vectors), strict=True)
+                 if index >= 0}
+    return np.stack([rows[index] for index in range(len(images))])

@@ -199,13 +199,13 @@ def test_commands_parse(check_command):
 
 
 def test_python_of_the_documents_runs(place):
-    """Except the head of docs/heads.md, which has its own test."""
+    """Except the head of docs/heads.md and all of docs/api.md, which have their own tests."""
     names = {"Input": Input, "source": EmojiScenes("train", 24), "transform": Resize(32), "curation": curation,
              "Exclude": Exclude, "ClassSubset": ClassSubset, "NestedSubset": NestedSubset, "LabelNoise": LabelNoise}
     ran = []
     for file in DOCUMENTS:
         for block in blocks(file, "python"):
-            if "Counting" in block.text:
+            if "Counting" in block.text or block.file == "api.md":
                 continue
             here = dict(names)
             exec(compile(block.text, f"{block.file}:{block.line}", "exec"), here)

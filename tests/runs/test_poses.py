@@ -101,8 +101,8 @@ def test_predictions_of_photos_with_and_without_boxes(source, run, tmp_path, cap
     photos = [f"{source.images}/{name}.png" for name in (7, 4)]
     lines = printed(capsys, predict, run, *photos, "--out", tmp_path / "whole").splitlines()
     whole = [json.loads(line) for line in lines]
-    assert [answer["box"] for answer in whole] == [[0, 0, 200, 100]] * 2
-    assert list(whole[0]["keypoints"]) == list(COCO_PERSON.names)
+    assert [answer["poses"][0]["box"] for answer in whole] == [[0, 0, 200, 100]] * 2
+    assert list(whole[0]["poses"][0]["keypoints"]) == list(COCO_PERSON.names)
     found = [([20, 10, 80, 90], 0.9, "person"), ([0, 0, 9, 9], 0.2, "person"), ([120, 10, 160, 50], 0.5, "person"),
              ([0, 0, 9, 9], 0.9, "cat")]
     of_photo = [{"box": box, "score": score, "label": label} for box, score, label in found]
@@ -110,15 +110,18 @@ def test_predictions_of_photos_with_and_without_boxes(source, run, tmp_path, cap
     (tmp_path / "detected.jsonl").write_text("\n".join(map(json.dumps, detections)))
     lines = printed(capsys, predict, run, *photos, "--boxes", tmp_path / "detected.jsonl", "--out", tmp_path / "boxes")
     answers = [json.loads(line) for line in lines.splitlines()]
-    assert [answer["box"] for answer in answers] == [[20, 10, 80, 90], [120, 10, 160, 50]]
-    pictures = {path.name for path in (tmp_path / "boxes").iterdir()}
-    assert pictures == {"7-predicted.png", "7-2-predicted.png"}
+    assert [answer["image"] for answer in answers] == photos and answers[1]["poses"] == []
+    poses = answers[0]["poses"]
+    assert sorted(pose["box"] for pose in poses) == [[20, 10, 80, 90], [120, 10, 160, 50]]
+    assert poses[0]["score"] >= poses[1]["score"]
+    assert {path.name for path in (tmp_path / "boxes").iterdir()} == {"7-predicted.jpg", "4-predicted.jpg"}
+    one, = (pose for pose in poses if pose["box"][0] == 20)
     # As in an evaluation with that box.
     metrics_boxes = tmp_path / "one.json"
     metrics_boxes.write_text(json.dumps([{"image_id": 7, "category_id": 1, "bbox": [20, 10, 60, 80], "score": 0.9}]))
     evaluate([str(run), "--boxes", str(metrics_boxes), "--submission", str(tmp_path / "one_pose.json")])
     row = np.reshape(json.loads((tmp_path / "one_pose.json").read_text())[0]["keypoints"], (17, 3))
-    np.testing.assert_allclose(np.array(list(answers[0]["keypoints"].values())) - [0.5, 0.5, 0], row, atol=0.02)
+    np.testing.assert_allclose(np.array(list(one["keypoints"].values())) - [0.5, 0.5, 0], row, atol=0.02)
 
 
 def test_boxes_that_cannot_be_used(source, run, tmp_path):

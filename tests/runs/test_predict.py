@@ -20,7 +20,7 @@ from big_vision_lite.experiment import Experiment
 from big_vision_lite.heads.classification import Classification
 from big_vision_lite.heads.segmentation import ASPPL, Segmentation
 from big_vision_lite.runs.evaluate import evaluate, open_run
-from big_vision_lite.runs.predict import ImageFiles
+from big_vision_lite.runs.predict import ImageFiles, find_images
 from big_vision_lite.training.checkpoints import Checkpoints
 from big_vision_lite.training.loop import train
 from big_vision_lite.training.metrics import read_metrics
@@ -84,11 +84,14 @@ def test_labels_of_images(classifier, images, capsys, tmp_path):
         assert len(probabilities) == 4 and probabilities == sorted(probabilities, reverse=True)
         assert all(0 <= p <= 1 for p in probabilities)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "tall-predicted.png", "wide-2-predicted.png", "wide-predicted.png"]
-    with Image.open(tmp_path / "out" / "wide-predicted.png") as picture:
-        assert picture.size[0] > 200
+        "tall-predicted.jpg", "wide-2-predicted.jpg", "wide-predicted.jpg"]
+    with Image.open(tmp_path / "out" / "wide-predicted.jpg") as picture:
+        assert picture.width == 8 * 60 and picture.height > 8 * 40  # enlarged by a whole factor, above the caption
     again = predictions(capsys, classifier, images[1], "--out", tmp_path / "out")
     assert again[str(images[1])] == predicted[str(images[1])]
+    for score, labels in ((probabilities[0], 4), (1.0, 0)):  # of an untrained network, all are equal
+        few = predictions(capsys, classifier, images[1], "--out", tmp_path / "out", "--score", score)
+        assert len(few[str(images[1])]["labels"]) == labels
 
 
 def test_masks_of_images(segmenter, images, capsys):
@@ -97,8 +100,12 @@ def test_masks_of_images(segmenter, images, capsys):
         zip(map(str, images), ([40, 60], [50, 30], [20, 20]), strict=True))  # as they are stored
     for prediction in predicted.values():
         assert sum(prediction["classes"].values()) == pytest.approx(1, abs=1e-4)
-        with Image.open(prediction["picture"]) as picture:
-            assert picture.size[0] > picture.size[1] // 2
+        with Image.open(prediction["mask"]) as mask, Image.open(prediction["picture"]) as picture:
+            assert mask.mode == "P" and [mask.height, mask.width] == prediction["size"]
+            shares = np.bincount(np.asarray(mask).ravel(), minlength=5) / (mask.height * mask.width)
+            assert picture.width == 480 // max(mask.size) * mask.width
+        stored = [prediction["classes"].get(name, 0.0) for name in ("background", *open_run(segmenter)[0].data.classes)]
+        np.testing.assert_allclose(shares, stored, atol=1e-6)
     assert (segmenter / "predictions").is_dir()
 
 
@@ -130,8 +137,11 @@ def test_what_cannot_be_predicted(classifier, images, tmp_path):
     with pytest.raises(UserError, match=r"no image file .*nowhere\.jpg"):
         predict([str(classifier), str(images[0]), str(tmp_path / "nowhere.jpg"), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match=r"is a folder; name image files, as in .*/\*\.jpg"):
-        predict([str(classifier), str(tmp_path)])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no image in the folder .*empty"):
+        predict([str(classifier), str(tmp_path / "empty")])
+    with pytest.raises(UserError, match="--score 30: expected a score from 0 to 1"):
+        predict([str(classifier), str(images[0]), "--score", "30"])
     for out in (images[0], images[0] / "below"):
         with pytest.raises(UserError, match=r"cannot write to '.*wide.jpg.*': .*; choose another --out"):
             predict([str(classifier), str(images[0]), "--out", str(out)])
@@ -152,6 +162,25 @@ def test_bad_images_do_not_hold_up_the_others(classifier, images, tmp_path, caps
     with pytest.raises(UserError, match=r"image '.*cut\.jpg' cannot be read: [^;]*$"):
         predict([str(classifier), str(cut), "--out", str(tmp_path / "out")])
     assert capsys.readouterr().out == ""
+
+
+def test_folders_and_patterns(images, tmp_path):
+    folder = images[0].parent
+    (folder / "notes.txt").write_text("no image")
+    out = folder / "out"
+    out.mkdir()
+    (out / "wide-predicted.jpg").write_bytes(images[0].read_bytes())
+    assert find_images([folder], out) == [folder / "more" / "wide.jpg", folder / "tall.png", folder / "wide.jpg"]
+    assert find_images([folder / "*.jpg", images[0]], out) == [images[0]]
+    assert find_images([folder / "**" / "w*.jpg"], out) == [folder / "more" / "wide.jpg", images[0]]
+
+
+def test_a_large_photo_keeps_its_size(classifier, tmp_path, capsys):
+    path = tmp_path / "large.jpg"
+    Image.new("RGB", (4000, 3000), "grey").save(path)
+    picture = Image.open(predictions(capsys, classifier, path, "--out", tmp_path / "out")[str(path)]["picture"])
+    assert picture.width == 4000 and picture.height > 3000
+    np.testing.assert_allclose(np.asarray(picture)[:2900], 128, atol=2)
 
 
 def test_each_image_is_seen_in_the_bucket_of_its_own_size(segmenter, images):

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from big_vision_lite.data.decode import DecodeError, decode, decode_crop_resize, image_size
 from big_vision_lite.data.masks import mask_values
 from big_vision_lite.data.source import Example
 from big_vision_lite.errors import BadImageError
+from big_vision_lite.system.font import font
 from big_vision_lite.system.palette import BLUE, GREEN, ORANGE, PURPLE, SKY_BLUE, VERMILION, WRONG, YELLOW, rgb
 
 TILE, GAP, COLUMNS = 256, 14, 6
@@ -41,7 +40,7 @@ def contact_sheet(examples: Sequence[Example | BadImageError], classes: Sequence
     top = GAP + LINE + GAP // 2
     sheet = Image.new("RGB", (columns * (TILE + GAP) + GAP, top + rows * (tile_height + GAP)), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    draw.text((GAP, GAP), _fitted(title, sheet.width - 2 * GAP), TEXT_BLACK, _font())
+    draw.text((GAP, GAP), _fitted(title, sheet.width - 2 * GAP), TEXT_BLACK, font(TEXT))
     for i, example in enumerate(examples):
         row, column = divmod(i, columns)
         sheet.paste(tile(example, classes), (GAP + column * (TILE + GAP), top + row * (tile_height + GAP)))
@@ -118,7 +117,7 @@ def _draw_masks(pixels: np.ndarray, example: Example, classes: Sequence[str]) ->
 def _draw_boxes(image: Image.Image, example: Example, classes: Sequence[str]) -> None:
     if "boxes" not in example:
         return
-    draw, font = ImageDraw.Draw(image), _font(12)
+    draw, face = ImageDraw.Draw(image), font(12)
     corners = []
     for k, (x1, y1, x2, y2) in enumerate(example["boxes"].tolist()):
         left, top = x1 * image.width, y1 * image.height
@@ -131,7 +130,7 @@ def _draw_boxes(image: Image.Image, example: Example, classes: Sequence[str]) ->
     taken: list[tuple[float, float, float, float]] = []
     for k, ((left, top, bottom), label) in enumerate(zip(corners, example["box_labels"].tolist(), strict=True)):
         name = shorten(classes[label], 20)
-        width = min(draw.textlength(name, font) + 4, image.width)
+        width = min(draw.textlength(name, face) + 4, image.width)
         left = min(max(left, 0.0), image.width - width)
         places = [(left, y, left + width, y + 15) for y in (top - 15, top + 2, bottom, bottom - 17)]
         place = next((p for p in places if p[1] >= 0 and p[3] <= image.height
@@ -142,7 +141,7 @@ def _draw_boxes(image: Image.Image, example: Example, classes: Sequence[str]) ->
         colour = _colour(example, k, classes)
         draw.rectangle(place, fill=colour)
         light = np.dot(colour, (0.299, 0.587, 0.114)) > 120
-        draw.text((place[0] + 2, place[1]), name, (0, 0, 0) if light else (255, 255, 255), font)
+        draw.text((place[0] + 2, place[1]), name, (0, 0, 0) if light else (255, 255, 255), face)
 
 
 def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
@@ -163,21 +162,13 @@ def _draw_caption(canvas: Image.Image, text: str, colour: tuple[int, int, int], 
     draw = ImageDraw.Draw(canvas)
     lines = textwrap.wrap(text, width=TILE * 2 // TEXT - 2, max_lines=CAPTION_LINES - 1, placeholder=" …")
     for i, line in enumerate(lines):
-        draw.text((0, TILE + 2 + i * LINE), _fitted(line, TILE), colour, _font())
-    draw.text((0, TILE + 2 + (CAPTION_LINES - 1) * LINE), _fitted(last_line, TILE), TEXT_GREY, _font(12))
+        draw.text((0, TILE + 2 + i * LINE), _fitted(line, TILE), colour, font(TEXT))
+    draw.text((0, TILE + 2 + (CAPTION_LINES - 1) * LINE), _fitted(last_line, TILE), TEXT_GREY, font(12))
 
 
 def _fitted(line: str, width: int) -> str:
     """The line, shortened to ``width`` pixels."""
     length = len(line)
-    while length > 1 and _font().getlength(shorten(line, length)) > width:
+    while length > 1 and font(TEXT).getlength(shorten(line, length)) > width:
         length -= 1
     return shorten(line, length)
-
-
-@functools.cache
-def _font(size: int = TEXT) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib and covers most alphabets."""
-    import matplotlib
-
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size)

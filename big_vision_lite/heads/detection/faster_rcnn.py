@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from big_vision_lite.backbones.backbone import BackboneModule
 from big_vision_lite.data.source import Dataset, DatasetInfo, Example
@@ -20,12 +20,12 @@ from big_vision_lite.errors import UserError
 from big_vision_lite.evaluation.detection import check_objects
 from big_vision_lite.heads.detection.anchors import grid_anchors
 from big_vision_lite.heads.detection.box_head import box_loss, choose_rois, detect
-from big_vision_lite.heads.detection.drawing import draw_boxes
+from big_vision_lite.heads.detection.drawing import SHOWN, annotate_boxes, draw_boxes
 from big_vision_lite.heads.detection.matching import IGNORED, OBJECT, PADDING
 from big_vision_lite.heads.detection.results import FasterRCNNMetrics, to_original
 from big_vision_lite.heads.detection.rpn import propose, sampled_rpn_loss
 from big_vision_lite.heads.detection.variants import C4, FPN, Detector
-from big_vision_lite.heads.head import Batch, Head, MainMetric, Metrics, view_of
+from big_vision_lite.heads.head import Batch, Head, MainMetric, Metrics, Prediction, view_of
 from big_vision_lite.system.fields import at_least
 
 
@@ -183,3 +183,8 @@ class FasterRCNN(Head):
     def draw(self, path: Path, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
              classes: tuple[str, ...]) -> None:
         draw_boxes(path, batch, outputs, classes)
+
+    def annotate(self, photo: UInt8[np.ndarray, "h w 3"], prediction: Prediction, classes: tuple[str, ...],
+                 score: float | None = None) -> UInt8[np.ndarray, "H W 3"]:
+        """Boxes with their labels, from a score of 0.3 on unless ``score`` says another."""
+        return annotate_boxes(photo, prediction.values["detections"], classes, SHOWN if score is None else score)

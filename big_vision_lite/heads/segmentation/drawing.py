@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from big_vision_lite.data.masks import VOID
 from big_vision_lite.heads.drawing import grid, show
+from big_vision_lite.heads.photo import AnnotatedPhoto, tinted
 
 
 def palette(count: int = 256) -> UInt8[np.ndarray, "count 3"]:
@@ -30,6 +32,13 @@ def overlay(image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"],
     if min(mask.shape) > 100:  # on a tiny image a border would hide what it surrounds
         picture[edge] = 255
     return picture.astype(np.uint8)
+
+
+def indexed(mask: UInt8[np.ndarray, "h w"]) -> Image.Image:
+    """A mask as an image with a palette, as VOC stores them: its values are the classes, its colours VOC's."""
+    image = Image.fromarray(mask)
+    image.putpalette(palette().tobytes())
+    return image
 
 
 def draw_masks(path: Path, rows: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], names: Sequence[str],
@@ -70,3 +79,18 @@ def draw_masks(path: Path, rows: Sequence[tuple[np.ndarray, np.ndarray, np.ndarr
         figure.legend(handles=handles, loc="outside lower center", fontsize=8, frameon=False,
                       ncols=min(len(handles), max(2, int(side * columns / 1.6))))
     figure.savefig(path)
+
+
+def annotate_mask(photo: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"],
+                  names: Sequence[str]) -> UInt8[np.ndarray, "H W 3"]:
+    """The photo with a mask of its size over it, and the share of each class below, largest first.
+
+    Args:
+      names: of mask values from 0, the background.
+    """
+    counts = np.bincount(mask.ravel(), minlength=len(names))
+    order = [value for value in np.argsort(-counts, kind="stable").tolist() if counts[value]]
+    colours = palette()
+    return AnnotatedPhoto(tinted(photo, mask, colours)).finish(
+        [(f"{names[value]} {counts[value] / mask.size:.1%}", tuple(colours[value].tolist()) if value else None)
+         for value in order])

@@ -28,9 +28,9 @@ from big_vision_lite.evaluation.segmentation import (
     mask_at_original_size,
     true_mask,
 )
-from big_vision_lite.heads.head import Batch, Head, MainMetric, Metrics, view_of
+from big_vision_lite.heads.head import Batch, Head, MainMetric, Metrics, Prediction, view_of
 from big_vision_lite.heads.segmentation.decoders import ASPPL, FCN, DeepLabV3, DeepLabV3Plus, upsample
-from big_vision_lite.heads.segmentation.drawing import draw_masks
+from big_vision_lite.heads.segmentation.drawing import annotate_mask, draw_masks
 from big_vision_lite.heads.segmentation.losses import pixel_accuracy, pixel_loss
 
 
@@ -162,13 +162,17 @@ class Segmentation(Head):
                 classes: tuple[str, ...]) -> list[dict[str, Any]]:
         """"size": (height, width) of the image as stored; "classes": the share of pixels of each class, largest
         first."""
+        return [prediction.values for prediction in self.predictions(batch, outputs, classes)]
+
+    def predictions(self, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
+                    classes: tuple[str, ...]) -> list[Prediction]:
         names, answers = (BACKGROUND, *classes), []
         for row, scores in enumerate(outputs["scores"]):
             mask = _predicted(scores, batch, row)
             counts = np.bincount(mask.ravel(), minlength=len(names))
             order = [c for c in np.argsort(-counts, kind="stable") if counts[c]]
-            answers.append({"size": list(mask.shape),
-                            "classes": {names[c]: round(float(counts[c] / mask.size), 6) for c in order}})
+            shares = {names[c]: round(float(counts[c] / mask.size), 6) for c in order}
+            answers.append(Prediction({"size": list(mask.shape), "classes": shares}, mask))
         return answers
 
     def draw(self, path: Path, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
@@ -179,6 +183,11 @@ class Segmentation(Head):
             rows.append((batch["image"][row, :height, :width], batch["class_mask"][row, :height, :width],
                          mask_at_original_size(scores, batch["image"].shape[1:3], size, size)))
         draw_masks(path, rows, (BACKGROUND, *classes))
+
+    def annotate(self, photo: UInt8[np.ndarray, "h w 3"], prediction: Prediction, classes: tuple[str, ...],
+                 score: float | None = None) -> UInt8[np.ndarray, "H W 3"]:
+        """The classes in VOC's colours over the photo, and their shares of its pixels below."""
+        return annotate_mask(photo, prediction.mask, (BACKGROUND, *classes))
 
 
 class Segmenter(nnx.Module):
