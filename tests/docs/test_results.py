@@ -151,4 +151,20 @@ def test_the_noise_of_the_surface():
     for images, seen in itertools.product((8_000, 45_000), (56_000, 225_000)):
         cells = [mean_of(rows, "val/top1", images=images, images_seen=seen, noise=share)
                  for share in ("0.0", "0.2", "0.4")]
-        assert f"| {images:,} | {seen:,} | {' | '.join(cells)} |" in text
+        within = mean_of(surface_rows("noise_parent"), "val/top1", images=images, images_seen=seen)
+        assert f"| {images:,} | {seen:,} | {' | '.join(cells)} | {within} |" in text
+
+
+def test_the_labels_of_the_surface():
+    text = (RESULTS / "surface.md").read_text()
+    for start, folder, columns in (
+            ("100 classes", "labels", ("test/superclass_top1", "test/top1", "False", "True")),
+            ("their 20 superclasses", "superclasses", ("test/top1", "", "False", "True")),
+            ("100 classes, without near-duplicates of test photos", "duplicates",
+             ("test/superclass_top1", "test/top1", "", ""))):
+        rows = [row for row in surface_rows(folder) if row["images"] == "44000"]
+        cells = [", ".join(f"{float(row['test/top1' if column in ('False', 'True') else column]):.3f}" for row in rows
+                           if (row["stage"] == "transfer") == (column in ("False", "True"))
+                           and (row["frozen"] == column or row["stage"] == "pretraining")) if column else ""
+                 for column in columns]
+        assert f"| {start} | {' | '.join(cells)} |" in text, (start, cells)
