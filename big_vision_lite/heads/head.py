@@ -82,7 +82,7 @@ class Metrics(abc.ABC):
         Raises:
           UserError: the task has no format for predictions, or the data lacks the ids that it needs.
         """
-        raise UserError("only detection has a results file, COCO's; leave --submission out")
+        raise UserError("only detection and keypoints have a results file, COCO's; leave --submission out")
 
     def write_results(self, path: Path) -> None:
         """Write the predictions so far in the format of the task's evaluation server.
