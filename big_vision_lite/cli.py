@@ -28,6 +28,7 @@ class Command(NamedTuple):
 
 COMMANDS = {command.name: command for command in (
     Command("train", "CONFIG", "train, score and draw; run it again to resume", "train.train"),
+    Command("finetune", "SOURCE --from RUN", "pretrained weights onto your own data", "finetune.finetune"),
     Command("doctor", "CONFIG", "check data, memory and speed before step 0", "train.doctor"),
     Command("evaluate", "RUN", "score a checkpoint again, or on another SOURCE", "runs.evaluate"),
     Command("probe", "RUN", "score frozen features: few-shot, kNN, linear", "runs.probe"),
