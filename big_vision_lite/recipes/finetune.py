@@ -213,7 +213,7 @@ def _length(draft: Experiment, data: Data, machine: Machine, minutes: float) -> 
         return most
     seconds = count_step(Trainer(draft, data.opened)).flops / (CORE_FLOPS * machine.cores)
     possible = min(round(60 * minutes / seconds), PASSES * len(data.opened) // batch)
-    return min(most, max(LEAST_STEPS, possible // 10 * 10))
+    return min(most, max(LEAST_STEPS, possible // 20 * 20))
 
 
 def _classification(start: Start, data: Data, machine: Machine, size: int, batch: int, steps: int) -> Experiment:
