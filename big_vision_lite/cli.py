@@ -44,6 +44,7 @@ COMMANDS = {command.name: command for command in (
     Command("launch", "CONFIG", "print or submit the job script", "launch.launch"),
     Command("data inspect", "SOURCE", "features, sizes, classes and a contact sheet", "data.inspect"),
     Command("data prepare", "SOURCE", "write a TFDS dataset of ArrayRecord files", "data.prepare"),
+    Command("data index", "SOURCE", "index labels once, for all machines of a run", "data.index"),
     Command("data hold-out", "FOLDER", "put training images aside for validation", "data.hold_out"),
     Command("data duplicates", "", "find near-duplicates between sources", "data.duplicates"),
     Command("weights import", "FILE", "make a run from weights of torchvision, timm, BiT", "weights.import_"),

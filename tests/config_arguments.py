@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+from big_vision_lite import config
+from big_vision_lite.scaling.studies.study import Study
+
 CONFIGS = Path(__file__).parents[1] / "configs"
 REQUIRED = {
     "image_folder.py": "root=/photos,size=32",
@@ -26,3 +29,11 @@ REQUIRED = {
     "paper/near_duplicates.py": "exclude=/ids.txt,root=/photos",
 }
 """Arguments by file; some that are not required change more of the config."""
+TABLE_STUDIES = ("imagenet", "coco", "voc07", "voc12", "data_size", "training_length", "classes", "capacity")
+"""Values of paper/tables.py:table."""
+
+
+def load_study(spec: str, **arguments: object) -> Study:
+    """The study of ``FILE.py:argument=value`` below configs/, with more arguments."""
+    more = ",".join(f"{name}={value}" for name, value in arguments.items())
+    return config.load(f"{CONFIGS}/{spec}{',' if more and not spec.endswith(':') else ''}{more}", "study")

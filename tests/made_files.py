@@ -8,6 +8,7 @@ import tarfile
 import numpy as np
 from PIL import Image
 
+from big_vision_lite.data.keypoints import COCO_PERSON
 from big_vision_lite.data.sources.coco_json import CocoJson
 from big_vision_lite.data.sources.csv_labels import CsvLabels
 from big_vision_lite.data.sources.image_folder import ImageFolder, ImageFolderDataset
@@ -73,6 +74,34 @@ def coco(folder, change=lambda data: None):
     change(data)
     (folder / "instances.json").write_text(json.dumps(data))
     return CocoJson(str(folder / "instances.json"), str(folder / "images"), masks=True)
+
+
+def people(folder, change=lambda data: None, **fields):
+    """Two images of 200 x 100 pixels in the format of person_keypoints: a person whose keypoints are drawn as dots, one
+    without labelled keypoints and a crowd; and a person of whom some keypoints are not labelled."""
+    rng = np.random.default_rng(0)
+    (folder / "people").mkdir(exist_ok=True)
+    boxes = {7: [(20, 10, 60, 80), (120, 10, 40, 40), (0, 0, 200, 100)], 4: [(90, 30, 50, 60)]}
+    labelled = {(7, 0): 17, (4, 0): 11}
+    annotations = []
+    for image, of_image in boxes.items():
+        pixels = np.zeros((100, 200, 3), np.uint8)
+        for k, (x, y, w, h) in enumerate(of_image):
+            count = labelled.get((image, k), 0)
+            at = np.stack([rng.integers(x + 2, x + w - 2, 17), rng.integers(y + 2, y + h - 2, 17),
+                           rng.integers(1, 3, 17)], 1)
+            at[count:] = 0
+            for column, row, _ in at[:count]:
+                pixels[row, column] = 255
+            annotations.append({"id": 10 * image + k, "image_id": image, "category_id": 1, "bbox": [x, y, w, h],
+                                "area": 0.6 * w * h, "iscrowd": int(k == 2), "num_keypoints": count,
+                                "keypoints": at.ravel().tolist()})
+        Image.fromarray(pixels).save(folder / "people" / f"{image}.png")
+    data = {"images": [{"id": i, "file_name": f"{i}.png", "width": 200, "height": 100} for i in boxes],
+            "annotations": annotations, "categories": [{"id": 1, "name": "person", "keypoints": COCO_PERSON.names}]}
+    change(data)
+    (folder / "people.json").write_text(json.dumps(data))
+    return CocoJson(str(folder / "people.json"), str(folder / "people"), keypoints=True, **fields)
 
 
 VOC_XML = """<annotation><filename>{name}.jpg</filename>{size}{objects}</annotation>"""

@@ -5,11 +5,13 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 from made_files import jpeg
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from big_vision_lite.data.sources.coco_json import CocoJson
+from big_vision_lite.evaluation import oks_ap
 from big_vision_lite.evaluation.coco_ap import CocoAp, coco_json, result_rows, summarize
 
 
@@ -31,6 +33,17 @@ def _evaluate(dataset, results) -> CocoAp:
         detected.createIndex()
         evaluation = COCOeval(reference, reference.loadRes(results) if len(results) else detected, "bbox")
         return summarize(evaluation, len(dataset["categories"]))
+
+
+def official_oks(dataset, results, sigmas, num_classes) -> dict[str, float]:
+    """As ``oks_ap``, of the contents of a file of annotations and one of results."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference = COCO()
+        reference.dataset = dataset
+        reference.createIndex()
+        evaluation = COCOeval(reference, reference.loadRes(results), "keypoints")
+        evaluation.params.kpt_oks_sigmas = np.array(sigmas)
+        return summarize(evaluation, num_classes, oks_ap.NAMES).metrics
 
 
 def coco_file(folder, *more):

@@ -12,9 +12,9 @@ import big_vision_lite
 PACKAGE = Path(big_vision_lite.__file__).parent
 ORDER = (
     "__init__", "errors", "system", "config",
-    "data.ragged", "data.columns", "data.random_streams", "data.shuffle", "data.mixing", "data.jpeg", "data.decode",
-    "data.source", "data.masks", "data.sources", "data.transforms", "data.curation", "data.buckets", "data.pipeline",
-    "data.resident", "data.tools",
+    "data.ragged", "data.columns", "data.scans", "data.random_streams", "data.shuffle", "data.mixing", "data.jpeg",
+    "data.decode", "data.keypoints", "data.source", "data.masks", "data.sources", "data.transforms", "data.curation",
+    "data.buckets", "data.pipeline", "data.resident", "data.tools",
     "near_duplicates", "backbones", "evaluation", "heads", "weights",
     "training.trees", "training.schedules", "training.optimizers", "training.mesh", "training.step",
     "training.transfer", "training.probe", "training.flops", "experiment", "training",

@@ -32,7 +32,7 @@ class Claim:
 
 
 def photos(what: str, *runs: Runs, metric: str = "test/top1", stage: str = "pretraining") -> Contrast:
-    return Contrast(what, metric, tuple(Runs(one.sign, {"stage": stage, **one.where}) for one in runs))
+    return Contrast(what, metric, tuple(dataclasses.replace(one, where={"stage": stage, **one.where}) for one in runs))
 
 
 def more(larger: dict, smaller: dict) -> tuple[Runs, Runs]:
@@ -64,8 +64,9 @@ CLAIMS = (
                        *more(of(LARGE, 225_000, share), of(SMALL, 225_000, share))) for share in (0.2, 0.4))),
     Claim("20 % wrong labels are forgiven by more images",
           "45,000 photos with 20 % wrong labels against 8,000 with right ones",
-          ("photos", "noise"),
-          (photos("225,000 seen", *more(of(LARGE, 225_000, 0.2, noise_kind="uniform"), of(SMALL, 225_000))),)),
+          ("photos", "noise", "noise_long"),
+          tuple(photos(f"{seen:,} seen", *more(of(LARGE, seen, 0.2, noise_kind="uniform"), of(SMALL, seen)))
+                for seen in (225_000, LONG))),
     Claim("Deeper networks gain more from data", "ResNet-18 and 10", ("photos", "depth"),
           (photos("gain of ResNet-18 minus gain of ResNet-10, 225,000 seen",
                   *more(of(LARGE, 225_000, depth=18), of(SMALL, 225_000, depth=18)), Runs(-1, of(LARGE, 225_000)),
@@ -77,9 +78,18 @@ CLAIMS = (
           tuple(photos(f"gain of a head on frozen features minus gain of fine-tuning, {target:,} photos",
                        *gain("True", target), *(Runs(-one.sign, one.where) for one in gain("False", target)),
                        stage="transfer") for target in (100, 1_000, 10_000))),
-    Claim("More classes are no worse than few, on the same images",
-          "100 classes against their 20 superclasses, `surface.py:superclasses=true`"),
-    Claim("Near-duplicates of the test images hardly matter", "with and without them, `surface.py:exclude=FILE`"),
+    Claim("More classes are better than few, on the same images",
+          "44,000 photos, 100 classes minus their 20 superclasses",
+          ("labels", "superclasses"),
+          (photos("accuracy among the superclasses, 225,000 seen",
+                  Runs(1, {"labels": ""}, "test/superclass_top1"), Runs(-1, {"labels": "superclasses"})),
+           *(photos(f"{way}, {target:,} photos of CIFAR-10-JPEG",
+                    *more(*({"labels": labels, "images": 44_000, "target_images": target, "frozen": frozen}
+                            for labels in ("", "superclasses"))), stage="transfer")
+             for way, frozen in (("fine-tuned", "False"), ("frozen", "True")) for target in (1_000,)))),
+    Claim("Near-duplicates of the test images raise the score (in the paper they hardly do)",
+          "44,000 photos with them minus 44,000 without", ("labels", "duplicates"),
+          (photos("225,000 seen", *more({"excluded": ""}, {"excluded": "True"})),)),
     Claim("Pretraining helps detection and segmentation", "boxes and masks, pretrained against scratch, three seeds"),
 )
 

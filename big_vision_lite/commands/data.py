@@ -1,16 +1,21 @@
-"""The commands about data: ``bvl data inspect``, ``prepare``, ``hold-out`` and ``duplicates``."""
+"""The commands about data: ``bvl data inspect``, ``prepare``, ``index``, ``hold-out`` and ``duplicates``."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from big_vision_lite.commands.arguments import Source, parse
-from big_vision_lite.errors import UserError
+from big_vision_lite.errors import UserError, writing
 from big_vision_lite.near_duplicates import MIN_CORRELATION, THRESHOLD
+
+if TYPE_CHECKING:
+    from big_vision_lite.data.tools.shard_writer import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +56,13 @@ class Prepare:
     """Worker processes; by default one per core."""
     on_bad_image: str = "raise"
     """raise, or skip: leave out unreadable images and list them beside the data."""
+    runner: str | None = None
+    """A Beam runner, whose machines have --data-dir and the source at the same places; by default this machine's
+    processes."""
+    beam_options: tuple[str, ...] = ()
+    """Options for the runner: --beam-options=--project=... and so on."""
+    workers: int = 1
+    """Threads of Beam on this machine."""
 
 
 def prepare(arguments: list[str]) -> int:
@@ -67,9 +79,59 @@ def prepare(arguments: list[str]) -> int:
                or {"train" if split in (None, ALL) else split: source})
     data_dir = default_data_dir(options.data_dir and str(options.data_dir))
     folder = prepare({name: source.open() for name, source in sources.items()}, Path(data_dir), options.name,
-                     processes=options.processes, on_bad_image=options.on_bad_image)
+                     processes=options.processes, on_bad_image=options.on_bad_image,
+                     run=_beam(options.runner, options.beam_options, options.workers, data_dir))
     print(f"{folder} is ready: Tfds({options.name!r}, SPLIT) with " + ", ".join(sources))
     return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """Make what runs must read a whole dataset for: indices of files, labels, orders and manifests. Run again, it
+    resumes. Other machines find it by BVL_SHARED=FOLDER."""
+
+    source: Annotated[Source, tyro.conf.Positional]
+    """A folder, a json, csv or config file, or the name of a TFDS dataset; of a config, all that it reads."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Folder that all machines see; by default the cache of this one."""
+    runner: str | None = None
+    """A Beam runner, such as DirectRunner for this machine; by default without Beam."""
+    beam_options: tuple[str, ...] = ()
+    """Options for the runner: --beam-options=--project=... and so on."""
+    workers: int = 1
+    """Threads of Beam on this machine."""
+
+
+def index(arguments: list[str]) -> int:
+    options = parse(Index, arguments, "bvl data index")
+    from big_vision_lite.commands.sources import inputs_of, source_of
+    from big_vision_lite.data.tools.index import index
+    from big_vision_lite.system.cache import cache_dir
+
+    if options.out is not None:
+        with writing(options.out, "name another folder"):
+            options.out.mkdir(parents=True, exist_ok=True)
+        os.environ["BVL_CACHE"] = str(options.out.absolute())
+        os.environ.pop("BVL_SHARED", None)
+    run = _beam(options.runner, options.beam_options, options.workers, str(cache_dir()))
+    for name, data in (inputs_of(options.source) or {options.source: source_of(options.source)}).items():
+        found = index(data, run)
+        print(f"{name}: {found.images:,} images with {found.labels:,} labels are indexed in {cache_dir()}")
+    if options.out is not None:
+        print(f"set BVL_SHARED={options.out.absolute()} on all machines")
+    return 0
+
+
+def _beam(runner: str | None, beam_options: tuple[str, ...], workers: int, shared: str) -> Run | None:
+    """How jobs are run on Beam; None without a runner. Raises: UserError."""
+    if runner is None:
+        if beam_options:
+            raise UserError(f"--beam-options {' '.join(beam_options)} without a runner; add --runner")
+        return None
+    from big_vision_lite.data.tools.beam import on_beam, require_beam
+
+    require_beam(f"--runner {runner}")
+    return functools.partial(on_beam, shared=shared, runner=runner, beam_options=beam_options, workers=workers)
 
 
 @dataclasses.dataclass(frozen=True)

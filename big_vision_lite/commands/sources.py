@@ -45,6 +45,16 @@ def input_of(spec: str) -> Input | None:
     return _train_input(spec) if _is_config(spec) else None
 
 
+def inputs_of(spec: str) -> dict[str, Input]:
+    """All inputs of a config, by name; none when ``spec`` is not a config."""
+    if not _is_config(spec):
+        return {}
+    from big_vision_lite.experiment import load_experiment
+
+    experiment = load_experiment(spec)
+    return {"train": experiment.train, **experiment.evals}
+
+
 def _train_input(spec: str) -> Input:
     from big_vision_lite.experiment import load_experiment
 

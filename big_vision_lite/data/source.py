@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import concurrent.futures
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,8 +13,9 @@ import numpy as np
 
 from big_vision_lite.data.columns import Columns
 from big_vision_lite.data.decode import DecodeError, image_size
+from big_vision_lite.data.keypoints import labelled
 from big_vision_lite.errors import BadImageError
-from big_vision_lite.system.cache import cache_dir, cached_array
+from big_vision_lite.system.cache import cached_array, cached_path
 
 Example = dict[str, Any]
 """One example. Required keys:
@@ -33,6 +34,10 @@ If the source has objects:
 ``crowd``         bool ``[n]``, boxes around groups of objects (COCO)
 ``difficult``     bool ``[n]``, objects ignored in scores (VOC)
 ``area``          float32 ``[n]``, in square pixels as annotated (COCO)
+``keypoints``     float32 ``[n, k, 3]``, x and y as fractions of the image, and visibility: 0 not labelled, 1 occluded,
+                  2 visible
+``keypoint_mirror`` int32 ``[k]``, for each keypoint the index of the one that takes its place in a mirrored image, as
+                  the right eye takes the left eye's
 ``image_id``      int or str, COCO's id of the image
 ``orientation``   int, the EXIF orientation by which boxes and masks were turned, if they were (COCO, VOC)
 
@@ -46,12 +51,11 @@ class ObjectArray(NamedTuple):
     feature: str
     """Its name in TFDS datasets."""
     dtype: type
-    shape: tuple[int, ...] = ()
-    """Of each object's entry."""
-    mirror: tuple[int, ...] | None = None
-    """Set if an entry holds points, in rows of x, y and possibly more, as fractions of the image: for each point the
-    index of the one that takes its place in a mirrored image, as the right eye takes the left eye's. Joint transforms
-    move points like boxes, to pixels of the output."""
+    shape: tuple[int | None, ...] = ()
+    """Of each object's entry. None: the number of keypoints."""
+    points: bool = False
+    """Whether an entry holds points, in rows of x, y and visibility. Joint transforms move them like boxes, and swap
+    those that a mirrored image swaps."""
 
 
 OBJECT_ARRAYS: dict[str, ObjectArray] = {
@@ -59,6 +63,7 @@ OBJECT_ARRAYS: dict[str, ObjectArray] = {
     "crowd": ObjectArray("is_crowd", np.bool_),
     "difficult": ObjectArray("is_difficult", np.bool_),
     "area": ObjectArray("area", np.float32),
+    "keypoints": ObjectArray("keypoints", np.float32, (None, 3), points=True),
 }
 """What an `Example` may hold about each object beside its box and label. An array added here is read from TFDS
 datasets, stored by `prepare`, and filtered with the boxes by curation and by joint transforms."""
@@ -68,6 +73,12 @@ def without_objects(example: Example) -> Example:
     """The example without its objects: boxes, arrays about them and masks."""
     object_keys = {"boxes", "box_labels", "instance_mask", "class_mask", *OBJECT_ARRAYS}
     return {key: value for key, value in example.items() if key not in object_keys}
+
+
+def has_keypoints(example: Example) -> np.ndarray:
+    """bool ``[n]``: which objects have labelled keypoints and are no crowd."""
+    with_labels = labelled(example["keypoints"]).any(1)
+    return with_labels & ~example.get("crowd", np.zeros(len(with_labels), np.bool_))
 
 
 class DatasetInfo:
@@ -153,6 +164,11 @@ class Dataset(DatasetInfo, abc.ABC):
         """
         return None
 
+    def column_pieces(self) -> Iterator[Columns] | None:
+        """`label_columns` in pieces, where the source knows ids and labels of many examples at once; they are then
+        written to one file. None: they are read one by one."""
+        return None
+
     def image_sizes(self) -> np.ndarray:
         """int32 ``[n, 2]``: (height, width) of every image, from its header; (0, 0) if that cannot be read. By default
         every file is read once, and the sizes are cached under the dataset's fingerprint."""
@@ -164,13 +180,31 @@ class Dataset(DatasetInfo, abc.ABC):
                 return np.concatenate(list(pool.map(chunk, range(0, len(self), 256))))
 
         name = f"{self.fingerprint.replace('/', '_')}-{len(self)}-2.npy"
-        return cached_array(cache_dir() / "image_sizes" / name, read)
+        return cached_array(cached_path("image_sizes", name), read)
 
     def _image_size(self, index: int) -> tuple[int, int]:
         try:
             return image_size(self[index]["image"])
         except (BadImageError, DecodeError):
             return 0, 0
+
+    def objects_with_keypoints(self) -> np.ndarray:
+        """int32 ``[m, 3]``: image, number within the image, and class of every object that has labelled keypoints and
+        is no crowd. By default every example is read once, and the result is cached under the dataset's fingerprint."""
+        def chunk(start: int) -> list[tuple[int, int, int]]:
+            indices = range(start, min(start + 256, len(self)))
+            return [(index, int(k), int(example["box_labels"][k]))
+                    for index, example in zip(indices, self.read(indices), strict=True)
+                    if not isinstance(example, BadImageError) and "keypoints" in example
+                    for k in np.flatnonzero(has_keypoints(example))]
+
+        def read() -> np.ndarray:
+            with concurrent.futures.ThreadPoolExecutor() as pool:
+                rows = [row for rows in pool.map(chunk, range(0, len(self), 256)) for row in rows]
+            return np.array(rows, np.int32).reshape(-1, 3)
+
+        name = f"{self.fingerprint.replace('/', '_')}-{len(self)}.npy"
+        return cached_array(cached_path("objects_with_keypoints", name), read)
 
     def strata(self) -> Strata | None:
         """Parts of the dataset with given shares of the training stream; None: every example has the same."""
@@ -188,6 +222,14 @@ class Source(abc.ABC):
     def recognise(cls, path: Path) -> dict[str, Any] | None:
         """The fields of a source of this format at ``path``, given on the command line; None if there is none."""
         return None
+
+    def count_files(self) -> int:
+        """How many files have an index of their own, of sources of many large files; 0 for others."""
+        return 0
+
+    def index_files(self, numbers: Sequence[int]) -> None:
+        """Make the indices of some of these files, unless they are there. Raises: UserError, as `open`."""
+        raise NotImplementedError
 
     @abc.abstractmethod
     def open(self) -> Dataset:

@@ -43,8 +43,8 @@ def coco_ap(truth: GroundTruth, detections: Detections, images: int, num_classes
         return summarize(COCOeval(reference, results, "bbox"), num_classes)
 
 
-def summarize(evaluation: Any, num_classes: int) -> CocoAp:
-    """Run a ``COCOeval``, of hotcoco or pycocotools."""
+def summarize(evaluation: Any, num_classes: int, names: tuple[str, ...] = NAMES) -> CocoAp:
+    """Run a ``COCOeval``, of hotcoco or pycocotools, whose statistics have these names."""
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
@@ -53,7 +53,7 @@ def summarize(evaluation: Any, num_classes: int) -> CocoAp:
     ap, ap50 = np.full(num_classes, np.nan), np.full(num_classes, np.nan)
     ap[has_objects], ap50[has_objects] = precision[:, :, has_objects].mean((0, 1)), precision[0][:, has_objects].mean(0)
     curve = precision[0][:, has_objects].mean(1) if has_objects.any() else np.full(precision.shape[1], np.nan)
-    stats = zip(NAMES, evaluation.stats, strict=True)
+    stats = zip(names, evaluation.stats, strict=True)
     return CocoAp({name: float(value) if value > -1 else None for name, value in stats}, ap, ap50, curve)
 
 

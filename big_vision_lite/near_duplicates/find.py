@@ -10,21 +10,19 @@ their pixels, whole and cropped, and the distance of embeddings if a network is 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import logging
 import math
-import re
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from big_vision_lite.data.source import Dataset
-from big_vision_lite.errors import UserError, nearest, writing
+from big_vision_lite.data.tools.beam import check_shared, is_local, require_beam, run_pipeline
+from big_vision_lite.errors import UserError, writing
 from big_vision_lite.near_duplicates import MIN_CORRELATION, THRESHOLD
 
 if TYPE_CHECKING:
@@ -104,15 +102,12 @@ def find_duplicates(
       UserError: Beam is not installed, the runner is unknown, there is no set to compare with, a dataset is empty, an
         argument is out of range, or ``out`` cannot be written.
     """
-    local = runner in (None, "DirectRunner")
     folder = Path(out).expanduser()
     shared = str(shared or folder).rstrip("/")
-    _check_arguments(against, threshold, min_correlation, "" if local else shared)
-    try:
-        import apache_beam  # noqa: F401
-    except ImportError:
-        raise UserError("the search for near-duplicates needs Apache Beam, which is not installed: "
-                        "pip install 'big_vision_lite[beam]'") from None
+    _check_arguments(against, threshold, min_correlation)
+    if not is_local(runner):
+        check_shared(shared, "duplicates")
+    require_beam("the search for near-duplicates")
     from big_vision_lite.near_duplicates import report, search, stages
 
     start = time.monotonic()
@@ -133,10 +128,8 @@ def find_duplicates(
     with writing(folder, "name another folder"):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()  # better to fail now than after hours
-    with (tempfile.TemporaryDirectory() as temporary, stages.already_open(key, opened),
-          _quiet() if local else contextlib.nullcontext()):
-        results = f"{temporary if local else shared}/found.{key}"
-        pairs, reports = _run(task, jobs, results, runner, beam_options, workers)
+    with tempfile.TemporaryDirectory() as temporary, stages.already_open(key, opened):
+        pairs, reports = _run(task, jobs, temporary if is_local(runner) else shared, runner, beam_options, workers)
     pairs.sort(key=lambda line: (line["source"], line["train_index"], line["against_index"]))
     bad = sorted({(line["source"], line["id"], line["reason"]) for line in reports if "id" in line})
     of_train, *of_others = _set_summaries(opened, within, pairs, reports)
@@ -152,7 +145,7 @@ def find_duplicates(
     return summary
 
 
-def _check_arguments(against: Mapping[str, Any], threshold: int, min_correlation: float | None, shared: str) -> None:
+def _check_arguments(against: Mapping[str, Any], threshold: int, min_correlation: float | None) -> None:
     if not against:
         raise UserError("duplicates: no source to compare with; name at least one, such as a test set")
     if "train" in against:
@@ -161,9 +154,6 @@ def _check_arguments(against: Mapping[str, Any], threshold: int, min_correlation
         raise UserError(f"duplicates: threshold={threshold}; expected 0 to 20 of the hash's 64 bits")
     if min_correlation is not None and not 0 < min_correlation <= 1:
         raise UserError(f"duplicates: min_correlation={min_correlation}; expected above 0 to 1, or None")
-    if set(shared) & set("*?[]"):
-        raise UserError(f"duplicates: shared={shared!r}; Beam cannot write to a name with any of *?[]; name another "
-                        "folder or bucket")
 
 
 def _set_summaries(opened: Sequence[Dataset], within: Sequence[bool], pairs: Sequence[dict],
@@ -179,67 +169,21 @@ def _set_summaries(opened: Sequence[Dataset], within: Sequence[bool], pairs: Seq
     return summaries
 
 
-def _run(task: Any, jobs: list[tuple[int, int, int]], results: str, runner: str | None, beam_options: Sequence[str],
+def _run(task: Any, jobs: list[tuple[int, int, int]], shared: str, runner: str | None, beam_options: Sequence[str],
          workers: int) -> tuple[list[dict], list[dict]]:
-    """The pairs, and the reports of images that were skipped; ``results`` is a folder for them, removed at the end."""
+    """The pairs, and the reports of images that were skipped; ``shared`` as in `run_pipeline`."""
     import apache_beam as beam
-    from apache_beam.io.filesystems import FileSystems
 
     from big_vision_lite.near_duplicates import stages
 
-    engine, options = _engine(runner, beam_options, workers)
-    pipeline = beam.Pipeline(runner=engine, options=options)
-    hashed = (pipeline | "ranges" >> beam.Create(jobs, reshuffle=False) | "spread" >> beam.Reshuffle()
-              | "hash" >> beam.ParDo(stages.Hash(task)).with_outputs("reports", main="hashes"))
-    pairs = (hashed.hashes | "by part" >> beam.GroupByKey() | "search" >> beam.ParDo(stages.Search(task))
-             | "by block" >> beam.GroupByKey() | "compare" >> beam.ParDo(stages.Compare(task)))
-    pairs | "write pairs" >> beam.io.WriteToText(f"{results}/pairs")
-    hashed.reports | "write reports" >> beam.io.WriteToText(f"{results}/reports")
-    try:
-        pipeline.run().wait_until_finish()
-        lines = {"pairs": [], "reports": []}
-        for kind in lines:
-            for file in FileSystems.match([f"{results}/{kind}-*"])[0].metadata_list:
-                with FileSystems.open(file.path) as opened:
-                    lines[kind] += map(json.loads, opened.read().splitlines())
-        return lines["pairs"], lines["reports"]
-    except Exception as error:  # runners raise types of their own, with the text of our error somewhere inside
-        text = f"{type(error).__module__}.{type(error).__name__}: {error}"
-        messages = re.findall(r"big_vision_lite\.errors\.\w+: (.+?) \[while running ", text)
-        if not messages:
-            raise
-        raise UserError(messages[-1]) from error
-    finally:
-        with contextlib.suppress(Exception):  # there may be no results yet
-            FileSystems.delete([results])
+    def build(pipeline: Any, results: str) -> Sequence[str]:
+        hashed = (pipeline | "ranges" >> beam.Create(jobs, reshuffle=False) | "spread" >> beam.Reshuffle()
+                  | "hash" >> beam.ParDo(stages.Hash(task)).with_outputs("reports", main="hashes"))
+        pairs = (hashed.hashes | "by part" >> beam.GroupByKey() | "search" >> beam.ParDo(stages.Search(task))
+                 | "by block" >> beam.GroupByKey() | "compare" >> beam.ParDo(stages.Compare(task)))
+        pairs | "write pairs" >> beam.io.WriteToText(f"{results}/pairs")
+        hashed.reports | "write reports" >> beam.io.WriteToText(f"{results}/reports")
+        return "pairs", "reports"
 
-
-def _engine(runner: str | None, beam_options: Sequence[str], workers: int) -> tuple[Any, Any]:
-    """The runner and its options. "DirectRunner" becomes Beam's portable local runner, because under that name Beam may
-    choose one that downloads a program."""
-    from apache_beam.options.pipeline_options import PipelineOptions
-    from apache_beam.runners import runner as runners
-
-    if runner not in (None, "DirectRunner"):
-        known = sorted({name.rpartition(".")[2] for name in runners._RUNNER_MAP.values()})
-        try:
-            return runners.create_runner(runner), PipelineOptions(list(beam_options))
-        except (ValueError, ImportError, AttributeError) as error:
-            raise UserError(f"Beam has no runner {runner!r}" + nearest(runner, known)) from error
-    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-
-    mode = "multi_threading" if workers > 1 else "in_memory"  # decoding and comparing release the GIL
-    flags = [f"--direct_num_workers={workers}", f"--direct_running_mode={mode}", *beam_options]
-    return FnApiRunner(), PipelineOptions(flags)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences Beam's log of a failure, which is pages long: on this machine the exception says the same."""
-    log = logging.getLogger("apache_beam")
-    before = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
+    lines = run_pipeline(build, shared, runner, beam_options, workers)
+    return [*map(json.loads, lines["pairs"])], [*map(json.loads, lines["reports"])]

@@ -29,13 +29,14 @@ WORKER_BATCH = 32
 
 
 def curated_by(*, exclude: str | None = None, hierarchy: str | None = None, vocabulary: int | None = None,
-               subset: int | None = None, stratified: bool = False, precision: float = 1.0) -> tuple[Curation, ...]:
+               subset: int | None = None, stratified: bool = False, precision: float = 1.0,
+               seed: int = 0) -> tuple[Curation, ...]:
     """The curation for a config's arguments, in the usual order; None (or a precision of 1) adds no step."""
     return curation(
         exclude=Exclude(exclude) if exclude else None,
         ancestors=AncestorLabels(hierarchy, "skip") if hierarchy else None,
         classes=ClassSubset(vocabulary) if vocabulary else None,
-        subset=NestedSubset(subset, stratified=stratified) if subset else None,
+        subset=NestedSubset(subset, seed=seed, stratified=stratified) if subset else None,
         noise=LabelNoise(precision) if precision < 1 else None,
     )
 

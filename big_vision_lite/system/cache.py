@@ -20,6 +20,19 @@ def cache_dir() -> Path:
     return Path(os.environ.get("BVL_CACHE") or "~/.cache/big_vision_lite").expanduser()
 
 
+def shared_dir() -> Path | None:
+    """``$BVL_SHARED``: a folder that `bvl data index` has filled, and that all machines of a run read."""
+    return Path(os.environ["BVL_SHARED"]).expanduser() if os.environ.get("BVL_SHARED") else None
+
+
+def cached_path(*parts: str) -> Path:
+    """Where something is cached: in `shared_dir`, if it is there, else in `cache_dir`."""
+    shared = shared_dir()
+    if shared is not None and (path := shared.joinpath(*parts)).exists():
+        return path
+    return cache_dir().joinpath(*parts)
+
+
 @contextlib.contextmanager
 def cached_file(path: Path) -> Iterator[Path]:
     """A temporary path whose file or folder becomes ``path`` if the block ends without an error. Of several writers of

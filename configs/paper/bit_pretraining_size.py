@@ -11,7 +11,8 @@ its result and times. Full scale was not run here.
 
 from big_vision_lite.backbones.resnet_v2 import ResNetV2
 from big_vision_lite.errors import UserError, nearest
-from big_vision_lite.recipes.paper import Scale, imagenet_finetuning, pretrain_imagenet, pretrain_large
+from big_vision_lite.recipes.paper import Scale
+from big_vision_lite.recipes.paper_mini import Miniature
 from big_vision_lite.recipes.transfer import CATALOGUE, tfds_finetuning
 from big_vision_lite.scaling.studies.study import RUN_PREFIX, Run, Study
 
@@ -35,11 +36,12 @@ def get_study(scale: Scale = "mini", seeds: int = 1, batch_size: int = 512, data
             raise UserError(f"bit_pretraining_size: no task {task!r}" + nearest(task, CATALOGUE))
     runs = []
     for seed in range(seeds):
-        for row, weights, pretrain in (("BiT-S", small, pretrain_imagenet), ("BiT-M", large, pretrain_large)):
+        mini = Miniature()
+        for row, weights, pretrain in (("BiT-S", small, mini.pretrain_imagenet), ("BiT-M", large, mini.pretrain_large)):
             in_table = {"table": "bit_r50", "row": row, "scale": scale, "init": row}
             if scale == "mini":
-                pretraining = Run(f"{row},seed={seed}", pretrain(scale, seed=seed))
-                experiment = imagenet_finetuning(scale, RUN_PREFIX + pretraining.name, seed=seed)
+                pretraining = Run(f"{row},seed={seed}", pretrain(seed=seed))
+                experiment = mini.imagenet_finetuning(RUN_PREFIX + pretraining.name, seed=seed)
                 runs += [pretraining, Run(f"tuned,{pretraining.name}", experiment, factors=in_table)]
                 continue
             for task in tasks:

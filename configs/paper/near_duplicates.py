@@ -15,7 +15,7 @@ from pathlib import Path
 from big_vision_lite import config
 from big_vision_lite.data.curation.steps import Exclude
 from big_vision_lite.errors import UserError
-from big_vision_lite.recipes.paper import OPEN_IMAGES, Scale, imagenet_finetuning, pretrain_large
+from big_vision_lite.recipes.paper import OPEN_IMAGES, Full, Scale
 from big_vision_lite.scaling.studies.study import RUN_PREFIX, Run, Study
 
 RECIPE = Path(__file__).parent.parent / "image_folder.py"
@@ -44,9 +44,9 @@ def get_study(exclude: str, scale: Scale = "mini", root: str | None = None, eval
             run_name = f"duplicates={kind},seed={seed}"
             factors = {"scale": scale, "duplicates": kind}
             if scale == "full":
-                pretraining = pretrain_large(scale, name=name, images=images, exclude=file, seed=seed,
-                                             data_dir=data_dir)
-                finetuning = imagenet_finetuning(scale, RUN_PREFIX + run_name, seed=seed, data_dir=data_dir)
+                recipes = Full(name, images, data_dir=data_dir)
+                pretraining = recipes.pretrain_large(exclude=file, seed=seed)
+                finetuning = recipes.imagenet_finetuning(RUN_PREFIX + run_name, seed=seed)
                 runs += [Run(run_name, pretraining, factors=factors),
                          Run(f"imagenet,{run_name}", finetuning, factors=factors)]
                 continue

@@ -11,16 +11,8 @@ values and times. Needs the extra [openmoji].
 
 from big_vision_lite.backbones.norm import BatchNorm
 from big_vision_lite.backbones.resnet import ResNet
-from big_vision_lite.data.pipeline import Input
-from big_vision_lite.data.sources.emoji_scenes import EmojiScenes, vocabulary
-from big_vision_lite.data.tools.prepare import PreparedEmojiScenes
-from big_vision_lite.data.transforms.image import RandomResizedCrop, Resize
 from big_vision_lite.experiment import Experiment
-from big_vision_lite.heads.classification import Classification
-from big_vision_lite.recipes.pretraining import curated_by
-from big_vision_lite.training.optimizers import AdamW
-from big_vision_lite.training.probe import Probe
-from big_vision_lite.training.schedules import Cosine
+from big_vision_lite.recipes.emoji import emoji_pretraining
 
 
 def get_config(images: int = 100_000, subset: int | None = None, size: int = 64, depth: int = 10, width: float = 0.5,
@@ -37,30 +29,6 @@ def get_config(images: int = 100_000, subset: int | None = None, size: int = 64,
       probes: whether to probe the features with each evaluation.
       seed: seed of initialization, data order and augmentation.
     """
-    names = vocabulary().names
-    unseen, seen = names[::16][:50], names[8::16][:50]
-    pretrained = tuple(name for name in names if name not in unseen)
-
-    def scenes(split: str, count: int) -> PreparedEmojiScenes:
-        return PreparedEmojiScenes(split, count, size=size, classes=pretrained, objects=(1, 3), zipf=0.5)
-
-    def other_style(split: str, count: int, classes: tuple[str, ...]) -> Input:
-        source = EmojiScenes(split, count, size=size, style="openmoji", classes=classes, objects=(1, 1), zipf=0.0)
-        return Input(source, Resize(size), batch_size)
-
-    style_probes = {name: Probe(other_style("train", 5_000, classes), other_style("test", 2_000, classes),
-                                kinds=("few_shot", "linear"), shots=(1, 5, 10, 25))
-                    for name, classes in (("unseen", unseen), ("seen", seen))}
-    return Experiment(
-        train=Input(scenes("train", images), RandomResizedCrop(size, area=(0.5, 1.0)), batch_size,
-                    curate=curated_by(subset=subset)),
-        evals={"validation": Input(scenes("validation", 2_000), Resize(size), batch_size)},
-        backbone=ResNet(depth, width=width, norm=BatchNorm(group=min(32, batch_size))),
-        head=Classification("sigmoid"),
-        optimizer=AdamW(3e-3 * (batch_size / 64) ** 0.5, schedule=Cosine(warmup=0.05), weight_decay=0.02),
-        probes=style_probes if probes else {},
-        steps=steps,
-        seed=seed,
-        log_every=50,
-        eval_every=1 / 2,
-    )
+    backbone = ResNet(depth, width=width, norm=BatchNorm(group=min(32, batch_size)))
+    return emoji_pretraining(backbone, images=images, subset=subset, size=size, steps=steps, batch_size=batch_size,
+                             probes=probes, eval_every=1 / 2, seed=seed)

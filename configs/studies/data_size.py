@@ -6,7 +6,7 @@
 Five nested subsets over two decades, each followed by few-shot probes, fine-tuning, and a head on frozen features. By
 default every run takes the same number of steps, so runs differ only in how often they see new scenes instead of known
 ones: the curve of data alone, at equal compute. ``epochs=4`` asks the paper's question instead, equal passes over each
-subset: compute grows with the data, and the smallest subsets get few steps. docs/results/studies.md has the result.
+subset: compute grows with the data, and the smallest subsets get few steps. docs/results/fixed_steps.md has the result.
 """
 
 from big_vision_lite.data.curation.steps import NestedSubset

@@ -6,7 +6,7 @@
 
 Layout, network and recipe as in configs/image_folder.py, at half its width. Subsets are nested and keep the proportions
 of the classes; every run takes the same number of steps. For 32-pixel images, 1,000 steps of 128 are 2 to 4 minutes per
-run on two cores. `bvl laws` then says what more photos would buy. docs/results/studies.md has the result for CIFAR-10.
+run on two cores. `bvl laws` then says what more photos would buy.
 """
 
 import dataclasses

@@ -9,6 +9,7 @@ sees several numbers of images; all lengths share a trunk at a constant rate. do
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 from big_vision_lite.data.curation.steps import Curation, Exclude, LabelNoise, NestedSubset, ParentLabels, curation
@@ -104,7 +105,7 @@ def get_study(root: str | None = None, subsets: tuple[int, ...] = (1_400, 3_400,
                     runs += grid(count, percent, seed, rate, tuple(numbers), rate_choice=file or UNTUNED)
                 longest = runs[-1]
                 for number in target_images:
-                    runs += _transfers(longest, target, number, depth, width, seed)
+                    runs += _transfers(longest, target, number, depth, width, seed, varied)
         for number in target_images:
             runs.append(Run(f"scratch,target={number},seed={seed}",
                             photos_transfer(None, target, images=number, depth=depth, width=width, seed=seed),
@@ -112,9 +113,10 @@ def get_study(root: str | None = None, subsets: tuple[int, ...] = (1_400, 3_400,
     return Study(study_name, tuple(runs))
 
 
-def _transfers(pretraining: Run, target: str, number: int, depth: int, width: float, seed: int) -> list[Run]:
+def _transfers(pretraining: Run, target: str, number: int, depth: int, width: float, seed: int,
+               varied: Mapping[str, str | bool]) -> list[Run]:
     seen = pretraining.experiment.steps * pretraining.experiment.train.batch_size
     return [Run(f"{'frozen' if freeze else 'tuned'},target={number},{pretraining.name}",
                 photos_transfer(RUN_PREFIX + pretraining.name, target, images=number, freeze=freeze, depth=depth,
                                 width=width, seed=seed),
-                factors={"target_images": number, "pretraining_seen": seen}) for freeze in (False, True)]
+                factors={"target_images": number, "pretraining_seen": seen, **varied}) for freeze in (False, True)]

@@ -8,19 +8,10 @@ Pretrained and from scratch take the same steps. ``freeze=true`` trains only the
 docs/results/dense_transfer.md has the measured values. Needs the extra [openmoji].
 """
 
-from big_vision_lite.backbones.norm import whole_batch
 from big_vision_lite.backbones.resnet import ResNet
 from big_vision_lite.config import backbone_of
-from big_vision_lite.data.pipeline import Input
-from big_vision_lite.data.tools.prepare import PreparedEmojiScenes
-from big_vision_lite.data.transforms.joint import ResizeToFit, ScaleJitter
 from big_vision_lite.experiment import Experiment
-from big_vision_lite.heads.detection.faster_rcnn import FasterRCNN
-from big_vision_lite.heads.detection.variants import FPN
-from big_vision_lite.recipes.pretraining import curated_by
-from big_vision_lite.training.optimizers import AdamW
-from big_vision_lite.training.schedules import Cosine
-from big_vision_lite.training.transfer import Transfer
+from big_vision_lite.recipes.emoji import scenes_detection
 
 
 def get_config(init: str | None = None, images: int = 2_000, subset: int | None = None, classes: int = 20,
@@ -38,22 +29,5 @@ def get_config(init: str | None = None, images: int = 2_000, subset: int | None 
       freeze: freeze the backbone.
       seed: seed of initialization, data order and augmentation.
     """
-    def scenes(split: str, count: int) -> PreparedEmojiScenes:
-        return PreparedEmojiScenes(split, count, size=size, style="openmoji", classes=classes, objects=(1, 4), zipf=0.5)
-
-    head = FasterRCNN(FPN(channels=64, width=256, anchor_sizes=(12, 20, 32, 52, 84), pre_nms_topk=(300, 200),
-                          post_nms_topk=(150, 100), rois_per_image=48), max_boxes=16, metric="AP50")
-    jitter = ScaleJitter(size, scale=(0.7, 1.4), of="fit", min_visibility=0.3, masks=False)
-    view = ResizeToFit(size, size, ((size, size),), random=False, masks=False)
-    return Experiment(
-        train=Input(scenes("train", images), jitter, batch_size, curate=curated_by(subset=subset)),
-        evals={"test": Input(scenes("test", 500), view, batch_size)},
-        # Batches are too small for groups: BatchNorm uses the whole batch.
-        backbone=whole_batch(backbone_of(init) or ResNet(10, width=0.5)),
-        head=head,
-        optimizer=AdamW(1e-3, schedule=Cosine(warmup=0.05), weight_decay=0.02, grad_clip_norm=10.0),
-        transfer=Transfer(init, freeze=("backbone",) if freeze else ()),
-        steps=steps,
-        seed=seed,
-        log_every=50,
-    )
+    return scenes_detection(init, backbone=backbone_of(init) or ResNet(10, width=0.5), images=images, subset=subset,
+                            classes=classes, size=size, steps=steps, batch_size=batch_size, freeze=freeze, seed=seed)

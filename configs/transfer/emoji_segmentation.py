@@ -8,18 +8,10 @@
 the decoder. docs/results/dense_transfer.md has measured values. Needs the extra [openmoji].
 """
 
-from big_vision_lite.backbones.norm import whole_batch
 from big_vision_lite.backbones.resnet import ResNet
 from big_vision_lite.config import backbone_of
-from big_vision_lite.data.pipeline import Input
-from big_vision_lite.data.tools.prepare import PreparedEmojiScenes
-from big_vision_lite.data.transforms.joint import ResizeToFit, ScaleJitter
 from big_vision_lite.experiment import Experiment
-from big_vision_lite.heads.segmentation import DeepLabV3Plus, Segmentation, dilated
-from big_vision_lite.recipes.pretraining import curated_by
-from big_vision_lite.training.optimizers import AdamW
-from big_vision_lite.training.schedules import Poly
-from big_vision_lite.training.transfer import Transfer
+from big_vision_lite.recipes.emoji import scenes_segmentation
 
 
 def get_config(init: str | None = None, images: int = 2_000, subset: int | None = None, classes: int = 20,
@@ -38,20 +30,6 @@ def get_config(init: str | None = None, images: int = 2_000, subset: int | None 
       freeze: freeze the backbone.
       seed: seed of initialization, data order and augmentation.
     """
-    def scenes(split: str, count: int) -> PreparedEmojiScenes:
-        return PreparedEmojiScenes(split, count, size=size, style="openmoji", classes=classes, objects=(1, 3), zipf=0.5)
-
-    decoder = DeepLabV3Plus((1, 2, 3), channels=64, low_level_channels=16)
-    view = ResizeToFit(size, size, ((size, size),), random=False)
-    return Experiment(
-        train=Input(scenes("train", images), ScaleJitter(size, scale=(0.75, 1.5)), batch_size,
-                    curate=curated_by(subset=subset)),
-        evals={"test": Input(scenes("test", 500), view, batch_size)},
-        backbone=dilated(whole_batch(backbone_of(init) or ResNet(10, width=0.5)), 8),
-        head=Segmentation(decoder, size, ohem_fraction=ohem_fraction),
-        optimizer=AdamW(2e-3, Poly(warmup=0.05), weight_decay=0.02),
-        transfer=Transfer(init, freeze=("backbone",) if freeze else ()),
-        steps=steps,
-        seed=seed,
-        log_every=50,
-    )
+    return scenes_segmentation(init, backbone=backbone_of(init) or ResNet(10, width=0.5), images=images, subset=subset,
+                               classes=classes, size=size, steps=steps, batch_size=batch_size,
+                               ohem_fraction=ohem_fraction, freeze=freeze, seed=seed)

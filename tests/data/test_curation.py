@@ -277,7 +277,7 @@ def test_passes_over_the_data_do_not_depend_on_the_size_of_their_pieces(source, 
              (exclude, NestedSubset(2500)), (AncestorLabels(hierarchy, "add"), LabelNoise(0.9, recall=0.7))]
     seen = []
     for chunk in (1 << 20, 900):
-        monkeypatch.setattr("big_vision_lite.data.curation.curated.CHUNK", chunk)
+        monkeypatch.setattr("big_vision_lite.data.curation.stored.CHUNK", chunk)
         monkeypatch.setenv("BVL_CACHE", str(tmp_path / str(chunk)))
         seen.append([(contents(data), manifest(data)) for data in (curated(Simulated(), s) for s in steps)])
     assert seen[0] == seen[1]

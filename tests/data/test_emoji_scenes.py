@@ -13,6 +13,7 @@ import pytest
 from made_files import digest
 
 from big_vision_lite import config
+from big_vision_lite.data.keypoints import EMOJI
 from big_vision_lite.data.sources import emoji_art, emoji_scenes
 from big_vision_lite.data.sources.emoji_scenes import MIN_VISIBLE, SPLITS, EmojiScenes, compose, vocabulary
 from big_vision_lite.data.tools import prepare
@@ -165,6 +166,78 @@ def test_annotations_agree_with_the_drawing(monkeypatch):
         dtypes |= {"visible": "float32", "instance_mask": "uint8", "class_mask": "uint16"}
         assert {key: str(example[key].dtype) for key in dtypes} == dtypes
     assert dropped > 20
+
+
+def test_keypoints_are_the_tips_of_the_drawing(monkeypatch):
+    """Of a cross whose arms have different lengths and tips of different colours."""
+    cross = np.zeros((60, 40, 4), np.uint8)
+    cross[:, 18:23] = cross[24:29] = 255
+    tips = {"red": (slice(0, 5), slice(18, 23)), "green": (slice(55, 60), slice(18, 23)),
+            "blue": (slice(24, 29), slice(0, 5)), "yellow": (slice(24, 29), slice(35, 40))}
+    colours = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)}
+    for name, place in tips.items():
+        cross[place][..., :3] = colours[name]
+    monkeypatch.setattr(emoji_scenes, "drawing", lambda style, code: (cross,))
+    monkeypatch.setattr(emoji_art, "drawing", lambda style, code: (cross,))
+    monkeypatch.setattr(emoji_scenes, "outermost_points", emoji_art.outermost_points.__wrapped__)
+    mirrored = 0
+    for index in range(60):
+        example = compose(0, index, size=192, objects=(1, 1), keypoints=True)
+        plain = compose(0, index, size=192, objects=(1, 1))
+        assert plain.keys() == example.keys() - {"keypoints", "keypoint_mirror"}
+        assert all(np.array_equal(plain[key], example[key]) for key in plain)
+        (points,), image = example["keypoints"], example["image"].astype(int)
+        inside = points[:, 2] > 0
+        points = points[:, :2] * 192
+        top, bottom, left, right = points
+        up, middle = top - bottom, (top + bottom) / 2
+        seen = []
+        for name, point in zip(EMOJI.names, points, strict=True):
+            if not inside[EMOJI.names.index(name)]:
+                seen.append(None)
+                continue
+            assert example["instance_mask"][tuple((point[::-1] + 0.35 * (middle - point)[::-1] / np.hypot(
+                *(middle - point))).astype(int))] == 1
+            toward = point + 2.5 * (middle - point) / np.hypot(*(middle - point))
+            red, green, blue = image[tuple(toward[::-1].astype(int))]
+            seen.append("blue" if blue > max(red, green) else "yellow" if min(red, green) > 1.6 * blue and
+                        max(red, green) < 1.5 * min(red, green) else "red" if red > green else "green")
+        assert seen[0] in ("red", None) and seen[1] in ("green", None)
+        assert seen[2:] in (["blue", "yellow"], ["yellow", "blue"]) or None in seen
+        mirrored += seen[2] == "yellow"
+        if inside.all():  # left as seen with the top up
+            assert up[0] * (left - right)[1] - up[1] * (left - right)[0] < 0
+    assert 10 < mirrored < 50
+
+
+def test_covered_keypoints_are_occluded_and_those_beyond_the_frame_not_labelled():
+    counts, seen = np.zeros(3, int), []
+    for index in range(200):
+        example = compose(0, index, size=96, objects=(3, 6), keypoints=True)
+        assert example["keypoints"].shape == (len(example["boxes"]), 4, 3)
+        assert example["keypoints"].dtype == np.float32 and example["keypoint_mirror"].tolist() == [0, 1, 3, 2]
+        for k, points in enumerate(example["keypoints"], 1):
+            counts += np.bincount(points[:, 2].astype(int), minlength=3)
+            assert not points[points[:, 2] == 0].any() and (points[:, :2] >= 0).all() and (points[:, :2] < 1).all()
+            for x, y, visibility in points[points[:, 2] > 0]:
+                row, column = int(y * 96), int(x * 96)
+                around = example["instance_mask"][max(row - 2, 0):row + 3, max(column - 2, 0):column + 3]
+                seen.append((visibility, k in around))
+    visibility, is_seen = np.array(seen).T
+    assert is_seen[visibility == 2].mean() > 0.99  # a thin tip may be too thin to see
+    assert is_seen[visibility == 1].mean() < 0.5  # what is covered is seen only near the edge of what covers it
+    assert (counts > [100, 100, 1000]).all()
+
+
+def test_keypoints_change_neither_scenes_nor_the_fingerprints_of_scenes_without(tmp_path, monkeypatch):
+    assert EmojiScenes(images=5).fingerprint == "emoji_scenes-17f0bdf7c2d140ab"
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with_points = PreparedEmojiScenes("test", images=6, keypoints=True)
+    composed, prepared = EmojiScenes("test", images=6, keypoints=True).open(), with_points.open()
+    assert composed.fingerprint == prepared.fingerprint != EmojiScenes("test", images=6).fingerprint
+    for i in range(6):
+        assert_same(composed[i], prepared[i])
+    np.testing.assert_array_equal(composed.objects_with_keypoints(), prepared.objects_with_keypoints())
 
 
 def test_one_object_per_scene_is_single_label_and_fully_visible():

@@ -31,23 +31,10 @@ def test_paper_tables_are_what_report_prints():
         assert printed == paper_table([RESULTS.parent.parent / folder], table), folder
 
 
-def test_the_table_of_depths():
-    with (RESULTS / "capacity" / "results.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    text = (RESULTS / "studies.md").read_text()
-    lines = set()
-    for row in rows:
-        same = [other for other in rows if (other["images"], other["depth"]) == (row["images"], row["depth"])]
-        cells = [f"{float(next(r[metric] for r in same if r[metric])):.3f}"
-                 for metric in ("validation/mAP", "new_classes/few_shot_10", "test/top1")]
-        lines.add(f"| {int(row['images']):,} | {row['depth']} | {' | '.join(cells)} |")
-    assert len(lines) == 9 and all(line in text for line in lines)
-
-
 def seed_table(study: str, columns: dict[str, tuple[str, dict[str, str]]], by: str = "images") -> list[str]:
     """Rows of a table: a level of ``by``, then for each column the values of its metric by seed, in ascending order, of
     the runs with given values in other columns."""
-    with (RESULTS / study / "results.csv").open() as file:
+    with (RESULTS / "fixed_steps" / study / "results.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["status"] == "done"]
 
     def cell(level: str, metric: str, values: dict[str, str]) -> str:
@@ -61,15 +48,13 @@ def seed_table(study: str, columns: dict[str, tuple[str, dict[str, str]]], by: s
             for level in levels]
 
 
-def test_the_readme_has_the_medians():
+def test_the_readme_has_the_grid():
     text = (RESULTS.parent.parent / "README.md").read_text()
-    for study, metric, values in (("data_size", "validation/mAP", {"depth": "10"}),
-                                  ("data_size", "test/top1", {"depth": "10", "frozen": "False"}),
-                                  ("scenes_wide", "validation/mAP", {"depth": "50"}), ("photos", "test/top1", {}),
-                                  ("photos_wide", "test/top1", {})):
-        cells = [row.split("|")[2] for row in seed_table(study, {"": (metric, values)})]
-        medians = [sorted(cell.split(", "))[len(cell.split(", ")) // 2].strip() for cell in cells]
-        assert f"| {' | '.join(medians)} |" in text, (study, metric)
+    rows = [row for row in surface_rows("photos") if row["stage"] == "pretraining"]
+    for images in (1_400, 8_000, 45_000):
+        cells = [mean_of(rows, "val/top1", images=images, images_seen=seen)
+                 for seen in (7_000, 28_000, 112_000, 450_000)]
+        assert f"| {images:,} | {' | '.join(cells)} |" in text
 
 
 def scenes_columns(**values: str) -> dict[str, tuple[str, dict[str, str]]]:
@@ -78,16 +63,12 @@ def scenes_columns(**values: str) -> dict[str, tuple[str, dict[str, str]]]:
             "frozen": ("test/top1", {"frozen": "True", **values})}
 
 
-NOISE = {name: column for name, column in scenes_columns().items() if name != "frozen"}
-
-
 @pytest.mark.parametrize(("study", "columns", "by", "rows"), [
     ("data_size", scenes_columns(depth="10"), "images", 5), ("data_size", scenes_columns(depth="18"), "images", 5),
     ("scenes_wide", scenes_columns(depth="18"), "images", 6), ("scenes_wide", scenes_columns(depth="50"), "images", 6),
-    ("photos", {"top-1": ("test/top1", {})}, "images", 5), ("photos_wide", {"top-1": ("test/top1", {})}, "images", 5),
-    ("noise", NOISE, "noise", 4), ("noise_more", NOISE, "noise", 3)])
+    ("photos_wide", {"top-1": ("test/top1", {})}, "images", 5)])
 def test_tables_match_the_csv_files(study, columns, by, rows):
-    text = (RESULTS / "studies.md").read_text()
+    text = (RESULTS / "fixed_steps.md").read_text()
     expected = seed_table(study, columns, by)
     assert len(expected) == rows
     for row in expected:
@@ -170,4 +151,20 @@ def test_the_noise_of_the_surface():
     for images, seen in itertools.product((8_000, 45_000), (56_000, 225_000)):
         cells = [mean_of(rows, "val/top1", images=images, images_seen=seen, noise=share)
                  for share in ("0.0", "0.2", "0.4")]
-        assert f"| {images:,} | {seen:,} | {' | '.join(cells)} |" in text
+        within = mean_of(surface_rows("noise_parent"), "val/top1", images=images, images_seen=seen)
+        assert f"| {images:,} | {seen:,} | {' | '.join(cells)} | {within} |" in text
+
+
+def test_the_labels_of_the_surface():
+    text = (RESULTS / "surface.md").read_text()
+    for start, folder, columns in (
+            ("100 classes", "labels", ("test/superclass_top1", "test/top1", "False", "True")),
+            ("their 20 superclasses", "superclasses", ("test/top1", "", "False", "True")),
+            ("100 classes, without near-duplicates of test photos", "duplicates",
+             ("test/superclass_top1", "test/top1", "", ""))):
+        rows = [row for row in surface_rows(folder) if row["images"] == "44000"]
+        cells = [", ".join(f"{float(row['test/top1' if column in ('False', 'True') else column]):.3f}" for row in rows
+                           if (row["stage"] == "transfer") == (column in ("False", "True"))
+                           and (row["frozen"] == column or row["stage"] == "pretraining")) if column else ""
+                 for column in columns]
+        assert f"| {start} | {' | '.join(cells)} |" in text, (start, cells)

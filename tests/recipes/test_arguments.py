@@ -32,13 +32,15 @@ ONLY_HERE = {
     "transfer/coco_detection.py": {"schedule", "minival", "train_batchnorm"},
     "transfer/emoji_segmentation.py": {"ohem_fraction"}, "transfer/folder_segmentation.py": {"channels"},
     "transfer/voc07_detection.py": {"train_batchnorm"}, "transfer/voc12_segmentation.py": {"multi_scale_flip"},
-    "transfer/vtab.py": {"task"}, "studies/noise.py": {"wrong"},
+    "transfer/vtab.py": {"task"}, "studies/boxes.py": {"task", "seen", "rates", "target_images"},
+    "studies/detection_start.py": {"rates", "lengths", "head_rates", "fixed_statistics"},
     "studies/surface.py": {"superclasses", "wrong", "seen", "max_passes", "kind", "rates", "sweep", "schedule",
                            "resident", "target", "target_images"},
-    "paper/tables.py": {"table", "minival"}, "paper/bit_pretraining_size.py": {"tasks", "small", "large"},
+    "paper/tables.py": {"table", "minival", "equal", "rates", "sweep", "transfer_steps", "transfer_rate"},
+    "paper/bit_pretraining_size.py": {"tasks", "small", "large"},
 }
 """Further words, by the configs that may have them."""
-BY_TABLE = ("paper/tables.py", "paper/bit_pretraining_size.py", "studies/surface.py")
+BY_TABLE = ("paper/tables.py", "paper/bit_pretraining_size.py", "studies/surface.py", "studies/detection_start.py")
 """Studies whose lengths are those of the paper, or several."""
 PATHS = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.py"))
 WITH_STEPS = [path for path in PATHS if re.search(r"\bsteps: ", (CONFIGS / path).read_text())]

@@ -2,29 +2,22 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
+from config_arguments import CONFIGS, TABLE_STUDIES
+from config_arguments import load_study as load
 
 from big_vision_lite import config
 from big_vision_lite.data.curation.steps import Exclude, NestedSubset
 from big_vision_lite.errors import UserError
-from big_vision_lite.recipes.paper import MINI_IMAGENET, segmentation
+from big_vision_lite.recipes.paper import Full
 from big_vision_lite.scaling.paper.tables import TABLES
-from big_vision_lite.scaling.studies.study import Study
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-TABLE_STUDIES = ("imagenet", "coco", "voc07", "voc12", "data_size", "training_length", "classes", "capacity")
 PAPER = (*(f"paper/tables.py:table={table}" for table in TABLE_STUDIES), "paper/bit_pretraining_size.py:",
          "paper/near_duplicates.py:exclude=/ids.txt,root=/photos")
-SEVERAL_SEEDS = (*PAPER, "studies/capacity.py:", "studies/data_size.py:", "studies/noise.py:",
+SEVERAL_SEEDS = (*PAPER, "studies/boxes.py:", "studies/data_size.py:", "studies/detection_start.py:",
                  "studies/photos.py:root=/photos", "studies/surface.py:",
                  "studies/surface.py:root=/photos,target=/others,target_images=(100,1000),wrong=(0,20)")
-
-
-def load(spec: str, **arguments: object) -> Study:
-    more = ",".join(f"{name}={value}" for name, value in arguments.items())
-    return config.load(f"{CONFIGS}/{spec}{',' if more and not spec.endswith(':') else ''}{more}", "study")
 
 
 @pytest.mark.parametrize("spec, arguments", [
@@ -52,9 +45,11 @@ def test_studies_differ_in_what_they_vary():
     assert [run.experiment.steps for run in by_epochs.runs if run.start is None] == [16, 50, 156, 500, 1562]
     coco = load("paper/tables.py:table=coco")
     assert coco["imagenet+large,seed=0"].start == "imagenet,seed=0"
-    assert coco["imagenet,seed=0"].experiment.train.curate == (NestedSubset(MINI_IMAGENET),)
-    noise = load("studies/noise.py")
-    assert [noise.factors(run)["noise"] for run in noise.runs if run.start] == [0.0, 0.1, 0.2, 0.4]
+    noise = load("studies/surface.py:wrong=(20,40),subsets=(1000,),seen=(8000,),seeds=1")
+    assert [noise.factors(run)["noise"] for run in noise.runs] == [0.2, 0.4]
+    boxes = load("studies/boxes.py:seeds=1")
+    targets = [run for run in boxes.runs if "target" in run.name]
+    assert [boxes.factors(run)["images"] for run in targets] == [0, 0, 2000, 2000, 32000, 32000]
     duplicates = load("paper/near_duplicates.py:exclude=/ids.txt,root=/photos").runs
     assert [run.experiment.train.curate for run in duplicates] == [(), (Exclude("/ids.txt"),)]
     minival = load("paper/tables.py:table=data_size,scale=full,root=/coco,minival=/ids.txt")
@@ -74,7 +69,7 @@ def test_what_is_refused(spec, message):
 
 def test_one_recipe_for_segmentation():
     experiment = config.load(f"{CONFIGS}/transfer/voc12_segmentation.py:root=/voc")
-    of_study = segmentation("full", None, root="/voc")
+    of_study = Full(root="/voc").segmentation(None)
     float32 = dataclasses.replace(of_study.backbone, dtype="float32")
     assert dataclasses.replace(of_study, backbone=float32) == experiment
 

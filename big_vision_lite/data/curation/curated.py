@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,37 +13,10 @@ from big_vision_lite.data.columns import Columns
 from big_vision_lite.data.curation.label_index import label_index
 from big_vision_lite.data.curation.label_rules import LabelRule, Remap
 from big_vision_lite.data.curation.object_labels import renumber_objects
-from big_vision_lite.data.curation.permutation import Permutation
+from big_vision_lite.data.curation.stored import Order, stored_counts
 from big_vision_lite.data.ragged import Ragged, id_key
 from big_vision_lite.data.source import Dataset, Example, Strata, without_objects
 from big_vision_lite.errors import BadImageError
-
-CHUNK = 1 << 20
-"""Examples whose labels are processed at a time in a pass over all of them."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Order:
-    """Which of the source's indices are used, and in which order: all, the first of a permutation, or a list."""
-
-    length: int
-    permutation: Permutation | None = None
-    indices: np.ndarray | None = None
-
-    @property
-    def is_all(self) -> bool:
-        return self.permutation is None and self.indices is None
-
-    def __call__(self, positions: np.ndarray) -> np.ndarray:
-        """The source's indices at positions int64 ``[k]``: int64 ``[k]``."""
-        if self.indices is not None:
-            return self.indices[positions]
-        return self.permutation(positions) if self.permutation else positions
-
-    def chunks(self) -> Iterator[np.ndarray]:
-        """All indices, `CHUNK` at a time."""
-        for start in range(0, max(self.length, 1), CHUNK):
-            yield self(np.arange(start, min(start + CHUNK, self.length)))
 
 
 @dataclasses.dataclass(eq=False)
@@ -51,6 +24,7 @@ class Curated(Dataset):
     """The examples of ``source`` selected by ``order``, with labels changed by ``rules``.
 
     Attributes:
+      fingerprint: of the source and all steps so far, also while a step is applied.
       rules: in the order in which they apply.
       reports: what each step did; part of data.json.
     """
@@ -92,7 +66,7 @@ class Curated(Dataset):
 
     def labels_at(self, indices: np.ndarray) -> Ragged:
         """Labels after all rules, at the source's indices int64 ``[k]``."""
-        return self._apply_rules(self.index.keys[indices], self.index.labels.take(indices))
+        return self._apply_rules(self.index.keys_at(indices), self.index.labels_at(indices))
 
     def _apply_rules(self, keys: np.ndarray, labels: Ragged) -> Ragged:
         for rule in self.rules:
@@ -102,10 +76,13 @@ class Curated(Dataset):
     def class_frequencies(self) -> np.ndarray:
         """int64 ``[classes]``: images of each class after the rules so far, in the whole source. It does not depend on
         which examples are selected, so that what is derived from it is the same for subsets of all sizes."""
-        counts = np.zeros(len(self.classes), np.int64)
-        for indices in Order(len(self.source)).chunks():
-            counts += np.bincount(self.labels_at(indices).values, minlength=len(counts))
-        return counts
+        def count() -> np.ndarray:
+            counts = np.zeros(len(self.classes), np.int64)
+            for indices in Order(len(self.source)).chunks():
+                counts += np.bincount(self.labels_at(indices).values, minlength=len(counts))
+            return counts
+
+        return stored_counts(f"{self.fingerprint}-{len(self.rules)}", len(self.source), count)
 
     def __len__(self) -> int:
         return self.order.length

@@ -12,13 +12,23 @@ from pathlib import Path
 
 import numpy as np
 
+from big_vision_lite.data.sources.emoji_art import emoji_hierarchy
 from big_vision_lite.errors import UserError, nearest, reading
-from big_vision_lite.system.parse import read_text
+from big_vision_lite.system.parse import read_bytes, read_text
+
+EMOJI = "emoji_scenes"
+"""In place of a file: the groups of the emoji."""
+_EXPECTED = "a hierarchy is a file with lines 'child,parent'"
+
+
+def hierarchy_bytes(file: str) -> bytes:
+    """What a hierarchy's file holds. Raises: UserError when it cannot be read."""
+    return emoji_hierarchy().encode() if file == EMOJI else read_bytes(Path(os.path.expanduser(file)), _EXPECTED)
 
 
 class Hierarchy:
     """Read from a file with the columns child and parent, separated by a tab, comma or spaces. ``#`` starts a comment;
-    a first line ``child parent`` is a header.
+    a first line ``child parent`` is a header. ``emoji_scenes`` is no file, but the groups of the emoji.
 
     Attributes:
       parents: the parents of each name, in the order of the file.
@@ -30,7 +40,7 @@ class Hierarchy:
 
     def __init__(self, file: str):
         self.file = file
-        text = read_text(Path(os.path.expanduser(file)), "a hierarchy is a file with lines 'child,parent'")
+        text = emoji_hierarchy() if file == EMOJI else read_text(Path(os.path.expanduser(file)), _EXPECTED)
         self.digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         self.parents: dict[str, list[str]] = {}
         for number, line in enumerate(text.splitlines(), 1):

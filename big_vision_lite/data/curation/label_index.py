@@ -6,16 +6,18 @@ Its checksum is verified at 3 GB/s when it is opened; a damaged one is made agai
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
+import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from big_vision_lite.data.columns import Columns, has_repeats, id_keys, read_columns, write_columns
+from big_vision_lite.data.columns import Columns, has_repeats, id_keys, mapped_columns, read_columns, write_columns
 from big_vision_lite.data.ragged import Ragged
+from big_vision_lite.data.scans import MAX_EXAMPLES, check_scan
 from big_vision_lite.data.source import Dataset
 from big_vision_lite.errors import UserError
-from big_vision_lite.system.cache import cache_dir, cached_file
+from big_vision_lite.system.cache import cached_file, cached_path
 from big_vision_lite.system.cores import usable_cores
 
 FORMAT = 3
@@ -28,17 +30,27 @@ def label_index(dataset: Dataset) -> Columns:
     reading every id and label once.
 
     Raises:
-      UserError: two examples have the same id, or a label is not one of the classes; or as `Dataset.label_columns`.
+      UserError: two examples have the same id, or a label is not one of the classes; there are too many examples to
+        read them one by one (see `data.scans`); or as `Dataset.label_columns`.
     """
     if (columns := dataset.label_columns()) is not None:
         return columns
-    path = cache_dir() / "label_index" / f"{dataset.fingerprint.replace('/', '_')}-{FORMAT}.arrow"
+    path = index_path(dataset)
     if (index := read_columns(path)) is not None and len(index) == len(dataset):
         return index
-    index = _scan(dataset)
-    with contextlib.suppress(OSError), cached_file(path) as temporary:
-        write_columns([index], temporary)
-    return index
+    if (columns := dataset.column_pieces()) is None:
+        check_scan(f"the dataset {dataset.fingerprint}", len(dataset), MAX_EXAMPLES, "examples")
+        columns = iter((_scan(dataset),))
+    with cached_file(path) as temporary:
+        write_columns(columns, temporary)
+        index = mapped_columns(temporary)  # which stays when the file is moved or removed
+        check_columns(index, len(dataset.classes), dataset.multi_label)
+    return dataclasses.replace(index, path=path if path.is_file() else None)
+
+
+def index_path(dataset: Dataset) -> Path:
+    """Where the labels of a dataset are stored that has no columns of its own."""
+    return cached_path("label_index", f"{dataset.fingerprint.replace('/', '_')}-{FORMAT}.arrow")
 
 
 def _scan(dataset: Dataset) -> Columns:
@@ -58,24 +70,27 @@ def _scan(dataset: Dataset) -> Columns:
                       disable=not console.is_terminal)
         ids, keys, counts, values = zip(*parts, strict=True)
     labels = Ragged(np.cumsum(np.concatenate(counts), dtype=np.int64), np.concatenate(values))
-    index = Columns(labels, np.concatenate(keys), pa.concat_arrays(ids))
-    check_columns(index, len(dataset.classes), dataset.multi_label)
-    return index
+    return Columns(labels, np.concatenate(keys), pa.concat_arrays(ids))
 
 
 def check_columns(index: Columns, classes: int, multi_label: bool) -> None:
     """Raises: UserError, as `label_index`, or an example has several labels or none where it must have one."""
-    out_of_range = np.flatnonzero((index.labels.values < 0) | (index.labels.values >= classes))
-    if len(out_of_range):
-        row = int(np.searchsorted(index.labels.ends, out_of_range[0], side="right"))
-        raise UserError(f"example {index.id(row)!r} has label {index.labels.values[out_of_range[0]]}; expected 0 to "
-                        f"{classes - 1}, because there are {classes} classes; {len(out_of_range)} labels are out of "
-                        "range")
-    counts = index.labels.counts()
-    if not multi_label and (counts != 1).any():
-        row = int(np.flatnonzero(counts != 1)[0])
-        raise UserError(f"example {index.id(row)!r} has {counts[row]} labels in a source with one label per image; "
-                        "give it one, or make the source multi_label")
+    wrong, first, several = 0, "", ""
+    for piece in index.pieces():
+        out_of_range = np.flatnonzero((piece.labels.values < 0) | (piece.labels.values >= classes))
+        wrong += len(out_of_range)
+        if len(out_of_range) and not first:
+            row = int(np.searchsorted(piece.labels.ends, out_of_range[0], side="right"))
+            first = f"example {piece.id(row)!r} has label {piece.labels.values[out_of_range[0]]}"
+        counts = piece.labels.counts()
+        if not (multi_label or several) and (counts != 1).any():
+            row = int(np.flatnonzero(counts != 1)[0])
+            several = f"example {piece.id(row)!r} has {counts[row]} labels"
+    if first:
+        raise UserError(f"{first}; expected 0 to {classes - 1}, because there are {classes} classes; {wrong} labels "
+                        "are out of range")
+    if several:
+        raise UserError(f"{several} in a source with one label per image; give it one, or make the source multi_label")
     if not has_repeats(index.keys):
         return
     order = np.argsort(index.keys, kind="stable")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from big_vision_lite.data.curation.hierarchy import Hierarchy
-from big_vision_lite.data.ragged import Ragged, uniform
+from big_vision_lite.data.ragged import Ragged, among, uniform
 from big_vision_lite.errors import UserError, nearest, reading
 from big_vision_lite.system.parse import read_text
 
@@ -91,7 +91,7 @@ class Corrupt:
           keys, rows: ``[k]``, of the image.
           true: ``[k]``, the true label that the wrong one is drawn for.
           number: ``[k]``, counts the draws for the same true label.
-          taken: labels that the images have, as row * classes + label.
+          taken: labels that the images have, as row * classes + label, ascending.
         """
         wrong = np.full(len(rows), -1, np.int64)
         todo = np.arange(len(rows))
@@ -100,12 +100,12 @@ class Corrupt:
             pairs = rows[todo] * self.classes + drawn
             first = np.zeros(len(todo), np.bool_)
             first[np.unique(pairs, return_index=True)[1]] = True
-            valid = first & (drawn >= 0) & ~np.isin(pairs, taken)
+            valid = first & (drawn >= 0) & ~among(pairs, taken)
             wrong[todo[valid]] = drawn[valid]
             todo = todo[~valid]
             if not len(todo):
                 break
-            taken = np.concatenate((taken, pairs[valid]))
+            taken = np.sort(np.concatenate((taken, pairs[valid])), kind="stable")
         return wrong
 
 

@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 from big_vision_lite.data.columns import offsets_and_bytes
 from big_vision_lite.data.curation.curated import Curated
 from big_vision_lite.data.curation.label_rules import Corrupt
+from big_vision_lite.data.ragged import among
 from big_vision_lite.data.source import Dataset
-from big_vision_lite.system.cache import cache_dir, cached_bytes
+from big_vision_lite.system.cache import cached_bytes, cached_path
 
 FORMAT = 1
 
@@ -35,7 +36,7 @@ def manifest(dataset: Dataset) -> dict:
     Raises:
       UserError: as `label_index`.
     """
-    path = cache_dir() / "manifests" / f"{dataset.fingerprint.replace('/', '_')}-{FORMAT}.json"
+    path = cached_path("manifests", f"{dataset.fingerprint.replace('/', '_')}-{FORMAT}.json")
     return json.loads(cached_bytes(path, lambda: json.dumps(_count(Curated.of(dataset))).encode()))
 
 
@@ -45,13 +46,13 @@ def _count(data: Curated) -> dict:
     labels = max_labels = without = 0
     noise = {k: {"labels": 0, "true": 0, "right": 0} for k, rule in enumerate(data.rules) if isinstance(rule, Corrupt)}
     for indices in data.order.chunks():
-        digest.update(_lines(index.ids.take(pa.array(indices))))
-        keys, after = index.keys[indices], index.labels.take(indices)
+        digest.update(_lines(index.ids_at(indices)))
+        keys, after = index.keys_at(indices), index.labels_at(indices)
         for k, rule in enumerate(data.rules):
             before, after = after, rule(keys, after)
             if k in noise:
                 true, given = (ragged.rows() * rule.classes + ragged.values for ragged in (before, after))
-                for name, count in (("labels", len(given)), ("true", len(true)), ("right", np.isin(given, true).sum())):
+                for name, count in (("labels", len(given)), ("true", len(true)), ("right", among(given, true).sum())):
                     noise[k][name] += int(count)
         counts = after.counts()
         class_images += np.bincount(after.values, minlength=len(class_images))

@@ -10,6 +10,8 @@ import numpy as np
 from big_vision_lite.data.ragged import random_bits
 
 ROUNDS = 8
+PIECE = 1 << 14
+"""Positions that are computed at a time, in a core's cache."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,15 +31,20 @@ class Permutation:
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         """The elements at positions int64 ``[k]``: int64 ``[k]``."""
-        side = max(2, math.isqrt(max(self.length - 1, 0)) + 1)
+        side = np.uint64(max(2, math.isqrt(max(self.length - 1, 0)) + 1))
         keys = random_bits(self.seed, np.arange(ROUNDS))
-        out = np.array(positions, np.int64)
+        out = np.array(positions, np.int64).astype(np.uint64)
+        for start in range(0, len(out), PIECE):
+            self._permute(out[start : start + PIECE], side, keys)
+        return out.astype(np.int64)
+
+    def _permute(self, out: np.ndarray, side: np.uint64, keys: np.ndarray) -> None:
+        """Replace positions by their elements."""
         todo = np.arange(len(out))
         while len(todo):
             left, right = np.divmod(out[todo], side)
             for key in keys:
                 # The remainder of 32 random bits is uniform enough for sides of up to a million.
-                left, right = right, (left + (random_bits(key, right) >> np.uint64(32)).astype(np.int64)) % side
+                left, right = right, (left + (random_bits(key, right) >> np.uint64(32))) % side
             out[todo] = left * side + right
             todo = todo[out[todo] >= self.length]
-        return out

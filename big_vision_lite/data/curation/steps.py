@@ -16,14 +16,14 @@ import dataclasses
 import hashlib
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from big_vision_lite.data.curation.curated import Curated, Order
-from big_vision_lite.data.curation.hierarchy import Hierarchy
+from big_vision_lite.data.curation.curated import Curated
+from big_vision_lite.data.curation.hierarchy import Hierarchy, hierarchy_bytes
 from big_vision_lite.data.curation.label_rules import (
     Corrupt,
     DrawUniformly,
@@ -34,7 +34,8 @@ from big_vision_lite.data.curation.label_rules import (
     draw_by_parent,
 )
 from big_vision_lite.data.curation.permutation import Permutation
-from big_vision_lite.data.ragged import Ragged, id_key, random_bits
+from big_vision_lite.data.curation.stored import Order, stored_order
+from big_vision_lite.data.ragged import Ragged, among, id_key, random_bits
 from big_vision_lite.data.source import Dataset
 from big_vision_lite.data.sources.files import read_lines
 from big_vision_lite.errors import UserError, nearest
@@ -64,14 +65,15 @@ def curated(dataset: Dataset, steps: Sequence[Curation]) -> Dataset:
     if not steps:
         return dataset
     data = Curated.of(dataset)
+    identity = dataset.fingerprint
     for step in steps:
         check(step)
-        data = step.apply(data)
+        identity += f"\n{step.identity()}"
+        fingerprint = "curated-" + hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
+        data = step.apply(data.then(fingerprint=fingerprint))
         if not len(data):
             raise UserError(f"{type(step).__name__} leaves none of the {len(dataset):,} examples; loosen it")
-    identity = "\n".join((dataset.fingerprint, *(step.identity() for step in steps)))
-    return dataclasses.replace(
-        data, fingerprint="curated-" + hashlib.blake2b(identity.encode(), digest_size=8).hexdigest())
+    return data
 
 
 def curation(*, exclude: Exclude | None = None, ancestors: AncestorLabels | None = None,
@@ -111,26 +113,25 @@ class NestedSubset(Curation):
             raise UserError(f"NestedSubset of {images:,} images, but there are {len(data):,}; expected at most that "
                             "many")
         if self.stratified:
-            order = Order(images, indices=self._stratified(data)[:images])
+            order = stored_order(data.fingerprint, len(data.source), lambda: iter((self._stratified(data)[:images],)))
         elif data.order.is_all:
             order = Order(images, Permutation(len(data.source), self.seed))
         else:
-            order = Order(images, indices=self._first(data, images))
+            order = stored_order(data.fingerprint, len(data.source), lambda: self._first(data, images))
         return data.then(order=order, report={"stage": "NestedSubset", "images": images})
 
-    def _first(self, data: Curated, images: int) -> np.ndarray:
-        """The first indices of the permuted source that earlier steps have kept."""
+    def _first(self, data: Curated, images: int) -> Iterator[np.ndarray]:
+        """The first indices of the permuted source that earlier steps have kept, in pieces."""
         total = len(data.source)
         remaining = np.zeros(total, np.bool_)
         for indices in data.order.chunks():
             remaining[indices] = True
-        first, count = [], 0
         for indices in Order(total, Permutation(total, self.seed)).chunks():
-            first.append(indices[remaining[indices]])
-            count += len(first[-1])
-            if count >= images:
-                break
-        return np.concatenate(first)[:images]
+            first = indices[remaining[indices]][:images]
+            yield first
+            images -= len(first)
+            if not images:
+                return
 
     def _stratified(self, data: Curated) -> np.ndarray:
         """All indices, in an order in which each class is spread evenly."""
@@ -167,16 +168,15 @@ class Exclude(Curation):
 
     def apply(self, data: Curated) -> Curated:
         ids = self._ids()
-        keys = np.fromiter(map(id_key, ids), np.uint64, len(ids))
-        remaining = np.concatenate([indices[~np.isin(data.index.keys[indices], keys)]
-                                    for indices in data.order.chunks()])
-        excluded = len(data) - len(remaining)
+        keys = np.sort(np.fromiter(map(id_key, ids), np.uint64, len(ids)))
+        order = stored_order(data.fingerprint, len(data.source), lambda: (
+            indices[~among(data.index.keys_at(indices), keys)] for indices in data.order.chunks()))
+        excluded = len(data) - order.length
         if ids and not excluded:
             raise UserError(f"Exclude: none of the {len(ids):,} ids in {self.file!r}, such as {min(ids)!r}, is in the "
                             f"source, whose first id is {data.index.id(0)!r}; the file belongs to another source")
-        return data.then(order=Order(len(remaining), indices=remaining),
-                         report={"stage": "Exclude", "images": len(remaining), "excluded": excluded,
-                                 "ids_not_found": len(ids) - excluded})
+        return data.then(order=order, report={"stage": "Exclude", "images": order.length, "excluded": excluded,
+                                              "ids_not_found": len(ids) - excluded})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,26 +194,18 @@ class ClassSubset(Curation):
         return f"ClassSubset({keep!r}, {self.empty!r})"
 
     def _names(self) -> tuple[str, ...]:
-        if isinstance(self.keep, tuple):
-            return self.keep
-        expected = "a number, names, or a text file with one name per line"
-        return tuple(read_lines(self.keep, "ClassSubset.keep", expected))
+        assert not isinstance(self.keep, int)
+        return _names(self.keep, "ClassSubset.keep", "a number, names, or a text file with one name per line")
 
     def _mask(self, data: Curated) -> np.ndarray:
         """bool ``[classes]``: which of them to keep."""
+        if not isinstance(self.keep, int):
+            return _mask(data, self._names(), "ClassSubset.keep")
         classes = len(data.classes)
+        if not 1 <= self.keep <= classes:
+            raise UserError(f"ClassSubset.keep={self.keep}, but there are {classes} classes; expected 1 to {classes}")
         keep = np.zeros(classes, np.bool_)
-        if isinstance(self.keep, int):
-            if not 1 <= self.keep <= classes:
-                raise UserError(f"ClassSubset.keep={self.keep}, but there are {classes} classes; expected 1 to "
-                                f"{classes}")
-            keep[np.argsort(-data.class_frequencies(), kind="stable")[: self.keep]] = True
-            return keep
-        number = {name: i for i, name in enumerate(data.classes)}
-        for name in self._names():
-            if name not in number:
-                raise UserError(f"ClassSubset.keep: there is no class {name!r}" + nearest(name, data.classes))
-            keep[number[name]] = True
+        keep[np.argsort(-data.class_frequencies(), kind="stable")[: self.keep]] = True
         return keep
 
     def apply(self, data: Curated) -> Curated:
@@ -224,11 +216,50 @@ class ClassSubset(Curation):
         data = data.then(rule=rule, classes=names, multi_label=multi_label)
         images, order = len(data), data.order
         if self.empty == "drop":
-            indices = np.concatenate([i[data.labels_at(i).counts() > 0] for i in order.chunks()])
-            images = len(indices)
-            order = Order(images, indices=indices) if images < len(data) else order
+            filled = stored_order(data.fingerprint, len(data.source), lambda: (
+                i[data.labels_at(i).counts() > 0] for i in data.order.chunks()))
+            images = filled.length
+            order = filled if images < len(data) else order
         return data.then(order=order, report={"stage": "ClassSubset", "images": images, "classes": len(names),
                                               "dropped": len(data) - images})
+
+
+@dataclasses.dataclass(frozen=True)
+class ImagesWith(Curation):
+    """Keeps the images that have at least one of some labels, with all of their labels. These are the images that
+    `ClassSubset` keeps of the same names: both vocabularies are then learned from the same images."""
+
+    labels: tuple[str, ...] | str = ()
+    """The names, or a text file with one name per line."""
+
+    def identity(self) -> str:
+        return f"ImagesWith({self._names()!r})"
+
+    def _names(self) -> tuple[str, ...]:
+        return _names(self.labels, "ImagesWith.labels", "names, or a text file with one name per line")
+
+    def apply(self, data: Curated) -> Curated:
+        mask = _mask(data, self._names(), "ImagesWith.labels")
+        order = stored_order(data.fingerprint, len(data.source), lambda: (
+            some[data.labels_at(some).where_any(mask)] for some in data.order.chunks()))
+        return data.then(order=order,
+                         report={"stage": "ImagesWith", "images": order.length, "dropped": len(data) - order.length})
+
+
+def _names(names: tuple[str, ...] | str, field: str, expected: str) -> tuple[str, ...]:
+    """Names, or those in a file of them. Raises: UserError when it cannot be read."""
+    return names if isinstance(names, tuple) else tuple(read_lines(names, field, expected))
+
+
+def _mask(data: Curated, names: tuple[str, ...], field: str) -> np.ndarray:
+    """bool ``[classes]``: which of them are named. Raises: UserError for a name that is no class."""
+    number = {name: i for i, name in enumerate(data.classes)}
+    mask = np.zeros(len(number), np.bool_)
+    for name in names:
+        if name not in number:
+            raise UserError(f"{field}: there is no class {name!r}" + nearest(name, data.classes))
+        mask[number[name]] = True
+    return mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +267,8 @@ class AncestorLabels(Curation):
     """Adds the ancestors of every label: an "apple" is also a "fruit". The paper does so with its hierarchy."""
 
     hierarchy: str = ""
-    """File with the columns child and parent; see `Hierarchy`. A class may have several parents."""
+    """File with the columns child and parent, or ``emoji_scenes`` for the emoji's groups; see `Hierarchy`. A class may
+    have several parents."""
     unknown: Literal["refuse", "skip", "add"] = "refuse"
     """What to do with ancestors that are not among the source's classes: raise an error; skip them, but not their own
     ancestors; or add them as new classes, sorted, after the others."""
@@ -313,8 +345,9 @@ class LabelNoise(Curation):
         at_least(self, 0, "seed")
 
     def identity(self) -> str:
-        files = [hashlib.sha256(read_bytes(Path(os.path.expanduser(file)))).hexdigest()
-                 for file in (self.hierarchy, self.confusion) if file]
+        contents = [*([hierarchy_bytes(self.hierarchy)] if self.hierarchy else []),
+                    *([read_bytes(Path(os.path.expanduser(self.confusion)))] if self.confusion else [])]
+        files = [hashlib.sha256(content).hexdigest() for content in contents]
         return f"{dataclasses.replace(self, hierarchy=self.hierarchy and '', confusion=self.confusion and '')!r}{files}"
 
     def apply(self, data: Curated) -> Curated:

@@ -74,6 +74,16 @@ def turn_boxes(boxes: np.ndarray, orientation: int) -> np.ndarray:
     return np.stack([x1, y1, x2, y2], 1)
 
 
+def turn_points(points: np.ndarray, orientation: int) -> np.ndarray:
+    """Points ``[..., 2 or more]`` (x, y, ...), turned as `turn_boxes`."""
+    transpose, flip_rows, flip_columns = UPRIGHT[orientation]
+    x, y = points[..., 0], points[..., 1]
+    if transpose:
+        x, y = y, x
+    return np.concatenate([np.stack([1 - x if flip_columns else x, 1 - y if flip_rows else y], -1), points[..., 2:]],
+                          -1)
+
+
 def turn_mask(mask: np.ndarray, orientation: int) -> np.ndarray:
     """``[h, w]`` of the stored pixels to the upright image."""
     transpose, flip_rows, flip_columns = UPRIGHT[orientation]

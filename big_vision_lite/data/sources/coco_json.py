@@ -16,9 +16,11 @@ import pyarrow as pa
 from msgspec import Meta
 
 from big_vision_lite.data.decode import DecodeError
+from big_vision_lite.data.keypoints import labelled
 from big_vision_lite.data.ragged import Ragged
 from big_vision_lite.data.source import Example, Source, without_objects
-from big_vision_lite.data.sources.box_records import BoxDataset, PixelPosition, clip_boxes, turn_mask
+from big_vision_lite.data.sources.box_records import BoxDataset, PixelPosition, clip_boxes, turn_mask, turn_points
+from big_vision_lite.data.sources.coco_keypoints import read_keypoints
 from big_vision_lite.data.sources.files import (
     Fingerprint,
     check_classes,
@@ -41,6 +43,7 @@ Side = Annotated[float, Meta(ge=1, lt=2**31, multiple_of=1)]
 class CocoCategory(msgspec.Struct, gc=False):
     id: Id
     name: Text
+    keypoints: list[Text] | None = None  # their names
 
 
 class CocoImage(msgspec.Struct, gc=False):
@@ -58,10 +61,11 @@ class CocoAnnotation(msgspec.Struct, gc=False):
     area: Annotated[float, Meta(ge=0, le=1e12)] | None = None
     iscrowd: Annotated[float, Meta(ge=0, le=1, multiple_of=1)] | bool | None = None
     segmentation: msgspec.Raw = msgspec.Raw(b"null")
+    keypoints: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class CocoInstances(msgspec.Struct):
-    """COCO's instances file, as far as it is used."""
+    """COCO's file of instances or person keypoints, as far as it is used."""
 
     images: list[CocoImage]
     categories: list[CocoCategory]
@@ -87,6 +91,9 @@ class CocoJson(Source):
     clipped to their image and dropped if empty; both are counted. Sizes in the JSON file must be those of the images,
     see `BoxDataset`. The id of an example is its ``file_name``.
 
+    With ``keypoints``, examples also have ``keypoints`` and ``keypoint_mirror``. COCO's numbers count pixels, so 0 is
+    the centre of the first one: 0.5 in the coordinates here, which count edges of pixels.
+
     A file without annotations, such as that of COCO's test-dev, gives unlabelled images to predict on.
     """
 
@@ -96,6 +103,8 @@ class CocoJson(Source):
     """Folder that ``file_name`` is relative to."""
     masks: bool = False
     """Draw ``instance_mask`` from polygons and run lengths, by hotcoco; later objects cover earlier ones."""
+    keypoints: bool = False
+    """Read the keypoints of each object, such as those in person_keypoints_train2017.json."""
     keep_empty: bool = True
     """Keep images without boxes."""
     only: str | None = None
@@ -119,8 +128,8 @@ class CocoJson(Source):
 
         Raises:
           UserError: a file is missing, the JSON is not COCO's, two images have the same id or file name, an annotation
-            is of an unknown image or category, all boxes are empty, an image in ``only`` is unknown, or (with
-            ``masks``) an image has more than 255 objects.
+            is of an unknown image or category, all boxes are empty, an image in ``only`` is unknown, (with ``masks``)
+            an image has more than 255 objects, or (with ``keypoints``) as `read_keypoints`.
         """
         path, root = self.annotations, os.path.expanduser(self.images)
         raw = read_bytes(Path(os.path.expanduser(path)), "CocoJson.annotations is COCO's instances file")
@@ -152,12 +161,13 @@ class CocoJson(Source):
             raise UserError(f"{path} has no images" + (" with boxes" if data.images else "") + "; choose another file")
         ends = np.cumsum(objects[kept])
         names = [images[i].file_name for i in kept]
+        keypoints, mirror = read_keypoints(path, categories, annotations, sizes[rows]) if self.keypoints else (None, ())
         identity = check_files(root, ((name, path) for name in names), self.fingerprint)
         return CocoDataset(
             classes=classes,
             multi_label=True,
             fingerprint=f"coco-{hashlib.blake2b(raw, digest_size=8).hexdigest()}-{int(self.keep_empty)}"
-                        f"{int(self.masks)}{selection}-{identity}",
+                        f"{int(self.masks)}{'k' if self.keypoints else ''}{selection}-{identity}",
             unlabelled=not data.annotations,
             category_ids=tuple(category.id for category in categories),
             count=count,
@@ -171,6 +181,8 @@ class CocoJson(Source):
             area=np.array([a.bbox[2] * a.bbox[3] if a.area is None else a.area for a in annotations], np.float32),
             # As JSON text: as Python lists, the segmentations of COCO take 2.5 GB.
             segmentations=compact(_json_lists([a.segmentation for a in annotations], ends)) if self.masks else None,
+            keypoints=keypoints,
+            keypoint_mirror=np.array(mirror, np.int32),
         )
 
     def _selected(self, ids: set[Id]) -> tuple[set[Id], str]:
@@ -259,6 +271,8 @@ class CocoDataset(BoxDataset):
     area: np.ndarray
     segmentations: pa.LargeBinaryArray | None  # per image: its objects' segmentations, as JSON
     unlabelled: bool = False
+    keypoints: np.ndarray | None = None  # float32 [objects, k, 3], as in an `Example`
+    keypoint_mirror: np.ndarray | None = None
 
     def __getitem__(self, index: int) -> Example:
         index = range(len(self))[index]
@@ -267,6 +281,9 @@ class CocoDataset(BoxDataset):
         if self.unlabelled:
             return without_objects(example) | {"unlabelled": True}
         example |= {"crowd": self.crowd[span], "area": self.area[span]}
+        if self.keypoints is not None:
+            example["keypoints"] = turn_points(self.keypoints[span], example.get("orientation", 1))
+            example["keypoint_mirror"] = self.keypoint_mirror
         if self.segmentations is not None:
             try:
                 mask = instance_mask(self.segmentations[index].as_py(), *self.sizes[index].tolist())
@@ -274,6 +291,15 @@ class CocoDataset(BoxDataset):
                 raise BadImageError(example["id"], str(error)) from error
             example["instance_mask"] = turn_mask(mask, example.get("orientation", 1))
         return example
+
+    def objects_with_keypoints(self) -> np.ndarray:
+        if self.keypoints is None:
+            return np.zeros((0, 3), np.int32)
+        objects = np.flatnonzero(labelled(self.keypoints).any(1) & ~self.crowd)
+        images = self.objects.rows()
+        first = self.objects.ends - self.objects.counts()
+        return np.stack([images, np.arange(len(images)) - first[images], self.objects.values], 1)[objects].astype(
+            np.int32)
 
 
 def instance_mask(segmentations: bytes, height: int, width: int) -> np.ndarray:

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from big_vision_lite.data.columns import Columns, mapped_columns, read_columns
+from big_vision_lite.data.scans import MAX_BYTES, check_scan
 from big_vision_lite.data.source import Source
 from big_vision_lite.data.sources.csv_columns import CsvRows, is_text, write_csv_columns
 from big_vision_lite.data.sources.csv_table import CsvTable
@@ -30,7 +31,7 @@ from big_vision_lite.data.sources.files import (
     text_at,
 )
 from big_vision_lite.errors import UserError
-from big_vision_lite.system.cache import cache_dir, cached_file
+from big_vision_lite.system.cache import cached_file, cached_path
 
 FORMAT = 1
 SAMPLE = 1000
@@ -87,8 +88,9 @@ class CsvLabels(Source):
         identity = repr((os.path.realpath(path), status.st_size, status.st_mtime_ns, os.path.abspath(root), self.split,
                          classes, self.multi_label))
         key = hashlib.blake2b(identity.encode(errors="surrogateescape"), digest_size=12).hexdigest()
-        cached = cache_dir() / "csv" / f"{key}-{FORMAT}.arrow"
+        cached = cached_path("csv", f"{key}-{FORMAT}.arrow")
         if (columns := read_columns(cached)) is None:
+            check_scan(self.file, status.st_size, MAX_BYTES, "bytes")
             with cached_file(cached) as temporary:
                 write_csv_columns(CsvRows(table, names, root), self.split, classes, self.multi_label, temporary)
                 columns = mapped_columns(temporary)

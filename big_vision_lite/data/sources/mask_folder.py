@@ -33,7 +33,7 @@ from big_vision_lite.data.sources.files import (
 )
 from big_vision_lite.data.sources.splits import SPLITS, check_held_out, hashed_split, spellings, standard_split
 from big_vision_lite.errors import BadImageError, UserError, nearest, reading, same_in_unicode
-from big_vision_lite.system.cache import cache_dir, cached_array
+from big_vision_lite.system.cache import cached_array, cached_path
 from big_vision_lite.system.parse import parse_json
 
 MAX_CLASSES = 254
@@ -357,4 +357,4 @@ def _values(masks: Sequence[str], skip_bad: bool = False) -> tuple[np.ndarray, n
 
     stats = [(path, status.st_size, status.st_mtime_ns) for path in masks for status in [os.stat(path)]]
     digest = hashlib.blake2b(repr((skip_bad, stats)).encode(errors="surrogateescape"), digest_size=12).hexdigest()
-    return tuple(cached_array(cache_dir() / "mask_values" / f"{digest}-2.npy", count))
+    return tuple(cached_array(cached_path("mask_values", f"{digest}-2.npy"), count))

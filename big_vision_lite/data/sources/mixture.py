@@ -6,10 +6,11 @@ import dataclasses
 import hashlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from big_vision_lite.data.columns import Columns, joined_ids, with_keys
 from big_vision_lite.data.source import Dataset, Example, Source, Strata
 from big_vision_lite.errors import BadImageError, UserError
 
@@ -53,6 +54,16 @@ class Mixture(Source):
                             "no weight")
         if self.names and (len(set(self.names)) < len(self.names) or any(not n or "/" in n for n in self.names)):
             raise UserError(f"Mixture.names is {self.names}; expected different names without '/'")
+
+    def count_files(self) -> int:
+        return sum(source.count_files() for source in self.sources)
+
+    def index_files(self, numbers: Sequence[int]) -> None:
+        for source in self.sources:
+            count = source.count_files()
+            if own := [number for number in numbers if 0 <= number < count]:
+                source.index_files(own)
+            numbers = [number - count for number in numbers]
 
     def open(self) -> MixtureDataset:
         """Raises: UserError when a source cannot be opened, or has other classes than the first; names the first class
@@ -105,6 +116,19 @@ class MixtureDataset(Dataset):
         number, at = self._place(index)
         id_, labels = self.datasets[number].labels(at)
         return self._id(number, id_), labels
+
+    def column_pieces(self) -> Iterator[Columns] | None:
+        pieces = []
+        for dataset in self.datasets:
+            columns = dataset.label_columns()
+            pieces.append(dataset.column_pieces() if columns is None else columns.pieces())
+        return None if None in pieces else self._named(pieces)
+
+    def _named(self, pieces: Sequence[Iterator[Columns]]) -> Iterator[Columns]:
+        for number, of_dataset in enumerate(pieces):
+            for piece in of_dataset:
+                ids = joined_ids(self._id(number, ""), piece.ids)
+                yield with_keys(ids, piece.labels) if self.names else piece
 
     def __getitem__(self, index: int) -> Example:
         return self.read_one(index)

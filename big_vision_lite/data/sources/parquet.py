@@ -8,7 +8,7 @@ import functools
 import hashlib
 import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,12 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from big_vision_lite.data.columns import Columns, joined_ids, with_keys
 from big_vision_lite.data.source import Dataset, Example, Source
 from big_vision_lite.data.sources.files import MAX_FILE_BYTES, Fingerprint
-from big_vision_lite.data.sources.shard_index import FORMAT, Index, ShardIndex, open_index, read_index
+from big_vision_lite.data.sources.shard_index import FORMAT, Index, ShardIndex, open_index, read_index, write_index
 from big_vision_lite.data.sources.shards import Shards, find_shards, first_shard
 from big_vision_lite.errors import BadImageError, UserError, first_line, nearest, reading
-from big_vision_lite.system.cache import cache_dir
+from big_vision_lite.system.cache import cached_path
 
 CACHE_BYTES = 256 << 20
 """Of row groups that each process keeps, besides those in use."""
@@ -75,12 +76,11 @@ class Parquet(Source):
           UserError: there are no files, or one is damaged, lacks a column, has other class names than the first, or a
             label that is none of the classes.
         """
-        shards = find_shards(self.path, ".parquet", self.split, "Parquet")
-        columns = _columns(shards.path(0), self)
-        folder = cache_dir() / "parquet"
-        paths = [folder / f"{shards.key(shard, columns)}-{FORMAT}.arrow" for shard in range(len(shards.names))]
+        shards, columns = self._files()
+        paths = [_index_path(shards, shard, columns) for shard in range(len(shards.names))]
         index = open_index(len(paths), lambda shard: (paths[shard], read_index(paths[shard])),
-                           lambda shard: _index(shards.path(shard), self, columns))
+                           lambda shard: _index(shards.path(shard), self, columns),
+                           cached_path("parquet", f"{shards.key_of_all(columns)}-{FORMAT}.json"))
         if not len(index):
             raise UserError(f"Parquet: the files at {self.path!r} have no rows; expected one per image")
         classes = self.classes
@@ -103,8 +103,26 @@ class Parquet(Source):
         return dataset
 
 
+    def _files(self) -> tuple[Shards, Fields]:
+        shards = find_shards(self.path, ".parquet", self.split, "Parquet")
+        return shards, _columns(shards.path(0), self)
+
+    def count_files(self) -> int:
+        return len(self._files()[0].names)
+
+    def index_files(self, numbers: Sequence[int]) -> None:
+        shards, columns = self._files()
+        for shard in numbers:
+            if read_index(path := _index_path(shards, shard, columns)) is None:
+                write_index(_index(shards.path(shard), self, columns), path, must_write=True)
+
+
+def _index_path(shards: Shards, shard: int, columns: Fields) -> Path:
+    return cached_path("parquet", f"{shards.key(shard, columns)}-{FORMAT}.arrow")
+
+
 @dataclasses.dataclass(frozen=True)
-class Columns:
+class Fields:
     """What is read of the files."""
 
     image: str
@@ -138,7 +156,7 @@ def _bytes_path(field: pa.Field) -> str | None:
     return None
 
 
-def _columns(path: str, source: Parquet) -> Columns:
+def _columns(path: str, source: Parquet) -> Fields:
     """Raises: UserError when a file lacks a column, or it has another type."""
     schema = _schema(path)
     shown = f"{path} has the columns " + ", ".join(f"{field.name} ({_short(field.type)})" for field in schema)
@@ -164,7 +182,7 @@ def _columns(path: str, source: Parquet) -> Columns:
         of = column(source.id_key, "ids").type
         if not (pa.types.is_integer(of) or pa.types.is_string(of) or pa.types.is_large_string(of)):
             raise UserError(f"{shown}; expected texts or integers in {source.id_key!r}, Parquet.id_key")
-    return Columns(images[image], label, source.id_key, many)
+    return Fields(images[image], label, source.id_key, many)
 
 
 def _short(kind: pa.DataType) -> str:
@@ -182,7 +200,7 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
         return None
 
 
-def _index(path: str, source: Parquet, columns: Columns) -> Index:
+def _index(path: str, source: Parquet, columns: Fields) -> Index:
     """Of a file, from its labels and ids. Raises: UserError."""
     if (own := _columns(path, source)) != columns:
         raise UserError(f"{path} has {own}, but the first file {columns}; expected the same in all files")
@@ -257,7 +275,7 @@ class ParquetDataset(Dataset):
     fingerprint: str
     index: ShardIndex
     shards: Shards
-    columns: Columns
+    columns: Fields
     row_groups: RowGroups
 
     def __len__(self) -> int:
@@ -269,6 +287,13 @@ class ParquetDataset(Dataset):
         if self.columns.id:
             id_ = self.index.columns(shard)["id"][row].as_py().decode()
         return id_, self.index.labels(shard, row)
+
+    def column_pieces(self) -> Iterator[Columns]:
+        for shard, info in enumerate(self.index.infos):
+            rows = pa.array(np.arange(info.rows)).cast(pa.large_string())
+            ids = (self.index.columns(shard)["id"] if self.columns.id
+                   else joined_ids(self.shards.names[shard], "/", rows))
+            yield with_keys(ids, self.index.all_labels(shard))
 
     def __getitem__(self, index: int) -> Example:
         return self.read_one(index)

@@ -91,8 +91,7 @@ def read_labels(folder: str, rows: Sequence[Rows], content: dict[str, str], leng
 
 
 def _joined(pieces: Sequence[Columns]) -> Columns:
-    counts = np.concatenate([piece.labels.counts() for piece in pieces])
-    labels = Ragged(np.cumsum(counts), np.concatenate([piece.labels.values for piece in pieces]))
+    labels = Ragged.concatenate([piece.labels for piece in pieces])
     return Columns(labels, np.concatenate([piece.keys for piece in pieces]),
                    pa.concat_arrays([piece.ids for piece in pieces]))
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from big_vision_lite.data.sources.files import OpenFiles
 from big_vision_lite.errors import UserError, reading
-from big_vision_lite.system.cache import cache_dir, cached_array
+from big_vision_lite.system.cache import cached_array, cached_path
 from big_vision_lite.system.cores import usable_cores
 
 FORMAT = 1
@@ -126,7 +126,7 @@ def _offsets(path: str) -> np.ndarray:
         status = os.stat(path)
     identity = repr((os.path.abspath(path), status.st_size, status.st_mtime_ns))
     name = hashlib.blake2b(identity.encode(errors="surrogateescape"), digest_size=12).hexdigest()
-    return cached_array(cache_dir() / "tfrecord" / f"{name}-{FORMAT}.npy", lambda: _scan(path, status.st_size))
+    return cached_array(cached_path("tfrecord", f"{name}-{FORMAT}.npy"), lambda: _scan(path, status.st_size))
 
 
 def _scan(path: str, size: int) -> np.ndarray:

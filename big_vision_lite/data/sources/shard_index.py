@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from big_vision_lite.data.columns import append_checksum, is_sound, mapped_batch
+from big_vision_lite.data.columns import append_checksum, content_size, is_sound, mapped_batch
 from big_vision_lite.data.ragged import Ragged
 from big_vision_lite.data.sources.files import check_classes, read_lines
 from big_vision_lite.errors import UserError, nearest, writing
@@ -32,6 +32,8 @@ from big_vision_lite.system.cores import usable_cores
 FORMAT = 1
 MAX_CLASSES = 1_000_000
 """Labels that are numbers are below this, because each number up to the largest is a class."""
+MANY_FILES = 64
+"""With at least as many, opening them again reads a list of the indices. Each index is verified when it is used."""
 MAX_OPEN = 4096
 """Indices that are mapped at a time; Linux allows a process 65,530 maps."""
 INFO = b"big_vision_lite"
@@ -139,12 +141,14 @@ class ShardIndex:
       paths: of the Arrow files.
       infos: what is known of each file.
       unwritten: the indices that are in no file, as where the cache cannot be written.
+      names: all labels that are names, if that is known.
     """
 
-    def __init__(self, paths: Sequence[Path], infos: Sequence[ShardInfo], unwritten: dict[int, pa.RecordBatch]):
+    def __init__(self, paths: Sequence[Path], infos: Sequence[ShardInfo], unwritten: dict[int, pa.RecordBatch],
+                 names: Sequence[str] | None = None):
         self.infos = infos
         self.ends = np.cumsum([info.rows for info in infos], dtype=np.int64)
-        self._paths, self._unwritten = paths, unwritten
+        self._paths, self._unwritten, self._names = paths, unwritten, names
         self._classes: tuple[str, ...] = ()
         self._open = collections.OrderedDict[int, tuple[pa.RecordBatch, np.ndarray | None]]()
         self._lock = threading.Lock()
@@ -158,6 +162,13 @@ class ShardIndex:
         shard = int(np.searchsorted(self.ends, index, side="right"))
         return shard, index - (int(self.ends[shard - 1]) if shard else 0)
 
+    def names(self) -> Sequence[str]:
+        """All labels that are names, sorted."""
+        if self._names is None:
+            self._names = sorted({name for shard, info in enumerate(self.infos) if info.numbers is False
+                                  for name in self.columns(shard)["labels"].values.dictionary.to_pylist()})
+        return self._names
+
     def columns(self, shard: int) -> pa.RecordBatch:
         return self._opened(shard)[0]
 
@@ -169,6 +180,16 @@ class ShardIndex:
         if class_of is None:
             return column.values[start:stop].to_numpy().astype(np.int32)
         return np.sort(class_of[column.values[start:stop].indices.to_numpy()])
+
+    def all_labels(self, shard: int) -> Ragged:
+        """The `labels` of all images of a file."""
+        batch, class_of = self._opened(shard)
+        column = batch["labels"]
+        ends, values = column.offsets.to_numpy()[1:].astype(np.int64), column.values
+        if class_of is None:
+            return Ragged(ends, values.to_numpy().astype(np.int32))
+        ragged = Ragged(ends, class_of[values.indices.to_numpy()])
+        return Ragged.from_pairs(ragged.rows(), ragged.values, len(ends), max(len(self._classes), 1))
 
     def choose_classes(self, given: tuple[str, ...] | str | None, owner: str, path: Callable[[int], str],
                        row_name: Callable[[int, int], str]) -> tuple[str, ...]:
@@ -189,21 +210,21 @@ class ShardIndex:
             classes = tuple(read_lines(given, f"{owner}.classes", "one name per line") if isinstance(given, str)
                             else given)
         elif False in kinds:
-            classes = tuple(sorted({name for shard, info in enumerate(self.infos) if info.numbers is False
-                                    for name in self.columns(shard)["labels"].values.dictionary.to_pylist()}))
+            classes = tuple(self.names())
         else:
             classes = tuple(map(str, range(max(info.max_label for info in self.infos) + 1)))
         check_classes(classes, f"{owner}.classes" if given is not None else path(0))
         with self._lock:
             self._classes = classes
             self._open.clear()
+        unknown = False in kinds and not set(classes).issuperset(self.names())
         for shard, info in enumerate(self.infos):
             if info.numbers and info.max_label >= len(classes):
                 row, label, count = self._first(shard, lambda values: values.to_numpy() >= len(classes))
                 raise UserError(f"{row_name(shard, row)}: label {label:,}; expected 0 to {len(classes) - 1:,}, because "
                                 f"there are {len(classes):,} classes ({count:,} such labels in this file); correct it "
                                 f"or {owner}.classes")
-            if info.numbers is False and given is not None and (self._opened(shard)[1] < 0).any():
+            if info.numbers is False and unknown and (self._opened(shard)[1] < 0).any():
                 class_of = self._opened(shard)[1]
                 row, label, count = self._first(shard, lambda values, of=class_of: of[values.indices.to_numpy()] < 0)
                 raise UserError(f"{row_name(shard, row)}: there is no class {label!r}{nearest(label, classes)} "
@@ -221,7 +242,7 @@ class ShardIndex:
         """The columns of a file, and if labels are names, the class of each name in its dictionary; -1 for none."""
         with self._lock:
             if shard not in self._open:
-                batch = self._unwritten[shard] if shard in self._unwritten else mapped_batch(self._paths[shard])
+                batch = self._unwritten[shard] if shard in self._unwritten else self._read(shard)
                 values, class_of = batch["labels"].values, None
                 if pa.types.is_dictionary(values.type):
                     class_of = pc.index_in(values.dictionary, pa.array(self._classes, pa.large_string()))
@@ -231,6 +252,13 @@ class ShardIndex:
                     self._open.popitem(last=False)
             return self._open[shard]
 
+    def _read(self, shard: int) -> pa.RecordBatch:
+        path = self._paths[shard]
+        if len(self._paths) >= MANY_FILES and not is_sound(path):
+            raise UserError(f"{path}, the index of a file of the dataset, is missing or damaged; remove it if it is "
+                            "there, and start again: it is then made again")
+        return mapped_batch(path)
+
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_lock": None, "_open": None}
 
@@ -239,10 +267,11 @@ class ShardIndex:
 
 
 def open_index(count: int, read: Callable[[int], tuple[Path, Index | None]], make: Callable[[int], Index],
-               must_write: bool = False) -> ShardIndex:
+               known: Path, must_write: bool = False) -> ShardIndex:
     """The indices of files 0 to ``count`` - 1, read or made in threads.
 
     Args:
+      known: a file of what is known of the indices of many files, whose name changes with any of these.
       read: where the index of a file belongs, and the index if it is there.
       must_write: an index that cannot be written is an error; otherwise it is kept in memory.
 
@@ -252,30 +281,62 @@ def open_index(count: int, read: Callable[[int], tuple[Path, Index | None]], mak
     from rich.console import Console
     from rich.progress import track
 
+    if count >= MANY_FILES and (index := _read_list(known, count)) is not None:
+        return index
+
     def indexed(shard: int) -> tuple[Path, ShardInfo, pa.RecordBatch | None]:
         path, index = read(shard)
         if index is not None:
             return path, index.info, None
         index = make(shard)
-        with writing(path, "make room there") if must_write else contextlib.suppress(OSError):
-            if must_write and not os.access(path.parent, os.W_OK):
-                raise PermissionError("its folder cannot be written")
-            with cached_file(path) as temporary:
-                _write(index, temporary)
+        write_index(index, path, must_write)
         return path, index.info, None if path.is_file() else index.columns
 
     console = Console(stderr=True)
     with concurrent.futures.ThreadPoolExecutor(min(16, 2 * usable_cores())) as pool:
         paths, infos, columns = zip(*track(pool.map(indexed, range(count)), "indexing files", count, console=console,
                                            transient=True, disable=not console.is_terminal), strict=True)
-    return ShardIndex(paths, infos, {shard: batch for shard, batch in enumerate(columns) if batch is not None})
+    unwritten = {shard: batch for shard, batch in enumerate(columns) if batch is not None}
+    index = ShardIndex(paths, infos, unwritten)
+    if count >= MANY_FILES and not unwritten:
+        with contextlib.suppress(OSError), cached_file(known) as temporary:
+            temporary.write_bytes(msgspec.json.encode(_List([*map(os.fspath, paths)], [*infos], [*index.names()])))
+            append_checksum(temporary)
+    return index
 
 
-def _write(index: Index, path: Path) -> None:
-    schema = index.columns.schema.with_metadata({INFO: msgspec.json.encode(index.info)})
-    with pa.ipc.new_file(str(path), schema) as file:
-        file.write(index.columns)
-    append_checksum(path)
+class _List(msgspec.Struct):
+    """What is known of the indices of many files."""
+
+    paths: list[str]
+    infos: list[ShardInfo]
+    names: list[str]
+
+
+def _read_list(known: Path, count: int) -> ShardIndex | None:
+    """The indices of many files by the list of them; None if there is none, or an index that it names is gone."""
+    if not is_sound(known):
+        return None
+    stored = known.read_bytes()
+    listed = msgspec.json.decode(stored[: content_size(len(stored))], type=_List)
+    paths = [Path(path) for path in listed.paths]
+    if len(paths) != count or not all(path.is_file() for path in paths):
+        return None
+    return ShardIndex(paths, listed.infos, {}, listed.names)
+
+
+def write_index(index: Index, path: Path, must_write: bool = False) -> None:
+    """Write the index of a file. Raises: UserError when it ``must`` be written and cannot be."""
+    with writing(path, "make room there") if must_write else contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if must_write and not os.access(path.parent, os.W_OK):
+            raise PermissionError("its folder cannot be written")
+        schema = index.columns.schema.with_metadata({INFO: msgspec.json.encode(index.info)})
+        with cached_file(path) as temporary:
+            with pa.ipc.new_file(str(temporary), schema) as file:
+                file.write(index.columns)
+            append_checksum(temporary)
 
 
 def read_index(path: Path) -> Index | None:

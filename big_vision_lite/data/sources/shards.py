@@ -33,6 +33,11 @@ class Shards(NamedTuple):
         identity = repr((os.path.abspath(self.path(shard)), *self.stats[shard].tolist(), *more))
         return hashlib.blake2b(identity.encode(errors="surrogateescape"), digest_size=12).hexdigest()
 
+    def key_of_all(self, *more: object) -> str:
+        """As `key`, of all files together."""
+        keys = "".join(self.key(shard, *more) for shard in range(len(self.names)))
+        return hashlib.blake2b(keys.encode(), digest_size=12).hexdigest()
+
     def fingerprint(self, kind: str, identity: object, fingerprint: Fingerprint) -> str:
         """Of the dataset.
 

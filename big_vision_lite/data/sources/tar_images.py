@@ -12,12 +12,15 @@ import os
 import re
 import tarfile
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from big_vision_lite.data.columns import PIECE_ROWS, Columns, with_keys
+from big_vision_lite.data.ragged import Ragged
 from big_vision_lite.data.source import Dataset, Example, Source
 from big_vision_lite.data.sources.files import (
     EXTENSIONS,
@@ -39,7 +42,7 @@ from big_vision_lite.data.sources.tar_files import (
     visible_members,
 )
 from big_vision_lite.errors import BadImageError, UserError, first_line, nearest
-from big_vision_lite.system.cache import cache_dir, cached_file
+from big_vision_lite.system.cache import cached_file, cached_path
 from big_vision_lite.system.cores import usable_cores
 from big_vision_lite.system.parse import open_regular
 
@@ -153,7 +156,7 @@ class _Index(NamedTuple):
 
 def _index(files: list[str], key: str) -> _Index:
     """Read from the cache, or built and cached. Raises: UserError."""
-    path = cache_dir() / "tar" / f"{key}-{FORMAT}.npz"
+    path = cached_path("tar", f"{key}-{FORMAT}.npz")
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as a:
             buffers = [None, pa.py_buffer(a["id_offsets"]), pa.py_buffer(a["id_bytes"])]
@@ -294,6 +297,12 @@ class TarDataset(Dataset):
     def labels(self, index: int) -> tuple[str, np.ndarray]:
         at = int(self.selected[range(len(self))[index]])
         return text_at(self.index.ids, at), self.index.label_of[at : at + 1]
+
+    def column_pieces(self) -> Iterator[Columns]:
+        for start in range(0, len(self), PIECE_ROWS):
+            rows = self.selected[start : start + PIECE_ROWS]
+            labels = Ragged(np.arange(1, len(rows) + 1), self.index.label_of[rows])
+            yield with_keys(self.index.ids.take(pa.array(rows)), labels)
 
     def __getitem__(self, index: int) -> Example:
         id_, labels = self.labels(index)

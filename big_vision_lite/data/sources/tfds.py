@@ -31,7 +31,7 @@ from big_vision_lite.data.columns import Columns
 from big_vision_lite.data.source import OBJECT_ARRAYS, Dataset, Example, Source
 from big_vision_lite.data.sources.prepared_labels import read_labels, rows_of
 from big_vision_lite.data.sources.record_files import AGAIN, Part, Records, check_parts, open_parts
-from big_vision_lite.data.sources.tfds_features import layout_of, swap_xy
+from big_vision_lite.data.sources.tfds_features import MIRROR, layout_of, swap_xy
 from big_vision_lite.errors import UserError, first_line, nearest, reading
 from big_vision_lite.system.parse import read_json, read_text
 
@@ -136,7 +136,7 @@ class TfdsDataset(Dataset):
         self._length = split_info.num_examples
         self._name = f"{info.full_name}/{split}"
         self._layout, label = layout_of(info.features, image_key, label_key, folder)
-        self._image_id = "image/id" if "image/id" in info.features else None
+        self._image_id, self._mirror = (key if key in info.features else None for key in ("image/id", MIRROR))
         self.classes = tuple(label.names)
         self.multi_label = info.features[self._layout.label] is not label
         self._format = info.file_format.value
@@ -202,10 +202,12 @@ class TfdsDataset(Dataset):
             example["box_labels"] = np.asarray(objects[at.object_label], np.int32)
             self._check_labels(example["box_labels"])
             for name, array in OBJECT_ARRAYS.items():
-                if array.feature in at.more:
+                if array.feature in at.more and (self._mirror or not array.points):
                     example[name] = np.asarray(objects[array.feature]).astype(array.dtype)
         if self._image_id:
             example["image_id"] = int(features[self._image_id])
+        if self._mirror:
+            example[MIRROR] = np.asarray(features[MIRROR], np.int32)
         return example | {key: features[key] for key in at.masks}
 
     def _id_and_labels(self, features: dict, index: int) -> tuple[str, np.ndarray]:
@@ -255,7 +257,8 @@ class TfdsDataset(Dataset):
                     return functools.partial(needed.deserialize_example_np, decoders=raw)
 
                 self._opened = (open_parts(self._parts, self._format),
-                                parser(at.image, at.label, at.objects, at.id, self._image_id, *at.masks),
+                                parser(at.image, at.label, at.objects, at.id, self._image_id, self._mirror,
+                                       *at.masks),
                                 parser(at.label, at.id))
             return self._opened
 

@@ -14,6 +14,8 @@ LABEL_KEYS = ("label", "labels", "objects")
 """Names of features that may hold labels, in order of preference."""
 ID_KEYS = ("id", "file_name", "image/filename")
 """Text features that may hold an image's id, in order of preference; without one, its index in the split is used."""
+MIRROR = "keypoint_mirror"
+"""The feature of that entry of an `Example`."""
 
 _MASKS = ("instance_mask", "class_mask")
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,13 +14,23 @@ import google_crc32c
 import numpy as np
 import pyarrow as pa
 
+from big_vision_lite.data.columns import Columns, joined_ids, with_keys
+from big_vision_lite.data.scans import MAX_BYTES, check_scan
 from big_vision_lite.data.source import Dataset, Example, Source
 from big_vision_lite.data.sources.files import EXTENSIONS, MAX_FILE_BYTES, Fingerprint, OpenFiles
-from big_vision_lite.data.sources.shard_index import FORMAT, MAX_CLASSES, Index, ShardIndex, open_index, read_index
+from big_vision_lite.data.sources.shard_index import (
+    FORMAT,
+    MAX_CLASSES,
+    Index,
+    ShardIndex,
+    open_index,
+    read_index,
+    write_index,
+)
 from big_vision_lite.data.sources.shards import Shards, find_shards, first_shard
 from big_vision_lite.data.sources.tar_files import TAR_ERRORS, class_name, example_key, unreadable, visible_members
 from big_vision_lite.errors import BadImageError, UserError, first_line, nearest, reading
-from big_vision_lite.system.cache import cache_dir
+from big_vision_lite.system.cache import cached_path
 from big_vision_lite.system.parse import open_regular, parse_json
 
 BESIDE = ".index"
@@ -86,9 +96,11 @@ class WebDataset(Source):
           UserError: there are no shards, or one is compressed, damaged or truncated, has an image without labels or
             twice, or a label that is none of the classes; or an index beside a shard is damaged, or of another file.
         """
-        shards = find_shards(self.path, ".tar", self.split, "WebDataset")
+        shards = self._shards()
         index = open_index(len(shards.names), lambda shard: self._stored(shards, shard),
-                           lambda shard: _scan(shards.path(shard), self.label_key), self.index_beside)
+                           lambda shard: self._scanned(shards, shard),
+                           cached_path("web_dataset", f"{shards.key_of_all(self.label_key)}-{FORMAT}.json"),
+                           self.index_beside)
         classes = index.choose_classes(self.classes, "WebDataset", shards.path,
                                        lambda shard, row: f"{shards.path(shard)}: {_name(index, shard, row)!r}")
         for shard, info in enumerate(index.infos):
@@ -102,12 +114,30 @@ class WebDataset(Source):
         return WebDatasetDataset(classes, multi_label, shards.fingerprint("web", identity, self.fingerprint), index,
                                  shards.names, files)
 
+    def count_files(self) -> int:
+        return len(self._shards().names)
+
+    def index_files(self, numbers: Sequence[int]) -> None:
+        shards = self._shards()
+        for shard in numbers:
+            path, index = self._stored(shards, shard)
+            if index is None:
+                write_index(self._scanned(shards, shard), path, must_write=True)
+
+    def _shards(self) -> Shards:
+        return find_shards(self.path, ".tar", self.split, "WebDataset")
+
+    def _scanned(self, shards: Shards, shard: int) -> Index:
+        """Raises: UserError."""
+        check_scan(f"WebDataset({self.path!r})", int(shards.stats[:, 0].sum()), MAX_BYTES, "bytes of tar files")
+        return _scan(shards.path(shard), self.label_key)
+
     def _stored(self, shards: Shards, shard: int) -> tuple[Path, Index | None]:
         """Where the index of a shard belongs, and the index if it is there. Raises: UserError."""
         file = shards.path(shard)
         beside = Path(file + BESIDE)
         if not beside.exists():
-            cached = cache_dir() / "web_dataset" / f"{shards.key(shard, self.label_key)}-{FORMAT}.arrow"
+            cached = cached_path("web_dataset", f"{shards.key(shard, self.label_key)}-{FORMAT}.arrow")
             return (beside, None) if self.index_beside else (cached, read_index(cached))
         index = read_index(beside)
         again = "remove it, and it is made again"
@@ -240,6 +270,11 @@ class WebDatasetDataset(Dataset):
     def labels(self, index: int) -> tuple[str, np.ndarray]:
         shard, row = self.index.locate(index)
         return f"{self.names[shard]}/{_name(self.index, shard, row)}", self.index.labels(shard, row)
+
+    def column_pieces(self) -> Iterator[Columns]:
+        for shard, name in enumerate(self.names):
+            ids = joined_ids(name, "/", self.index.columns(shard)["member"])
+            yield with_keys(ids, self.index.all_labels(shard))
 
     def __getitem__(self, index: int) -> Example:
         id_, labels = self.labels(index)

@@ -38,7 +38,8 @@ from big_vision_lite.data.sources.emoji_scenes import EmojiScenes
 from big_vision_lite.data.sources.prepared_labels import label_path, write_labels
 from big_vision_lite.data.sources.record_files import Part, check_parts
 from big_vision_lite.data.sources.tfds import ALL, CONTENT, SOURCE, TfdsDataset, default_data_dir
-from big_vision_lite.data.tools.shard_writer import locked, on_all_cores, quiet, write_records
+from big_vision_lite.data.sources.tfds_features import MIRROR
+from big_vision_lite.data.tools.shard_writer import PARTIAL, Run, locked, on_all_cores_of, quiet, write_records
 from big_vision_lite.data.tools.tfds_records import encode, features_of
 from big_vision_lite.errors import BadImageError, UserError, first_line, nearest, writing
 from big_vision_lite.system.atomic import write_bytes, write_text
@@ -52,19 +53,20 @@ DONE, LABELS = ".done.json", ".labels.arrow"
 
 
 def prepare(splits: dict[str, Dataset], data_dir: Path, name: str, *, processes: int | None = None,
-            on_bad_image: str = "raise", shard_images: int = SHARD_IMAGES) -> Path:
+            on_bad_image: str = "raise", shard_images: int = SHARD_IMAGES, run: Run | None = None) -> Path:
     """Write the splits, or resume writing them, and return the folder of the finished dataset.
 
     JPEG and PNG files are stored unchanged, other formats as PNG. Boxes, the `OBJECT_ARRAYS` and masks are stored if
     the first readable example has them.
 
     Args:
-      data_dir: a local folder.
+      data_dir: a local folder, or one that all machines of ``run`` have mounted at this place.
       name: of the dataset: lower-case letters, digits and ``_``.
       processes: worker processes; None: one per core.
       on_bad_image: when an image or its header cannot be read: "raise" stops and names it, "skip" leaves it out and
         lists it in bad_images.txt.
       shard_images: images per file.
+      run: how jobs are run, as `tools.beam.on_beam` with a runner; None: in ``processes`` on this machine.
 
     Raises:
       UserError: another source was prepared under this name, a bad image, a name, split or class that TFDS cannot
@@ -72,8 +74,8 @@ def prepare(splits: dict[str, Dataset], data_dir: Path, name: str, *, processes:
     """
     _check_names(splits, data_dir, name, on_bad_image)
     folder = data_dir.expanduser() / name / VERSION
-    _prepare(splits, folder, name, f"Prepared from {type(next(iter(splits.values()))).__name__}.", processes,
-             on_bad_image, shard_images)
+    _prepare(splits, folder, name, f"Prepared from {type(next(iter(splits.values()))).__name__}.",
+             run or on_all_cores_of(processes), on_bad_image, shard_images)
     return folder
 
 
@@ -94,8 +96,7 @@ class PreparedEmojiScenes(EmojiScenes):
         if not folder.is_dir():
             scenes.multi_label = True  # labels are stored as a list even if each scene has one
             description = f"Scenes of {len(scenes.classes)} classes. {ATTRIBUTION[self.style]}"
-            _prepare({self.split: scenes}, folder, "emoji_scenes", description, shard_images=SHARD_IMAGES,
-                     options="group_size:1")
+            _prepare({self.split: scenes}, folder, "emoji_scenes", description, options="group_size:1")
         return _PreparedScenes(self, os.fspath(folder))
 
 
@@ -112,7 +113,7 @@ class _PreparedScenes(TfdsDataset):
         return np.full((len(self), 2), self._size, np.int32)
 
 
-def _prepare(splits: dict[str, Dataset], folder: Path, name: str, description: str, processes: int | None = None,
+def _prepare(splits: dict[str, Dataset], folder: Path, name: str, description: str, run: Run | None = None,
              on_bad_image: str = "raise", shard_images: int = SHARD_IMAGES,
              options: str = "group_size:1,uncompressed") -> None:
     """Write the splits to ``folder``, whose name is the version, unless they are there. Raises: UserError."""
@@ -129,7 +130,8 @@ def _prepare(splits: dict[str, Dataset], folder: Path, name: str, description: s
                                     f"since, other splits or another shard size; {other_name}")
                 return
             work.mkdir(exist_ok=True)
-            _write_splits(splits, work, name, description, processes, on_bad_image, shard_images, options)
+            run = run or on_all_cores_of(None)
+            _write_splits(splits, work, name, description, run, on_bad_image, shard_images, options)
             write_text(work / SOURCE, json.dumps(source))
             work.rename(folder)
 
@@ -189,6 +191,7 @@ class _Shard(NamedTuple):
     start: int
     stop: int
     keys: frozenset[str]
+    keypoints: int
     on_bad_image: str
     options: str
 
@@ -212,12 +215,12 @@ class _Done(msgspec.Struct):
     """A line per image that was left out."""
 
 
-def _write_splits(splits: dict[str, Dataset], work: Path, name: str, description: str, processes: int | None,
+def _write_splits(splits: dict[str, Dataset], work: Path, name: str, description: str, run: Run,
                   on_bad_image: str, shard_images: int, options: str) -> None:
     import tensorflow_datasets as tfds
 
     first = next(iter(splits.values()))
-    keys = _example_keys(first, on_bad_image)
+    keys, keypoints = _example_keys(first, on_bad_image)
     shards: dict[str, list[_Shard]] = {}
     for split, dataset in splits.items():
         count = -(-len(dataset) // shard_images)
@@ -226,13 +229,13 @@ def _write_splits(splits: dict[str, Dataset], work: Path, name: str, description
         shared = _SharedDataset(dataset, os.fspath(work / f".{split}"))
         shards[split] = [
             _Shard(os.fspath(template.sharded_filepath(shard_index=k, num_shards=count)), shared, k * shard_images,
-                   min((k + 1) * shard_images, len(dataset)), keys, on_bad_image, options) for k in range(count)]
-    _check_unfinished(work, [shard for of_split in shards.values() for shard in of_split], name, processes)
+                   min((k + 1) * shard_images, len(dataset)), keys, keypoints, on_bad_image, options)
+             for k in range(count)]
+    _check_unfinished(work, [shard for of_split in shards.values() for shard in of_split], name, run)
     infos, bad, content = [], [], {}
     for split, of_split in shards.items():
         jobs = [(shard,) for shard in of_split]
-        done = [result for _, result in on_all_cores(_write_shard, jobs, f"preparing {name}, {split}",
-                                                     len(splits[split]), processes)]
+        done = [result for _, result in run(_write_shard, jobs, f"preparing {name}, {split}", len(splits[split]))]
         if not sum(shard.images for shard in done):
             raise UserError(f"split {split!r} has no readable image; nothing was prepared")
         bad += [line for shard in done for line in shard.bad]
@@ -244,17 +247,18 @@ def _write_splits(splits: dict[str, Dataset], work: Path, name: str, description
             filename_template=template.replace(split=split)))
     if bad:
         (work / "bad_images.txt").write_text("".join(f"{line}\n" for line in bad))
+    features = features_of(first.classes, first.multi_label, keys, keypoints)
     with quiet():
-        tfds.folder_dataset.write_metadata(data_dir=work, features=features_of(first.classes, first.multi_label, keys),
-                                           split_infos=infos, version=work.name.removeprefix("incomplete."),
-                                           check_data=False, filename_template=infos[0].filename_template,
-                                           description=description)
+        tfds.folder_dataset.write_metadata(data_dir=work, features=features, split_infos=infos, check_data=False,
+                                           version=work.name.removeprefix("incomplete."), description=description,
+                                           filename_template=infos[0].filename_template)
     write_text(work / CONTENT, json.dumps(content))
-    for path in (*work.glob(f"*{DONE}"), *work.glob(f"*{LABELS}"), *(work / f".{split}" for split in splits)):
+    for path in (*(path for end in (PARTIAL, DONE, LABELS) for path in work.glob(f"*{end}")),
+                 *(work / f".{split}" for split in splits)):
         path.unlink(missing_ok=True)
 
 
-def _check_unfinished(work: Path, shards: Sequence[_Shard], name: str, processes: int | None) -> None:
+def _check_unfinished(work: Path, shards: Sequence[_Shard], name: str, run: Run) -> None:
     """Look at what an interrupted preparation has left. If the source has changed since, its images are read again, and
     finished shards of the same images are kept. Files of no shard are removed.
 
@@ -265,7 +269,7 @@ def _check_unfinished(work: Path, shards: Sequence[_Shard], name: str, processes
     known = [shard for shard in shards if os.path.basename(shard.path) in finished]
     changed = [shard for shard in known if (done := _done(shard)) and done.source != shard.source]
     images = sum(shard.stop - shard.start for shard in changed)
-    checked = on_all_cores(_check_shard, [(shard,) for shard in changed], f"checking {name}", images, processes)
+    checked = run(_check_shard, [(shard,) for shard in changed], f"checking {name}", images) if changed else []
     of_this_source = len(known) - len(changed) + sum(same for _, same in checked)
     if finished and not of_this_source:
         raise UserError(f"{work} is an unfinished preparation of another source; remove it, or choose a name other "
@@ -279,16 +283,18 @@ def _check_unfinished(work: Path, shards: Sequence[_Shard], name: str, processes
             path.unlink()
 
 
-def _example_keys(dataset: Dataset, on_bad_image: str) -> frozenset[str]:
-    """The keys of the first readable example, without an image id that is text: TFDS's are numbers."""
+def _example_keys(dataset: Dataset, on_bad_image: str) -> tuple[frozenset[str], int]:
+    """The keys of the first readable example, without an image id that is text: TFDS's are numbers; and the number of
+    keypoints per object."""
     for index in range(len(dataset)):
         try:
             example = dataset[index]
-            return frozenset(example) - ({"image_id"} if isinstance(example.get("image_id"), str) else set())
+            keys = frozenset(example) - ({"image_id"} if isinstance(example.get("image_id"), str) else set())
+            return keys, len(example.get(MIRROR, ()))
         except BadImageError:
             if on_bad_image == "raise":
                 raise
-    return frozenset()
+    return frozenset(), 0
 
 
 def _done(shard: _Shard) -> _Done | None:
@@ -321,7 +327,7 @@ def _write_shard(shard: _Shard) -> tuple[int, _Done]:
     done, dataset = _done(shard), shard.dataset.dataset
     if done and done.source == shard.source:
         return done.images, done
-    features = features_of(dataset.classes, dataset.multi_label, shard.keys)
+    features = features_of(dataset.classes, dataset.multi_label, shard.keys, shard.keypoints)
     content, bad, ids, labels = _hash(shard), [], [], []
 
     def serialized() -> Iterator[bytes]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
 import io
 import multiprocessing
 import os
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -20,6 +22,15 @@ from rich.progress import MofNCompleteColumn, Progress
 from big_vision_lite.data.sources.tfds import without_warnings
 from big_vision_lite.errors import UserError
 from big_vision_lite.system.cores import usable_cores
+
+Run = Callable[[Callable[..., tuple], Sequence[tuple], str, int], list[tuple]]
+"""``work(*job)`` for all jobs, results in their order. With a title and the end of a progress bar, which the first
+element of each result advances."""
+
+
+def on_all_cores_of(processes: int | None) -> Run:
+    """`on_all_cores` with a number of processes."""
+    return functools.partial(on_all_cores, processes=processes)
 
 
 def on_all_cores(work: Callable[..., tuple], jobs: Sequence[tuple], title: str, total: int,
@@ -68,6 +79,10 @@ def _init_worker() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+PARTIAL = ".partial"
+"""How the names of unfinished files end."""
+
+
 def write_records(path: str, records: Iterator[bytes], options: str = "group_size:1") -> tuple[int, int]:
     """Write an ArrayRecord file, which is renamed to ``path`` when complete.
 
@@ -76,7 +91,7 @@ def write_records(path: str, records: Iterator[bytes], options: str = "group_siz
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    partial = f"{path}.partial"  # always the same, so that no leftovers accumulate
+    partial = f"{path}.{uuid.uuid4().hex[:8]}{PARTIAL}"  # Beam may run the same work twice at once
     writer = ArrayRecordWriter(partial, options)
     count = size = 0
     for record in records:

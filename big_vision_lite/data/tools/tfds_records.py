@@ -9,12 +9,12 @@ import numpy as np
 
 from big_vision_lite.data.decode import DecodeError, decode, image_size
 from big_vision_lite.data.source import OBJECT_ARRAYS, Example
-from big_vision_lite.data.sources.tfds_features import swap_xy
+from big_vision_lite.data.sources.tfds_features import MIRROR, swap_xy
 from big_vision_lite.errors import BadImageError, UserError
 
 
-def features_of(classes: tuple[str, ...], multi_label: bool, keys: frozenset[str]):
-    """TFDS's features of examples with these keys."""
+def features_of(classes: tuple[str, ...], multi_label: bool, keys: frozenset[str], keypoints: int = 0):
+    """TFDS's features of examples with these keys, and this many keypoints per object."""
     import tensorflow_datasets as tfds
 
     label = tfds.features.ClassLabel(names=list(classes))
@@ -26,9 +26,12 @@ def features_of(classes: tuple[str, ...], multi_label: bool, keys: frozenset[str
         objects = {"bbox": tfds.features.BBoxFeature(), "label": label}
         for name, (feature, dtype, shape, _) in OBJECT_ARRAYS.items():
             if name in keys:
+                shape = tuple(keypoints if side is None else side for side in shape)
                 objects[feature] = (tfds.features.Tensor(shape=shape, dtype=dtype) if shape
                                     else tfds.features.Scalar(dtype))
         features["objects"] = tfds.features.Sequence(objects)
+    if MIRROR in keys:
+        features[MIRROR] = tfds.features.Tensor(shape=(keypoints,), dtype=np.int32)
     for mask, dtype in (("instance_mask", np.uint8), ("class_mask", np.uint16)):
         if mask in keys:
             features[mask] = tfds.features.Image(shape=(None, None, 1), dtype=dtype, encoding_format="png")
@@ -88,6 +91,8 @@ def _stored(example: Example, multi_label: bool, keys: frozenset[str]) -> dict:
         stored["objects"] = [
             {"bbox": tfds.features.BBox(*box), "label": label, **{name: values[i] for name, values in arrays.items()}}
             for i, (box, label) in enumerate(zip(boxes, example["box_labels"], strict=True))]
+    if MIRROR in keys:
+        stored[MIRROR] = example[MIRROR]
     for mask in ("instance_mask", "class_mask"):
         if mask in keys:
             value = example[mask]

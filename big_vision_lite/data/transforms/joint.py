@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from big_vision_lite.data.decode import DecodeError, Header, decode_crop_resize, read_header
+from big_vision_lite.data.keypoints import labelled
 from big_vision_lite.data.masks import VOID, class_mask
 from big_vision_lite.data.source import OBJECT_ARRAYS, Example, without_objects
 from big_vision_lite.data.transforms.image import Size, Transform, check_size, height_width, is_pixels
@@ -68,7 +69,7 @@ class JointTransform(Transform):
     the pixels, or added:
 
     ``boxes``         float32 ``[n, 4]``, (x1, y1, x2, y2) in pixels of ``out``, with ``box_labels`` and the
-                      `OBJECT_ARRAYS` of the same boxes, points in pixels of ``out``; ``area`` is as annotated
+                      `OBJECT_ARRAYS` of the same boxes, keypoints in pixels of ``out``; ``area`` is as annotated
     ``class_mask``    uint8 ``[H, W]`` of ``out``: 0 background, c + 1 for class c, 255 undecided or padding
     ``size``          int32 ``[2]``, height and width of the image within ``out``
     ``original_size`` int32 ``[2]``, height and width of the whole upright image
@@ -139,10 +140,11 @@ class JointTransform(Transform):
         visible[visible] = _areas(clipped[visible]) >= self.min_visibility * _areas(boxes[visible])
         objects = {name: example[name][visible] for name in ("box_labels", *OBJECT_ARRAYS) if name in example}
         for name, array in OBJECT_ARRAYS.items():
-            if name in objects and array.mirror is not None:
+            if name in objects and array.points:
                 points = objects[name].copy()
                 points[..., :2] = view.points(points[..., :2].astype(np.float64) * [header.width, header.height])
-                objects[name] = points[:, array.mirror] if view.flip else points
+                points[~labelled(points)] = 0
+                objects[name] = points[:, example["keypoint_mirror"]] if view.flip else points
         return {"boxes": clipped[visible].astype(np.float32)} | objects
 
 

@@ -20,14 +20,17 @@ class Runs:
 
     Args:
       sign: 1 or -1, with which their score enters.
+      metric: column of their score; None: that of the contrast.
     """
 
     sign: int
     where: Mapping[str, str | float]
+    metric: str | None = None
 
     def scores(self, rows: Iterable[Row], metric: str) -> dict[str, float]:
         """By seed. Several runs of a seed count by their mean."""
         found: dict[str, list[float]] = {}
+        metric = self.metric or metric
         for row in rows:
             if row.get(metric) and all(_equal(row.get(name, ""), value) for name, value in self.where.items()):
                 found.setdefault(row.get("seed", ""), []).append(float(row[metric]))
