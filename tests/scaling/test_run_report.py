@@ -59,7 +59,7 @@ def runs(tmp_path_factory):
     ("slow", ("mAP on validation:", "Average precision per class on validation, at step 4", "by chance",
               "Precision against recall on validation", "optimizer.learning_rate")),
     ("masks", ("Mean IoU on validation:", "IoU per class on validation", "What is taken for what")),
-    ("boxes", ("VOC AP at IoU 0.5 on validation:", "VOC_AP50 per class on validation",
+    ("boxes", ("VOC AP at IoU 0.5 on validation:", "VOC AP at IoU 0.5 per class on validation",
                "Precision against recall on validation")),
 ])
 def test_a_run_has_a_report(runs, name, parts, tmp_path, capsys):
@@ -141,6 +141,7 @@ def test_other_tasks_and_wrong_names_side_by_side(runs, tmp_path, capsys):
 def test_metrics_in_words():
     assert words.title("mAP on test") == "mAP on test" and words.title("loss") == "Loss"
     assert words.metric("test/top1") == "top-1 accuracy on test" and words.metric("own_score") == "own score"
+    assert [words.count(value) for value in (1.849, 12345.6)] == ["1.85", "12,346"]
     assert [words.duration(seconds) for seconds in (59.6, 600, 9000)] == ["60 s", "10.0 min", "2.5 h"]
 
 

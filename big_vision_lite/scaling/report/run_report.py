@@ -76,9 +76,10 @@ def _conclusions(facts: RunFacts) -> Iterator[str]:
                        f"has risen by {rise:.0%} since: the run overfits, or is overconfident")
     for _, details in facts.details.values():
         classes = details.get("classes", [])
-        if len(classes) > 3:
-            yield (f"Weakest classes by {details.get('metric', 'score')}: " + _named(classes[:3]) + "; strongest: "
-                   + _named(classes[:-4:-1]))
+        if len(classes) > 1:
+            count = min(3, len(classes) // 2)
+            yield (f"Weakest by {words.metric(details.get('metric', 'score'))}: {_named(classes[:count])}; strongest: "
+                   f"{_named(classes[:-count - 1:-1])}")
         if confusions := details.get("confusions"):
             worst = confusions[0]
             yield (f"Most frequent confusion: {worst['share']:.0%} of {worst['true']} are taken for "
@@ -87,7 +88,7 @@ def _conclusions(facts: RunFacts) -> Iterator[str]:
     if "wall_seconds" in facts.run:
         speed, waited = (facts.curves.get(key) for key in ("images_per_second", "data_wait"))
         yield (f"{words.duration(facts.run['wall_seconds'])} in all on {facts.machine}"
-               + (f"; {np.median(speed[1]):,.0f} images/s in training" if speed else "")
+               + (f"; {words.count(np.median(speed[1]))} images/s in training" if speed else "")
                + (f", {np.mean(waited[1]):.0%} of the time waiting for data" if waited else ""))
 
 
@@ -153,7 +154,7 @@ def draw_curves(title: str, x_label: str, y_label: str, curves: dict[str, Curve]
 
 def _details(name: str, step: int, details: Details) -> Iterator[str]:
     """Classes, confusions and curve of an evaluation."""
-    classes, metric = details.get("classes", []), details.get("metric", "score")
+    classes, metric = details.get("classes", []), words.metric(details.get("metric", "score"))
     if classes:
         yield html.heading(f"{words.title(metric)} per class on {name}, at step {step:,}")
         rows = [[one["name"], f"{one['score']:.3f}", f"{one['count']:,}"] for one in classes]

@@ -34,6 +34,11 @@ def title(text: str) -> str:
     return text if text[1:2].isupper() else text[:1].upper() + text[1:]
 
 
+def count(value: float) -> str:
+    """A number with three digits or more, such as "1.85" or "12,345"."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def duration(seconds: float) -> str:
     """Such as "138 s", "12.5 min" or "3.4 h"."""
     if seconds < 180:
