@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 from big_vision_lite.backbones.backbone import BackboneModule
 from big_vision_lite.data.source import Dataset, DatasetInfo, Example
 from big_vision_lite.errors import UserError
+from big_vision_lite.evaluation.details import Details
 from big_vision_lite.heads.photo import AnnotatedPhoto
 
 Batch = dict[str, Array]
@@ -75,6 +76,10 @@ class Metrics(abc.ABC):
     def result(self) -> dict[str, float | None]:
         """The metrics so far, always with "loss" and "images"; None for one that does not exist, since nothing that it
         is about occurred."""
+
+    def details(self) -> Details:
+        """What a report shows beside the metrics: scores per class, confusions, a curve. Empty unless overridden."""
+        return {}
 
     def check_results(self) -> None:
         """Called before an evaluation whose predictions ``write_results`` is to write.
