@@ -17,6 +17,7 @@ PAPER = (*(f"paper/tables.py:table={table}" for table in TABLE_STUDIES), "paper/
          "paper/near_duplicates.py:exclude=/ids.txt,root=/photos", "paper/coco_keypoints.py:")
 SEVERAL_SEEDS = (*PAPER, "studies/boxes.py:", "studies/data_size.py:", "studies/detection_start.py:",
                  "studies/photos.py:root=/photos", "studies/surface.py:",
+                 "studies/self_supervised.py:root=/photos,target=/others,methods=(simclr,byol,supervised)",
                  "studies/surface.py:root=/photos,target=/others,target_images=(100,1000),wrong=(0,20)")
 
 
