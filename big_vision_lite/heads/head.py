@@ -87,7 +87,7 @@ class Metrics(abc.ABC):
         Raises:
           UserError: the task has no format for predictions, or the data lacks the ids that it needs.
         """
-        raise UserError("only detection has a results file, COCO's; leave --submission out")
+        raise UserError("only detection and keypoints have a results file, COCO's; leave --submission out")
 
     def write_results(self, path: Path) -> None:
         """Write the predictions so far in the format of the task's evaluation server.
@@ -112,6 +112,14 @@ class Head(abc.ABC):
         For an empty slot, ``example`` has an empty ``id`` and no labels. An image that is only to be predicted
         has ``unlabelled``: True.
         """
+
+    def for_data(self, dataset: Dataset) -> Head:
+        """This head with sizes that the data decides, such as slots for labels, whose `targets` are then made."""
+        return self
+
+    def sizes(self, dataset: Dataset) -> str | None:
+        """One line for users about the sizes that `for_data` chooses; None: it chooses none."""
+        return None
 
     @property
     def fixed_targets(self) -> bool:

@@ -128,7 +128,8 @@ def training(experiment: Experiment, workdir: Path, profile: str | None = None, 
         display.say(f"{workdir}: {len(data):,} images of {len(data.classes)} classes, {parameters / 1e6:.2f} M "
                     f"parameters, {jax.device_count()} {jax.devices()[0].platform} device(s)"
                     + (f", going on from step {start}" if start else ""))
-        for line in filter(None, (*data.notes, owned.taken_over, *notes, trainer.init_summary)):
+        sizes = experiment.head.sizes(data)
+        for line in filter(None, (*data.notes, sizes, owned.taken_over, *notes, trainer.init_summary)):
             display.say(line)
         for rule in noise:
             display.say(f"label noise: of {rule['labels']:,} labels {rule['precision']:.2%} are right; "

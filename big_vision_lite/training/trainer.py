@@ -229,7 +229,7 @@ class Trainer:
           UserError: those do not fit into memory, or one cannot be decoded.
         """
         head = self.experiment.head
-        arguments = inputs, targets or head.targets, seed, jax.process_index(), jax.process_count()
+        arguments = inputs, targets or head.for_data(dataset).targets, seed, jax.process_index(), jax.process_count()
         if inputs.resident is None:
             return BatchMaker(dataset, *arguments)
         kept = next((kept for other, kept in self._kept if other == inputs), None)

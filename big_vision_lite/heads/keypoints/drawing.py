@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,26 @@ def draw_poses(path: Path, batch: dict[str, np.ndarray], outputs: dict[str, np.n
     figure.savefig(path)
 
 
+def annotate_poses(photo: UInt8[np.ndarray, "h w 3"], poses: Sequence[dict[str, Any]], keypoints: KeypointSet,
+                   min_score: float) -> UInt8[np.ndarray, "H W 3"]:
+    """The photo with the keypoints of at least ``min_score`` of each pose and the limbs between them. Below it stands
+    how many poses there are.
+
+    Args:
+      poses: by falling score, as `TopDown.to_json` gives them.
+    """
+    colours, picture = [rgb(colour) for colour in OKABE_ITO], AnnotatedPhoto(photo)
+    for pose in reversed(poses):
+        points = [pose["keypoints"][name] for name in keypoints.names]
+        for number, (start, end) in enumerate(keypoints.limbs):
+            if min(points[start][2], points[end][2]) >= min_score:
+                picture.line([points[start][:2], points[end][:2]], colours[number % len(colours)])
+        for k, (x, y, score) in enumerate(points):
+            if score >= min_score:
+                picture.dot(x, y, colours[k % len(colours)])
+    return picture.finish([(f"{len(poses)} poses" if len(poses) != 1 else f"score {poses[0]['score']:.0%}", None)])
+
+
 def _draw_skeleton(axis: Any, points: np.ndarray, is_shown: np.ndarray, keypoints: KeypointSet) -> None:
     for number, (start, end) in enumerate(keypoints.limbs):
         if is_shown[[start, end]].all():
@@ -46,21 +67,3 @@ def _draw_skeleton(axis: Any, points: np.ndarray, is_shown: np.ndarray, keypoint
     for k in np.flatnonzero(is_shown):
         axis.plot(*points[k], "o", color=OKABE_ITO[k % len(OKABE_ITO)], markeredgecolor="white", markeredgewidth=0.6,
                   markersize=4.5, clip_on=True)
-
-
-def annotate_pose(photo: UInt8[np.ndarray, "h w 3"], pose: dict[str, Any], keypoints: KeypointSet,
-                  min_score: float) -> UInt8[np.ndarray, "H W 3"]:
-    """The photo with the keypoints of at least ``min_score``, and the limbs between them.
-
-    Args:
-      pose: as `TopDown.to_json` gives it.
-    """
-    points = [pose["keypoints"][name] for name in keypoints.names]
-    colours, shown = tuple(map(rgb, OKABE_ITO)), [point[2] >= min_score for point in points]
-    picture = AnnotatedPhoto(photo)
-    for number, (start, end) in enumerate(keypoints.limbs):
-        if shown[start] and shown[end]:
-            picture.line([points[start][:2], points[end][:2]], colours[number % len(colours)])
-    for k in np.flatnonzero(shown).tolist():
-        picture.dot(*points[k][:2], colours[k % len(colours)])
-    return picture.finish([(f"{sum(shown)} of {len(points)} keypoints with a score of {min_score:.0%} or more", None)])

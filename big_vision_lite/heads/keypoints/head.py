@@ -20,7 +20,7 @@ from big_vision_lite.evaluation.keypoints import KeypointMetrics, check_keypoint
 from big_vision_lite.heads.head import Batch, Head, MainMetric, Metrics, Prediction
 from big_vision_lite.heads.keypoints.codec import Grid
 from big_vision_lite.heads.keypoints.disks import DiskOffsets
-from big_vision_lite.heads.keypoints.drawing import annotate_pose, draw_poses
+from big_vision_lite.heads.keypoints.drawing import annotate_poses, draw_poses
 from big_vision_lite.heads.keypoints.gaussians import GaussianHeatmaps
 
 
@@ -113,12 +113,13 @@ class TopDown(Head):
 
     def to_json(self, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
                 classes: tuple[str, ...]) -> list[dict[str, Any]]:
-        """"box" ([x1, y1, x2, y2]) and "keypoints" by name, each [x, y, score], in pixels of the original image; and
-        "score"."""
+        """"poses", of one object: "box" ([x1, y1, x2, y2]) and "keypoints" by name, each [x, y, score], in pixels of
+        the original image; and "score"."""
         points = to_original(outputs["points"], batch["matrix"])
-        return [{"box": [round(float(v), 2) for v in box], "score": round(float(score), 6),
-                 "keypoints": {name: [round(float(x), 2), round(float(y), 2), round(float(s), 6)]
-                               for name, (x, y), s in zip(self.keypoints.names, row, scores, strict=True)}}
+        return [{"poses": [{
+            "box": [round(float(v), 2) for v in box], "score": round(float(score), 6),
+            "keypoints": {name: [round(float(x), 2), round(float(y), 2), round(float(s), 6)]
+                          for name, (x, y), s in zip(self.keypoints.names, row, scores, strict=True)}}]}
                 for box, score, row, scores in zip(batch["box"], self.pose_scores(batch, outputs), points,
                                                    outputs["scores"], strict=True)]
 
@@ -128,7 +129,9 @@ class TopDown(Head):
 
     def annotate(self, photo: UInt8[np.ndarray, "h w 3"], prediction: Prediction, classes: tuple[str, ...],
                  score: float | None = None) -> UInt8[np.ndarray, "H W 3"]:
-        return annotate_pose(photo, prediction.values, self.keypoints, self.min_score if score is None else score)
+        """Skeletons, of keypoints of at least ``min_score``."""
+        poses = [pose for pose in prediction.values["poses"] if score is None or pose["score"] >= score]
+        return annotate_poses(photo, poses, self.keypoints, self.min_score)
 
 
 class PoseNet(nnx.Module):
