@@ -86,7 +86,7 @@ def test_evaluate_writes_them_anew(runs, tmp_path):
     copied = shutil.copytree(runs / "slow", tmp_path / "run")
     before = (copied / "evaluations" / "validation-4-details.json").read_text()
     shutil.rmtree(copied / "evaluations")
-    assert "written at the end of a run, or by bvl evaluate" in report(copied)
+    assert f"scores per class on validation: bvl evaluate {copied} writes them" in report(copied)
     assert main(["evaluate", str(copied)]) == 0
     assert json.loads((copied / "evaluations" / "validation-4-details.json").read_text()) == json.loads(before)
     (copied / "evaluations" / "validation-4-details.json").write_text('{"classes": 3}')
