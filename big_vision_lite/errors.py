@@ -31,6 +31,14 @@ class BadImageError(UserError):
         return type(self), (self.example_id, self.reason)
 
 
+class UnusableImageError(BadImageError):
+    """One image that the task has no room for. The ``on_bad_image`` policy applies to it as well."""
+
+    def __init__(self, example_id: str, reason: str):
+        super().__init__(example_id, reason)
+        self.args = (f"image {example_id!r} cannot be used: {reason}",)
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint for a misspelt name: ``"; did you mean 'train'?"``, or the valid names where none is close."""
     names = sorted(valid)

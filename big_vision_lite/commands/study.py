@@ -80,7 +80,8 @@ def study(arguments: list[str]) -> int:
 
 
 def listing(study, workdir: Path, runs) -> str:
-    """The runs as a table: state, steps, images seen, FLOPs and estimated time."""
+    """The runs as a table: state, images, steps, images seen, passes over the images, FLOPs, and estimated hours on an
+    H100 and time here; then the deviations from what the study repeats."""
     from big_vision_lite.scaling.studies import cost, results
     from big_vision_lite.scaling.studies.progress import timed_runs
     from big_vision_lite.training.progress import duration
@@ -89,13 +90,18 @@ def listing(study, workdir: Path, runs) -> str:
     states = {row["run"]: row["status"] for row in results.result_rows(study, workdir)}
     timed = timed_runs(workdir, [run for run in study.runs if states[run.name] == "done"])
     width = max(len(run.name) for run in runs)
-    lines = [f"{'run':{width}}  status   steps    images seen  FLOPs    time"]
+    lines = [f"{'run':{width}}  status   images     steps      images seen    passes  FLOPs    H100 h  time here"]
     total = 0.0
     for run in runs:
         seconds, _ = cost.estimate_seconds(run.experiment, timed)
         total += seconds if states[run.name] != "done" else 0.0
         images_seen = run.experiment.steps * run.experiment.train.batch_size
-        lines.append(f"{run.name:{width}}  {states[run.name]:7}  {run.experiment.steps:<7,}  {images_seen:<11,}  "
-                     f"{cost.training_flops(run.experiment):<7.2g}  {duration(seconds)}")
+        flops = cost.training_flops(run.experiment)
+        images = f"{run.images:,}" if run.images else "unknown"
+        passes = f"{images_seen / run.images:.1f}" if run.images else "-"
+        lines.append(f"{run.name:{width}}  {states[run.name]:7}  {images:<9}  {run.experiment.steps:<9,}  "
+                     f"{images_seen:<13,}  {passes:<6}  {flops:<7.2g}  {flops / cost.GPU / 3600:<6.2g}  "
+                     f"{duration(seconds)}")
     basis = f"the speed of {len(timed)} runs here" if timed else "an assumed speed of this machine's cores"
-    return "\n".join((*lines, f"left to run: about {duration(total)}, at {basis}"))
+    return "\n".join((*lines, f"left to run: about {duration(total)}, at {basis}",
+                      *(f"deviation: {line}" for line in study.deviations)))

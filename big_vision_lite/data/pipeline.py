@@ -173,7 +173,6 @@ class BatchMaker:
         rng, state = np.random.Generator(bits), bits.state
         read = iter(self.dataset.read([index for index in indices if index >= 0]))
         for row, (index, position) in enumerate(zip(indices, positions, strict=True)):
-            example = empty_slot()
             if index >= 0:
                 state["state"]["key"][1] = position
                 bits.state = state
@@ -183,12 +182,14 @@ class BatchMaker:
                     transformed = self.inputs.transform(stored, rng, images[row])
                     if "class_mask" in transformed:
                         check_mask_values(stored["id"], transformed["class_mask"], len(self.dataset.classes))
-                    example, mask[row] = transformed, True
+                    targets.append(self.targets(transformed))
+                    mask[row] = True
+                    continue
                 except BadImageError:
                     if self.inputs.on_bad_image == "raise":
                         raise
                     images[row] = 0
-            targets.append(self.targets(example))
+            targets.append(self.targets(empty_slot()))
         stacked = {key: np.stack([t[key] for t in targets]) for key in targets[0]}
         return {"image": images, "mask": mask, "index": np.asarray(indices, np.int64), **stacked}
 

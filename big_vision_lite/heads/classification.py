@@ -15,16 +15,22 @@ from jax import Array
 from jaxtyping import Float, UInt8
 
 from big_vision_lite.backbones.backbone import BackboneModule, Keys
+from big_vision_lite.data.curation.curated import Curated
 from big_vision_lite.data.curation.hierarchy import Hierarchy
 from big_vision_lite.data.source import Dataset, DatasetInfo, Example
-from big_vision_lite.errors import UserError
+from big_vision_lite.errors import UnusableImageError, UserError
 from big_vision_lite.evaluation.classification import MultiLabelMetrics, SingleLabelMetrics, SuperclassMetrics
+from big_vision_lite.evaluation.details import Details, SingleLabelAnswers
 from big_vision_lite.evaluation.scorable import check_labels
 from big_vision_lite.heads.drawing import draw_labels
 from big_vision_lite.heads.head import Batch, Head, MainMetric, Metrics, Prediction
 from big_vision_lite.heads.losses import multi_hot, sigmoid_loss, softmax_loss
 from big_vision_lite.heads.photo import AnnotatedPhoto
 from big_vision_lite.system.fields import at_least
+
+SLOTS = 16
+MOST_SLOTS = 256
+"""A batch of 1,024 images then has 1 MB of labels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +42,9 @@ class Classification(Head):
     ``softmax``: cross-entropy, for one label per image."""
     label_smoothing: float = 0.0
     """Share of the softmax target that goes to the uniform distribution."""
-    max_labels: int = 16
-    """Slots for labels per image. More labels are an error, never dropped silently."""
+    max_labels: int | None = 16
+    """Slots for labels per image. None: as many as the image of the data with most labels has, at most `MOST_SLOTS`. An
+    image with more is treated as one that cannot be read, see `Input.on_bad_image`: no label is dropped silently."""
     prior: float | None = None
     """Probability of each label before training, which sets the bias of the sigmoid layer. None: one label per image,
     at most a half. The softmax layer has no prior."""
@@ -77,12 +84,27 @@ class Classification(Head):
             bias = math.log(prior / (1.0 - prior))
         return Classifier(backbone, num_classes, bias, rngs)
 
+    def for_data(self, dataset: Dataset) -> Classification:
+        if self.max_labels is not None:
+            return self
+        most = len(labels_per_image(dataset)) - 1
+        return dataclasses.replace(self, max_labels=min(max(most, 1), MOST_SLOTS))
+
+    def sizes(self, dataset: Dataset) -> str | None:
+        if self.max_labels is not None:
+            return None
+        images, slots = labels_per_image(dataset), self.for_data(dataset).max_labels
+        share = np.cumsum(images) / images.sum()
+        more = int(images[slots + 1:].sum())
+        return (f"{slots} slots for labels; 99.9% of the images have at most {int((share < 0.999).sum())} labels, the "
+                f"most is {len(images) - 1}" + (f"; {more:,} images have more than there are slots" if more else ""))
+
     def targets(self, example: Example) -> dict[str, np.ndarray]:
-        labels = np.asarray(example.get("labels", ()), np.int32)
-        if len(labels) > self.max_labels:
-            raise UserError(f"image {example['id']!r} has {len(labels)} labels; the head has room for max_labels="
-                            f"{self.max_labels}; raise it")
-        padded = np.full(self.max_labels, -1, np.int32)
+        labels, slots = np.asarray(example.get("labels", ()), np.int32), self.max_labels or SLOTS
+        if len(labels) > slots:
+            raise UnusableImageError(example["id"], f"it has {len(labels)} labels; the head has room for max_labels="
+                                                    f"{slots}; raise it")
+        padded = np.full(slots, -1, np.int32)
         padded[:len(labels)] = labels
         targets = {"labels": padded, "key": np.asarray(example.get("key", (0, 0)), np.uint32)}
         if self.mixup:
@@ -166,6 +188,16 @@ class Classification(Head):
         return AnnotatedPhoto(photo).finish(labels or [("no label", None)])
 
 
+def labels_per_image(dataset: Dataset) -> np.ndarray:
+    """int64: number k is how many images have k labels, up to the most that one has; by the label index."""
+    data = Curated.of(dataset)
+    chunks = [np.bincount(data.labels_at(indices).counts()) for indices in data.order.chunks()]
+    images = np.zeros(max(map(len, chunks)), np.int64)
+    for chunk in chunks:
+        images[: len(chunk)] += chunk
+    return images
+
+
 def mixed(images: UInt8[Array, "b h w 3"], targets: Float[Array, "b c"],
           share: Float[Array, " b"]) -> tuple[UInt8[Array, "b h w 3"], Float[Array, "b c"]]:
     """``share`` of each image and its targets, and the rest of the image in the same place of the reversed batch."""
@@ -212,11 +244,14 @@ class ClassificationMetrics(Metrics):
         self.multi_label = dataset.multi_label
         accumulator = MultiLabelMetrics if dataset.multi_label else SingleLabelMetrics
         self.scores = accumulator(len(dataset.classes), len(dataset))
+        self.classes, self.answers = dataset.classes, None if dataset.multi_label else SingleLabelAnswers()
         self.superclasses = None if superclass_of is None else SuperclassMetrics(superclass_of, len(dataset))
         self.loss, self.images = 0.0, 0
 
     def add(self, outputs: dict[str, np.ndarray], batch: dict[str, np.ndarray]) -> None:
         self.scores.add(outputs["logits"], batch["labels"], batch["mask"])
+        if self.answers:
+            self.answers.add(outputs["logits"], batch["labels"], batch["mask"])
         if self.superclasses:
             self.superclasses.add(outputs["logits"], batch["labels"], batch["mask"])
         self.loss += float(outputs["loss"][batch["mask"]].sum(dtype=np.float64))
@@ -228,3 +263,6 @@ class ClassificationMetrics(Metrics):
         if self.superclasses:
             more = self.superclasses.result()
         return {**self.scores.result(), **more, "loss": self.loss / max(self.images, 1), "images": self.images}
+
+    def details(self) -> Details:
+        return self.answers.details(self.classes) if self.answers else self.scores.details(self.classes)

@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 from big_vision_lite.backbones.backbone import BackboneModule
 from big_vision_lite.data.source import Dataset, DatasetInfo, Example
 from big_vision_lite.errors import UserError
+from big_vision_lite.evaluation.details import Details
 from big_vision_lite.heads.photo import AnnotatedPhoto
 
 Batch = dict[str, Array]
@@ -76,6 +77,10 @@ class Metrics(abc.ABC):
         """The metrics so far, always with "loss" and "images"; None for one that does not exist, since nothing that it
         is about occurred."""
 
+    def details(self) -> Details:
+        """What a report shows beside the metrics: scores per class, confusions, a curve. Empty unless overridden."""
+        return {}
+
     def check_results(self) -> None:
         """Called before an evaluation whose predictions ``write_results`` is to write.
 
@@ -107,6 +112,14 @@ class Head(abc.ABC):
         For an empty slot, ``example`` has an empty ``id`` and no labels. An image that is only to be predicted
         has ``unlabelled``: True.
         """
+
+    def for_data(self, dataset: Dataset) -> Head:
+        """This head with sizes that the data decides, such as slots for labels, whose `targets` are then made."""
+        return self
+
+    def sizes(self, dataset: Dataset) -> str | None:
+        """One line for users about the sizes that `for_data` chooses; None: it chooses none."""
+        return None
 
     @property
     def fixed_targets(self) -> bool:

@@ -74,9 +74,17 @@ class Miniature:
     transfer_steps: int = TRANSFER_STEPS
     transfer_rate: float = 0.02
 
+    deviations = ("generated scenes and small networks, with the proportions of the paper's recipe: compare the order "
+                  "of rows, never the values",)
+
     def depth(self, paper_depth: int) -> int:
         """The network that stands for one of the paper's three in the study of capacity."""
         return {50: 10, 101: 18, 152: 34}[paper_depth]
+
+    def images(self, table: str, part: float = 1.0) -> int:
+        """Images of what a run learns from: of the sets "imagenet" and "large", and of tasks."""
+        return round(part * LARGE_IMAGES) if table == "large" else {"imagenet": SMALL_IMAGES}.get(
+            table, TRANSFER_IMAGES)
 
     def pretrain_imagenet(self, *, depth: int | None = None, seed: int = 0) -> Experiment:
         """The small set, from random weights."""

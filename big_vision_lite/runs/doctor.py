@@ -149,7 +149,7 @@ def _opened(name: str, inputs: Input, open_split: Callable[[], Dataset]) -> Iter
 
 def _decoded(name: str, inputs: Input, dataset: Dataset, head: Head) -> Finding:
     """Whether a sample of images passes the transform and the head's targets."""
-    indices, bad = evenly_spaced(len(dataset), SAMPLE), []
+    indices, bad, head = evenly_spaced(len(dataset), SAMPLE), [], head.for_data(dataset)
     out = np.empty(inputs.transform.shape, np.uint8)
     for index in indices:
         try:

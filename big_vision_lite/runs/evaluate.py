@@ -13,10 +13,12 @@ from big_vision_lite.data.pipeline import Input
 from big_vision_lite.data.source import Source
 from big_vision_lite.data.sources.per_object import PerObject
 from big_vision_lite.errors import UserError
+from big_vision_lite.evaluation.details import Details
 from big_vision_lite.experiment import read_experiment
 from big_vision_lite.system.atomic import write_text
 from big_vision_lite.system.paths import as_path
 from big_vision_lite.training.checkpoints import Checkpoints
+from big_vision_lite.training.metrics import write_details
 from big_vision_lite.training.step import TrainState
 from big_vision_lite.training.trainer import Trainer
 from big_vision_lite.training.workdir import read_dataset_info
@@ -80,13 +82,14 @@ def evaluate(run: Path, split: str | None = None, step: int | None = None, allow
         evals = {name: dataclasses.replace(inputs, on_bad_image="raise")}
     trainer.experiment = dataclasses.replace(trainer.experiment, evals=evals)
     folder = as_path(run) / "evaluations"
-    results = {"step": step}
+    results, details = {"step": step}, dict[str, Details]()
     for name in trainer.experiment.evals:
-        metrics = trainer.score(state, name, submission)
+        metrics = trainer.score(state, name, submission, details)
         folder.mkdir(exist_ok=True)
         write_text(folder / f"{name}-{step}.json", json.dumps({"step": step, **metrics}, indent=2) + "\n")
         trainer.draw(state, name, folder / f"{name}-{step}.png")
         results |= {f"{name}/{key}": value for key, value in metrics.items()}
+    write_details(as_path(run), step, details)
     return results
 
 

@@ -67,8 +67,8 @@ class Dispatcher:
             for batch in trainer.batches(self._inputs, trainer.data, experiment.seed, start, experiment.steps):
                 yield Call(1, int((~batch["mask"]).sum()), batch)
             return
-        maker = ViewMaker(self.kept[0], trainer.data, self._inputs, head.targets, experiment.seed, jax.process_index(),
-                          jax.process_count(), head.fixed_targets)
+        maker = ViewMaker(self.kept[0], trainer.data, self._inputs, head.for_data(trainer.data).targets,
+                          experiment.seed, jax.process_index(), jax.process_count(), head.fixed_targets)
         maker.starts = call_starts(experiment, start, trainer.on_cpu)
         for views in trainer.stream(maker, 0, len(maker.starts) - 1):
             batch = jax.tree.map(lambda rows: rows.reshape(-1, maker.rows, *rows.shape[1:]), views)

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from big_vision_lite.errors import UserError
-from big_vision_lite.system.fields import at_least
 
 Factor = Callable[[ArrayLike], ArrayLike]
 
@@ -111,17 +110,18 @@ class Step(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Staircase(Schedule):
-    """Multiplied by ``factor`` every ``every`` steps. The paper: 0.9 every 3 million steps of 32 images."""
+    """Multiplied by ``factor`` every ``every`` steps. The paper: 0.9 every 3 million of 36 million steps."""
 
-    every: int = 3_000_000
+    every: float = 3_000_000
+    """Below 1 a share of the run, from 1 on a number of steps."""
     factor: float = 0.9
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 1, "every")
+        check_length("Staircase: every", self.every)
 
     def shape(self, step: ArrayLike, steps: int) -> ArrayLike:
-        return self.factor ** jnp.floor(step / self.every)
+        return self.factor ** jnp.floor(step / max(steps_of(self.every, steps), 1))
 
 
 @dataclasses.dataclass(frozen=True)

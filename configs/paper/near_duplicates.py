@@ -15,14 +15,14 @@ from pathlib import Path
 from big_vision_lite import config
 from big_vision_lite.data.curation.steps import Exclude
 from big_vision_lite.errors import UserError
-from big_vision_lite.recipes.paper import OPEN_IMAGES, Full, Scale
+from big_vision_lite.recipes.paper import Full, Scale
 from big_vision_lite.scaling.studies.study import RUN_PREFIX, Run, Study
 
 RECIPE = Path(__file__).parent.parent / "image_folder.py"
 
 
 def get_study(exclude: str, scale: Scale = "mini", root: str | None = None, eval_split: str = "test", seeds: int = 1,
-              steps: int = 1_000, name: str = "open_images_v4", images: int = OPEN_IMAGES,
+              steps: int = 1_000, name: str | None = None, open_images: str = "open_images_v7",
               data_dir: str | None = None) -> Study:
     """
     Args:
@@ -32,8 +32,8 @@ def get_study(exclude: str, scale: Scale = "mini", root: str | None = None, eval
       eval_split: for mini: split to evaluate on.
       seeds: number of seeds, from 0 on.
       steps: for mini: length of each run.
-      name: for full: name of the large set in TFDS.
-      images: for full: size of its train split.
+      name: for full: name of the large set in TFDS; None: Open Images V7.
+      open_images: for full: folder of Open Images V7.
       data_dir: for full: folder of TFDS's datasets; None: TFDS's default.
     """
     if scale == "mini" and root is None:
@@ -44,7 +44,7 @@ def get_study(exclude: str, scale: Scale = "mini", root: str | None = None, eval
             run_name = f"duplicates={kind},seed={seed}"
             factors = {"scale": scale, "duplicates": kind}
             if scale == "full":
-                recipes = Full(name, images, data_dir=data_dir)
+                recipes = Full(name, open_images, data_dir=data_dir)
                 pretraining = recipes.pretrain_large(exclude=file, seed=seed)
                 finetuning = recipes.imagenet_finetuning(RUN_PREFIX + run_name, seed=seed)
                 runs += [Run(run_name, pretraining, factors=factors),

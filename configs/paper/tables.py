@@ -33,8 +33,8 @@ from typing import Literal
 
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
-from big_vision_lite.recipes.paper import OPEN_IMAGES, Full, Scale
-from big_vision_lite.recipes.paper_mini import LARGE_IMAGES, RATES, TRANSFER_STEPS, Miniature
+from big_vision_lite.recipes.paper import Full, Scale
+from big_vision_lite.recipes.paper_mini import RATES, TRANSFER_STEPS, Miniature
 from big_vision_lite.scaling.studies.grid import UNTUNED
 from big_vision_lite.scaling.studies.study import RUN_PREFIX, Factor, Run, Study
 
@@ -43,7 +43,8 @@ Table = Literal["imagenet", "coco", "voc07", "voc12", "data_size", "training_len
 
 def get_study(table: Table, scale: Scale = "mini", seeds: int = 1, equal: Literal["steps", "passes"] = "steps",
               rates: tuple[float, float] = RATES, sweep: tuple[float, ...] = (), transfer_steps: int = TRANSFER_STEPS,
-              transfer_rate: float = 0.02, name: str = "open_images_v4", images: int = OPEN_IMAGES,
+              transfer_rate: float = 0.02, name: str | None = None,
+              open_images: str = "open_images_v7", hierarchy: str | None = None, matching: str | None = None,
               root: str | None = None, minival: str | None = None, data_dir: str | None = None) -> Study:
     """
     Args:
@@ -55,8 +56,10 @@ def get_study(table: Table, scale: Scale = "mini", seeds: int = 1, equal: Litera
       sweep: for mini: learning rates to try for each of the two sets: pretraining alone, scored on validation scenes.
       transfer_steps: for mini: length of each transfer.
       transfer_rate: for mini: peak learning rate of detection and segmentation.
-      name: for full: name of the large set in TFDS.
-      images: for full: size of its train split.
+      name: for full: name of the large set in TFDS; None: Open Images V7.
+      open_images: for full: folder of Open Images V7.
+      hierarchy: for full: file of child,parent for the large set's classes; None: Open Images' own, if it is that.
+      matching: for full and table=classes: file with the large set's classes that match ImageNet's, one per line.
       root: for full: COCO's own files (None: TFDS's); for voc07 one VOC tree with the images of 2007 and 2012, whose
         names do not clash, and trainval0712.txt and test2007.txt in ImageSets/Main (None: VOC0712); for voc12 a VOC
         tree with SegmentationClassAug and ImageSets/Segmentation/train_aug.txt (None: VOC2012).
@@ -69,8 +72,8 @@ def get_study(table: Table, scale: Scale = "mini", seeds: int = 1, equal: Litera
         raise UserError(f"sweep={sweep} with scale=full, whose rates are the paper's; leave it out")
     if sweep:
         return Study(f"paper_{table}", tuple(_sweep(sweep)))
-    recipes = Full(name, images, root, minival, data_dir) if scale == "full" else Miniature(rates, transfer_steps,
-                                                                                            transfer_rate)
+    full = Full(name, open_images, hierarchy, matching, root, minival, data_dir)
+    recipes = full if scale == "full" else Miniature(rates, transfer_steps, transfer_rate)
 
     def transfer(pretraining: Run, freeze: bool = False) -> Experiment:
         shared = {"depth": pretraining.experiment.backbone.depth, "seed": pretraining.experiment.seed}
@@ -87,41 +90,40 @@ def get_study(table: Table, scale: Scale = "mini", seeds: int = 1, equal: Litera
     for seed in range(seeds):
         if table == "imagenet":
             runs.append(Run(f"random,seed={seed}", recipes.imagenet_finetuning(None, seed=seed),
-                            factors={**in_table, "row": "random", "stage": "transfer"}))
+                            factors={**in_table, "row": "random", "stage": "transfer"}, images=recipes.images(table)))
         for row, pretraining, factors in _pretrainings(table, recipes, equal, seed):
             runs += [pretraining, Run(f"{task},{pretraining.name}", transfer(pretraining),
-                                      factors={**in_table, "row": row, **factors})]
+                                      factors={**in_table, "row": row, **factors}, images=recipes.images(table))]
             if table == "data_size":
                 runs.append(Run(f"frozen,{pretraining.name}", transfer(pretraining, freeze=True),
-                                factors={"scale": scale}))
-    return Study(f"paper_{table}", tuple(runs))
+                                factors={"scale": scale}, images=recipes.images(table)))
+    return Study(f"paper_{table}", tuple(runs), recipes.deviations)
 
 
 def _pretrainings(table: Table, recipes: Full | Miniature, equal: str,
                   seed: int) -> Iterator[tuple[str, Run, dict[str, Factor]]]:
     """The row of the table, the pretraining for it, and further factors of the transfer that follows."""
-    total = recipes.images if isinstance(recipes, Full) else LARGE_IMAGES
-
     def imagenet(name: str, **fields: int) -> Run:
         return Run(f"{name},seed={seed}", recipes.pretrain_imagenet(seed=seed, **fields),
-                   factors=_rate_choice(recipes, 0))
+                   factors=_rate_choice(recipes, 0), images=recipes.images("imagenet"))
 
-    def large(name: str, factors: dict[str, Factor] | None = None, **fields) -> Run:
-        return Run(f"{name},seed={seed}", recipes.pretrain_large(seed=seed, **fields),
-                   factors={**_rate_choice(recipes, 1), **(factors or {})})
+    def large(name: str, factors: dict[str, Factor] | None = None, part: float = 1.0, **fields) -> Run:
+        if part < 1 and equal == "passes":
+            fields["length"] = part
+        images = recipes.images("large", part)
+        count = {"images": images} if part < 1 and isinstance(recipes, Miniature) else {}
+        return Run(f"{name},seed={seed}", recipes.pretrain_large(seed=seed, part=part, **fields),
+                   factors={**_rate_choice(recipes, 1), **count, **(factors or {})}, images=images)
 
     if table == "data_size":
         for row, part in (("10M", 30), ("30M", 10), ("100M", 3), ("300M", 1)):
-            subset = round(total / part)
-            yield row, large(f"images={subset}", {"images": subset}, part=1 / part,
-                             length=1 / part if equal == "passes" else 1.0), {}
+            yield row, large(f"part=1of{part}", part=1 / part), {}
     elif table == "training_length":
         for row, thirds in (("12M", 1), ("24M", 2), ("36M", 3)):
             yield row, large(f"length={row}", {"length": row}, length=thirds / 3), {"length": row}
     elif table == "classes":
         for row, labels in (("1K", "imagenets"), ("18K", "with_imagenets")):
-            yield row, large(f"classes={row}", {"images": round(total / 10)}, part=0.1, labels=labels,
-                             length=0.1 if equal == "passes" else 1.0), {}
+            yield row, large(f"classes={row}", part=0.1, labels=labels), {}
     elif table == "capacity":
         for paper_depth in (50, 101, 152):
             depth = recipes.depth(paper_depth)

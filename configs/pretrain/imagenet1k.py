@@ -31,5 +31,6 @@ def get_config(subset: int | None = None, precision: float = 1.0, exclude: str |
     if v2:
         evals["imagenet_v2"] = Tfds("imagenet_v2/matched-frequency", "test", data_dir)
     curate = curated_by(exclude=exclude, subset=subset, stratified=True, precision=precision)
-    return imagenet_pretraining(Tfds("imagenet2012", "train", data_dir), evals, subset or 1_281_167, curate=curate,
-                                depth=depth, epochs=epochs, batch_size=batch_size, seed=seed)
+    return imagenet_pretraining(Tfds("imagenet2012", "train", data_dir), evals, curate=curate, depth=depth,
+                                steps=round(epochs * (subset or 1_281_167) / batch_size), batch_size=batch_size,
+                                seed=seed)

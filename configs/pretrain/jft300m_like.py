@@ -12,14 +12,13 @@ from big_vision_lite.experiment import Experiment
 from big_vision_lite.recipes.pretraining import curated_by, jft_pretraining
 
 
-def get_config(name: str, images: int = 300_000_000, subset: int | None = None, precision: float = 1.0,
+def get_config(name: str, subset: int | None = None, precision: float = 1.0,
                vocabulary: int | None = None, hierarchy: str | None = None, exclude: str | None = None,
-               data_dir: str | None = None, depth: int = 101, epochs: float = 4.0, batch_size: int = 1024,
-               seed: int = 0) -> Experiment:
+               data_dir: str | None = None, depth: int = 101, steps: int | None = None,
+               batch_size: int = 1024, seed: int = 0) -> Experiment:
     """
     Args:
       name: name of the dataset in TFDS; the last 1 % of its train split is held out for evaluation.
-      images: size of the train split.
       subset: learn from this many images, 10, 30 and 100 million in the paper; larger subsets contain smaller ones.
       precision: share of the labels to keep; the others are replaced by wrong ones.
       vocabulary: learn this many classes, the most frequent ones.
@@ -27,11 +26,11 @@ def get_config(name: str, images: int = 300_000_000, subset: int | None = None, 
       exclude: file of image ids to leave out, as `bvl data duplicates` writes it.
       data_dir: folder of TFDS's datasets; None: TFDS's default.
       depth: layers of the ResNet.
-      epochs: length of the run in passes over the images.
+      steps: length of the run; None: as many images as the paper's run on JFT-300M saw, 1,152 million.
       batch_size: images per step.
       seed: seed of initialization, data order and augmentation.
     """
     curate = curated_by(exclude=exclude, hierarchy=hierarchy, vocabulary=vocabulary, subset=subset, precision=precision)
     train, held_out = (Tfds(name, split, data_dir) for split in ("train[:99%]", "train[99%:]"))
-    return jft_pretraining(train, {"held_out": held_out}, subset or images, curate=curate, depth=depth, epochs=epochs,
+    return jft_pretraining(train, {"held_out": held_out}, curate=curate, depth=depth, steps=steps,
                            batch_size=batch_size, seed=seed)

@@ -36,10 +36,10 @@ def get_config(root: str, init: str | None = None, recipe: Literal["paper", "c4"
       seed: seed of initialization, data order and augmentation.
     """
     if recipe == "paper":
-        length, drops, warmup = 590_000 // 9, (5 / 6,), 500
+        length, drops, warmup = 590_000 // 9, (490 / 590,), 500
     else:
         length, drops, warmup = 24_000 if train_batchnorm else 18_000, (2 / 3, 8 / 9), 100
     return faster_rcnn(VocTree(root, "trainval0712"), {"test2007": VocTree(root, "test2007")}, recipe=recipe,
-                       length=length, drops=drops, warmup=warmup, steps=steps, init=init, depth=depth,
-                       batch_size=batch_size, freeze=freeze, train_batchnorm=train_batchnorm, metric="VOC07_AP50",
-                       seed=seed)
+                       length=length, drops=drops, warmup=warmup, steps=steps, init=init, image_rate=3e-4,
+                       depth=depth, batch_size=batch_size, freeze=freeze, train_batchnorm=train_batchnorm,
+                       metric="VOC07_AP50", seed=seed)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import itertools
+import json
 import os
 import pickle
 
@@ -11,6 +12,7 @@ import pytest
 from made_datasets import Simulated, contents
 
 from big_vision_lite.data.curation.curated import Curated
+from big_vision_lite.data.curation.hierarchy import Hierarchy
 from big_vision_lite.data.curation.label_index import label_index
 from big_vision_lite.data.curation.manifest import manifest
 from big_vision_lite.data.curation.permutation import Permutation
@@ -18,6 +20,7 @@ from big_vision_lite.data.curation.steps import (
     AncestorLabels,
     ClassSubset,
     Exclude,
+    ImagesWith,
     LabelNoise,
     NestedSubset,
     ParentLabels,
@@ -207,6 +210,32 @@ def test_a_subset_of_everything_is_everything(source):
         assert contents(subset) == contents(source) and subset[0]["id"] != source[0]["id"]
     two = [curated(source, [NestedSubset(fraction=fraction)]) for fraction in (0.00001, 0.1234)]
     assert list(map(len, two)) == [1, 494]
+
+
+def test_images_with_some_labels_keep_all_of_them(source):
+    names = ("class 3", "class 7")
+    before, images = contents(source), curated(source, [ImagesWith(names)])
+    kept = contents(images)
+    assert kept == {id_: labels for id_, labels in before.items() if {3, 7} & set(labels)}
+    assert 0 < len(kept) < len(before)
+    for steps in ([], [NestedSubset(50)], [NestedSubset(fraction=0.3)]):
+        both = [list(contents(curated(source, [first, *steps]))) for first in (ImagesWith(names), ClassSubset(names))]
+        assert both[0] == both[1]
+    with pytest.raises(UserError, match=r"ImagesWith\.labels: there is no class 'class x'"):
+        curated(source, [ImagesWith(("class x",))])
+
+
+def test_open_images_hierarchy_is_read_from_its_json(tmp_path):
+    file = tmp_path / "bbox_labels_600_hierarchy.json"
+    cat = {"LabelName": "cat"}
+    file.write_text(json.dumps({"LabelName": "all", "Subcategory": [
+        {"LabelName": "animal", "Subcategory": [cat, {"LabelName": "dog"}], "Part": [{"LabelName": "tail"}]},
+        {"LabelName": "pet", "Subcategory": [cat]}]}))
+    assert Hierarchy(str(file)).ancestors_of(("cat", "dog", "pet", "tail")) == [
+        ["animal", "pet", "all"], ["animal", "all"], ["all"], []]
+    file.write_text('{"Subcategory": []}')
+    with pytest.raises(UserError, match=r"LabelName.*it is read as Open Images' hierarchy"):
+        Hierarchy(str(file))
 
 
 def test_ancestors_become_labels(source, hierarchy):

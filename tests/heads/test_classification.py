@@ -1,16 +1,20 @@
 """Classification: targets, losses with mixup, ten crops and metrics, against numpy."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from toy_backbone import Toy
 
+from big_vision_lite.data.curation.steps import ClassSubset, curated
 from big_vision_lite.data.pipeline import BatchMaker, Input
 from big_vision_lite.data.source import Dataset, SavedDatasetInfo
 from big_vision_lite.data.sources.emoji_scenes import EmojiScenes
 from big_vision_lite.data.transforms.image import Resize
-from big_vision_lite.errors import UserError
+from big_vision_lite.errors import BadImageError, UserError
+from big_vision_lite.heads import classification
 from big_vision_lite.heads.classification import Classification
 
 RNG = np.random.default_rng(0)
@@ -109,8 +113,28 @@ def test_labels_fill_their_slots_and_more_are_refused():
     head = Classification(max_labels=3)
     for labels, expected in (((), [-1, -1, -1]), ((4,), [4, -1, -1]), ((4, 0, 2), [4, 0, 2])):
         assert head.targets({"id": "a", "labels": np.array(labels, np.int32)})["labels"].tolist() == expected
-    with pytest.raises(UserError, match="'a' has 4 labels; the head has room for max_labels=3"):
+    with pytest.raises(UserError, match="'a' cannot be used: it has 4 labels; the head has room for max_labels=3"):
         head.targets({"id": "a", "labels": np.arange(4)})
+
+
+def test_slots_follow_the_data_and_an_image_with_more_labels_counts_as_a_bad_one(monkeypatch):
+    scenes = EmojiScenes("train", 60, size=16, classes=30, objects=(1, 5)).open()
+    counts = [len(scenes[i]["labels"]) for i in range(60)]
+    head = Classification(max_labels=None)
+    assert head.for_data(scenes).max_labels == max(counts)
+    assert Classification(max_labels=2).for_data(scenes).max_labels == 2
+    assert head.for_data(curated(scenes, (ClassSubset(1, "keep"),))).max_labels == 1
+    assert head.sizes(scenes) == (f"{max(counts)} slots for labels; 99.9% of the images have at most {max(counts)} "
+                                  f"labels, the most is {max(counts)}")
+    monkeypatch.setattr(classification, "MOST_SLOTS", 2)
+    more = np.array(counts) > 2
+    assert head.sizes(scenes).endswith(f"; {more.sum()} images have more than there are slots") and more.any()
+    inputs = Input(EmojiScenes(), Resize(16), 60, on_bad_image="mask")
+    batch = BatchMaker(scenes, inputs, head.for_data(scenes).targets, None)(0)
+    assert np.array_equal(batch["mask"], ~more) and not batch["image"][more].any()
+    assert (batch["labels"][more] == -1).all() and batch["labels"].shape == (60, 2)
+    with pytest.raises(BadImageError, match=r"cannot be used: it has \d labels; the head has room for max_labels=2"):
+        BatchMaker(scenes, dataclasses.replace(inputs, on_bad_image="raise"), head.for_data(scenes).targets, None)(0)
 
 
 @pytest.mark.parametrize(("head", "classes", "probability"), [

@@ -37,7 +37,9 @@ ONLY_HERE = {
     "studies/detection_start.py": {"rates", "lengths", "head_rates", "fixed_statistics"},
     "studies/surface.py": {"superclasses", "wrong", "seen", "max_passes", "kind", "rates", "sweep", "schedule",
                            "resident", "target", "target_images"},
-    "paper/tables.py": {"table", "minival", "equal", "rates", "sweep", "transfer_steps", "transfer_rate"},
+    "paper/tables.py": {"table", "minival", "equal", "rates", "sweep", "transfer_steps", "transfer_rate", "open_images",
+                        "matching"},
+    "paper/near_duplicates.py": {"open_images"},
     "paper/bit_pretraining_size.py": {"tasks", "small", "large"},
 }
 """Further words, by the configs that may have them."""

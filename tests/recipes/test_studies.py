@@ -21,7 +21,8 @@ SEVERAL_SEEDS = (*PAPER, "studies/boxes.py:", "studies/data_size.py:", "studies/
 
 
 @pytest.mark.parametrize("spec, arguments", [
-    *((spec, {"seeds": 2}) for spec in SEVERAL_SEEDS), *((spec, {"scale": "full"}) for spec in PAPER),
+    *((spec, {"seeds": 2}) for spec in SEVERAL_SEEDS),
+    *((spec, {"scale": "full"} | ({"matching": "/names.txt"} if "tables" in spec else {})) for spec in PAPER),
     ("studies/quickstart.py", {})])
 def test_runs_of_each_study_fit_together(spec, arguments):
     study = load(spec, **arguments)

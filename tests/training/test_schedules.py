@@ -46,6 +46,8 @@ def test_a_traced_step_needs_no_promotion(strict):
 
 def test_the_papers_staircase_is_the_default():
     assert (Staircase().every, Staircase().factor) == (3_000_000, 0.9)
+    share = Staircase(every=1 / 12).build(600)
+    assert [float(share(step)) for step in (49, 50, 599)] == pytest.approx([1, 0.9, 0.9**11])
     np.testing.assert_allclose([float(Staircase().build(10**7)(step)) for step in (2_999_999, 3_000_000)], [1.0, 0.9])
 
 
@@ -57,7 +59,7 @@ def test_lengths_are_shares_below_one_and_steps_from_one():
     for warmup, steps in ((100, 100), (1, 1), (5, 0)):
         with pytest.raises(UserError, match=f"warmup={warmup} steps; expected fewer than the run's {steps}"):
             Cosine(warmup).build(steps)
-    with pytest.raises(UserError, match="Staircase: every=0; expected at least 1"):
+    with pytest.raises(UserError, match="Staircase: every=0; expected a share of the run"):
         Staircase(every=0)
     for warmup in (-1, 1.5, -0.5):
         with pytest.raises(UserError, match=f"warmup={warmup}; expected a share of the run below 1 or a whole number"):

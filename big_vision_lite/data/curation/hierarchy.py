@@ -10,11 +10,12 @@ import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from big_vision_lite.data.sources.emoji_art import emoji_hierarchy
 from big_vision_lite.errors import UserError, nearest, reading
-from big_vision_lite.system.parse import read_bytes, read_text
+from big_vision_lite.system.parse import parse_json, read_bytes, read_text
 
 EMOJI = "emoji_scenes"
 """In place of a file: the groups of the emoji."""
@@ -26,9 +27,15 @@ def hierarchy_bytes(file: str) -> bytes:
     return emoji_hierarchy().encode() if file == EMOJI else read_bytes(Path(os.path.expanduser(file)), _EXPECTED)
 
 
+class _Node(msgspec.Struct, rename={"name": "LabelName", "subcategories": "Subcategory"}):
+    name: str
+    subcategories: list[_Node] = []
+
+
 class Hierarchy:
     """Read from a file with the columns child and parent, separated by a tab, comma or spaces. ``#`` starts a comment;
-    a first line ``child parent`` is a header. ``emoji_scenes`` is no file, but the groups of the emoji.
+    a first line ``child parent`` is a header. ``emoji_scenes`` is no file, but the groups of the emoji. A file
+    that begins with ``{`` is Open Images' bbox_labels_600_hierarchy.json: LabelName, Subcategory, recursively.
 
     Attributes:
       parents: the parents of each name, in the order of the file.
@@ -43,6 +50,9 @@ class Hierarchy:
         text = emoji_hierarchy() if file == EMOJI else read_text(Path(os.path.expanduser(file)), _EXPECTED)
         self.digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         self.parents: dict[str, list[str]] = {}
+        if text.lstrip().startswith("{"):
+            self._add_below(parse_json(text, _Node, file, "it is read as Open Images' hierarchy"))
+            text = ""
         for number, line in enumerate(text.splitlines(), 1):
             line = line.strip()
             if not line or line.startswith("#"):
@@ -66,6 +76,12 @@ class Hierarchy:
         except graphlib.CycleError as error:
             raise UserError(f"{file}: the hierarchy has a cycle: {' -> '.join(reversed(error.args[1]))}; remove one of "
                             "these lines") from None
+
+    def _add_below(self, node: _Node) -> None:
+        for child in node.subcategories:
+            if node.name not in self.parents.setdefault(child.name, []):
+                self.parents[child.name].append(node.name)
+            self._add_below(child)
 
     def ancestors_of(self, classes: Sequence[str]) -> list[list[str]]:
         """All ancestors of each class, nearest first. Raises: UserError when no class has any."""

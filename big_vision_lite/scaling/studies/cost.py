@@ -17,6 +17,8 @@ from big_vision_lite.training.flops import count
 
 ASSUMED_PER_CORE = 20e9
 """FLOP/s per CPU core before any run was timed (measured: 8 to 57e9, docs/performance.md)."""
+GPU = 80e12
+"""FLOP/s assumed of an H100: those of ResNet-101 at 299 pixels at the speed that `bvl preflight` estimates."""
 START_SECONDS = 20.0
 """Assumed for process start, compilation and evaluation."""
 

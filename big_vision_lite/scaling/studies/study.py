@@ -57,6 +57,8 @@ class Run:
     """Runs that must finish first, besides the one that ``Transfer.init`` names."""
     factors: Mapping[str, Factor] = dataclasses.field(default_factory=dict)
     """What the study varies: columns of results.csv, which override those read from the config."""
+    images: int | None = None
+    """Published number of images that it learns from, for lists of what a study costs before there is any data."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -86,6 +88,8 @@ class Study:
 
     name: str
     runs: tuple[Run, ...]
+    deviations: tuple[str, ...] = ()
+    """How its runs differ from those of the paper that it repeats; one line each."""
 
     def __post_init__(self) -> None:
         """Raises: UserError for two runs of one name, a missing dependency or a circular one."""
