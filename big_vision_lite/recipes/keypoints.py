@@ -25,6 +25,16 @@ from big_vision_lite.training.transfer import Transfer
 PERSONS = 149_813
 """Persons with labelled keypoints in train2017 (mmpose's count of its training set)."""
 
+GRMI_DEVIATIONS = (
+    "keypoints: length, batch and rate of G-RMI are from memory (800,000 steps of 24 crops at 0.005)",
+    "keypoints: no auxiliary loss at layer 50, and no exclusion of other persons' keypoints in a crop from the loss",
+    "keypoints: the decay of the parameters' average (0.9999), the Huber loss's limit (1 pixel) and mirroring are "
+    "guesses",
+    "keypoints: heatmaps are at stride 8, not upsampled to pixels before the vote; mirrored crops are averaged",
+    "keypoints: scores are on val2017, the paper's on test-dev; with annotated boxes unless a detector's are given",
+)
+"""Of `top_down` with ``recipe="grmi"`` from Papandreou et al.'s pipeline, as the paper took it."""
+
 
 def coco_persons(root: str, boxes: str | None = None) -> tuple[Source, dict[str, Source]]:
     """COCO 2017 keypoints: the training source, and the evaluation source by the name of its split.
