@@ -28,6 +28,7 @@ class Command(NamedTuple):
 
 COMMANDS = {command.name: command for command in (
     Command("train", "CONFIG", "train, score and draw; run it again to resume", "train.train"),
+    Command("finetune", "SOURCE --from RUN", "pretrained weights onto your own data", "finetune.finetune"),
     Command("doctor", "CONFIG", "check data, memory and speed before step 0", "train.doctor"),
     Command("evaluate", "RUN", "score a checkpoint again, or on another SOURCE", "runs.evaluate"),
     Command("probe", "RUN", "score frozen features: few-shot, kNN, linear", "runs.probe"),
@@ -35,7 +36,8 @@ COMMANDS = {command.name: command for command in (
     Command("config show", "CONFIG", "print the resolved experiment", "train.config_show"),
     Command("config list", "[FOLDER]", "list configs and studies with their arguments", "train.config_list"),
     Command("study", "STUDY", "run the unfinished experiments of a study", "study.study"),
-    Command("report", "FOLDER ...", "figures, tables and scaling laws on one page", "laws.report"),
+    Command("report", "RUN|FOLDER ...", "one page about a run, or about studies", "laws.report"),
+    Command("compare", "RUN RUN ...", "scores, curves and configs of runs side by side", "compare.compare"),
     Command("laws", "FILE.csv|FOLDER", "what would more images buy? with intervals", "laws.laws"),
     Command("advise", "FOLDER ...", "the best run for a budget, and what more would buy", "advise.advise"),
     Command("preflight", "CONFIG", "memory and speed on hardware you do not have yet", "launch.preflight"),

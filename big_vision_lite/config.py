@@ -127,7 +127,8 @@ def find_file(spec: str, kind: str = "config") -> tuple[Path, str]:
         return path, arguments
     if kind == "config" and Path(spec).is_dir():
         raise UserError(f"{spec!r} is a folder, not a config; to train on a folder of photos: "
-                        f"bvl train configs/image_folder.py:root={spec}")
+                        f"bvl train configs/image_folder.py:root={spec}; or from pretrained weights: bvl finetune "
+                        f"{spec} --from runs/quickstart")
     candidates = {str(p) for p in (*path.parent.glob("*.py"), *Path("configs").rglob("*.py"))}
     raise UserError(f"no {kind} file {str(path)!r}" + nearest(str(path), candidates))
 

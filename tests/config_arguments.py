@@ -19,6 +19,7 @@ REQUIRED = {
     "transfer/small_photos.py": "root=/photos,subset=500",
     "transfer/bccd_detection.py": "root=/bccd",
     "transfer/coco_detection.py": "root=/coco",
+    "transfer/coco_keypoints.py": "root=/coco,recipe=simple",
     "transfer/voc07_detection.py": "root=/voc,recipe=c4",
     "transfer/voc12_segmentation.py": "root=/voc",
     "transfer/folder_segmentation.py": "root=/photos",

@@ -128,9 +128,9 @@ def _beam(runner: str | None, beam_options: tuple[str, ...], workers: int, share
         if beam_options:
             raise UserError(f"--beam-options {' '.join(beam_options)} without a runner; add --runner")
         return None
-    from big_vision_lite.data.tools.beam import on_beam, require_beam
+    from big_vision_lite.data.tools.beam import check_runner, on_beam
 
-    require_beam(f"--runner {runner}")
+    check_runner(runner, beam_options)
     return functools.partial(on_beam, shared=shared, runner=runner, beam_options=beam_options, workers=workers)
 
 

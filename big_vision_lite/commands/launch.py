@@ -28,6 +28,8 @@ class Preflight:
     """Number of the model's classes, where its data is not here; by default read from the data."""
     decode_rate: float | None = None
     """Images/s that one core of a host decodes; by default assumed."""
+    image_bytes: float | None = None
+    """Bytes of a stored image, for what hosts read; by default assumed."""
     share: float | None = None
     """Share of the roofline's speed that the run reaches; by default assumed."""
     json: bool = False
@@ -49,7 +51,7 @@ def preflight(arguments: list[str]) -> int:
     console = Console(highlight=False, stderr=options.json)
     with console.status(f"compiling for {options.topology}"):
         result = preflight(experiment, options.topology, dataset_info(experiment, options.classes),
-                           options.decode_rate, options.share)
+                           options.decode_rate, options.share, options.image_bytes)
     if options.json:
         print(json.dumps(result.to_json(), indent=2))
     else:

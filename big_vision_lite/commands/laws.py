@@ -187,10 +187,11 @@ def columns(cells: list[list[str]]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Write report.html and figures/ of studies and runs: curves, laws, tables, predictions, provenance."""
+    """Write report.html of a run: scores, curves, classes, confusions, predictions, recipe, data, time; or report.html
+    and figures/ of studies: curves, laws, tables, predictions, provenance."""
 
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER ...")]
-    """Folders with a results.csv, and of single runs; several make one report."""
+    """Folder of a run; or folders with a results.csv, and of runs to be shown with them: several make one report."""
     out: Path | None = None
     """Folder to write to; by default the first of the folders."""
     table: str | None = None
@@ -214,7 +215,16 @@ def report(arguments: list[str]) -> int:
     if not options.folders:
         raise UserError("bvl report needs the folder of a study or of a run: bvl report runs/data_size")
     from big_vision_lite.scaling.report import report as reports
+    from big_vision_lite.scaling.report.run_report import write_run_report
+    from big_vision_lite.scaling.report.runs import is_run
 
+    if len(options.folders) == 1 and options.table is None and is_run(options.folders[0]):
+        for name in ("metric", "lower_is_better"):
+            if getattr(options, name):
+                raise UserError(f"--{name.replace('_', '-')} is for studies; the report of a run shows all its metrics")
+        for line in write_run_report(options.folders[0], options.out, options.imports):
+            print(line)
+        return 0
     if options.table is not None:
         print(reports.paper_table(options.folders, options.table, options.row, options.imports))
         return 0

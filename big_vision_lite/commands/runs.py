@@ -25,7 +25,10 @@ class Evaluate:
     source: Source | None = None
     """Another source, with the first evaluation's transform; for test-dev: image_info_test-dev2017.json:images=..."""
     submission: Path | None = None
-    """File for the first evaluation's (or --source's) detections, as COCO's server takes them; needs no annotations."""
+    """File for the first evaluation's (or --source's) detections or keypoints, as COCO's server takes them; needs no
+    annotations."""
+    boxes: Path | None = None
+    """For keypoints: a detector's results (its --submission), whose boxes are used instead of the annotated ones."""
     step: Step = None
     imports: Imports = ()
 
@@ -43,7 +46,8 @@ def evaluate(arguments: list[str]) -> int:
     sources = None
     if options.source is not None:
         sources = {Path(options.source.partition(":")[0]).stem or "source": source_of(options.source)}
-    metrics = evaluate(options.run, options.split, options.step, options.imports, sources, options.submission)
+    metrics = evaluate(options.run, options.split, options.step, options.imports, sources, options.submission,
+                       options.boxes)
     print(json.dumps(metrics, indent=2))
     return 0
 
@@ -106,6 +110,9 @@ class Predict:
     """Image files, folders of them, or patterns in quotes, such as 'photos/**/*.jpg'."""
     out: Path | None = None
     """Folder for pictures and masks; by default RUN/predictions."""
+    boxes: Path | None = None
+    """For keypoints: a file with what `bvl predict DETECTOR` printed for these images; by default each image is one
+    box."""
     score: float | None = None
     """Leave out labels and detections with a lower score; by default all are printed, and boxes drawn from 0.3 on."""
     step: Step = None
@@ -122,7 +129,8 @@ def predict(arguments: list[str]) -> int:
     out = options.out or options.run / "predictions"
     began, times = time.perf_counter(), []
     try:
-        for answer in predict(options.run, options.images, out, options.step, options.imports, options.score):
+        for answer in predict(options.run, options.images, out, options.step, options.imports, options.score,
+                              options.boxes):
             print(json.dumps(answer), flush=True)
             times.append(time.perf_counter())
     finally:

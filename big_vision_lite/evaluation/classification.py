@@ -14,12 +14,13 @@ import io
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int, Int32, Num
 
 from big_vision_lite.errors import UserError
+from big_vision_lite.evaluation.details import Details, class_scores, curve
 
 TOP = 100
 """Predictions per image that mAP@100 considers."""
@@ -111,6 +112,28 @@ class MultiLabelMetrics:
             "classes_with_positives": float(len(positives)),
             "images_with_positives": float(images),
         }
+
+    def details(self, names: Sequence[str]) -> Details:
+        """Average precision of each class that occurs, and precision against recall over all pairs of image and class,
+        at thresholds on the score."""
+        precision, positives = self._class_precisions(np.arange(self._store.count)[None])
+        if not len(positives):
+            return {}
+        pairs = np.sort(np.concatenate(self._pairs))
+        present = np.unique(pairs // self.examples)
+        scores, counts = np.full(self.classes, np.nan), np.zeros(self.classes, np.int64)
+        scores[present], counts[present] = precision[0], positives
+        edges = np.concatenate([[-np.inf], np.linspace(-30, 30, 3000), [np.inf]])  # of logits
+        every, right = np.zeros((2, len(edges) - 1), np.int64)
+        for low, block in self._store.blocks():
+            every += np.histogram(block, edges)[0]
+            start, stop = np.searchsorted(pairs, (low * self.examples, (low + len(block)) * self.examples))
+            own = pairs[start:stop]
+            right += np.histogram(block[own // self.examples - low, own % self.examples], edges)[0]
+        found, correct = every[::-1].cumsum(), right[::-1].cumsum()
+        steps = np.flatnonzero(np.diff(correct, prepend=0))  # where recall grows
+        return {"metric": "average precision", "classes": class_scores(names, scores, counts),
+                "curve": curve("recall", "precision", correct[steps] / correct[-1], correct[steps] / found[steps])}
 
     def chance(self) -> float | None:
         """mAP by chance: the mean over `PERMUTATIONS` random permutations of the rows of scores; None without an image

@@ -23,6 +23,9 @@ class CocoAp(NamedTuple):
     """float64 ``[classes]``: AP of each class; NaN for one without objects."""
     ap50: np.ndarray
     """The same at an IoU of 0.5."""
+    precision50: np.ndarray
+    """float64 ``[101]``: precision at an IoU of 0.5 and recalls of 0, 0.01, ..., 1, the mean over classes with objects;
+    NaN if none has any."""
 
 
 def coco_ap(truth: GroundTruth, detections: Detections, images: int, num_classes: int) -> CocoAp:
@@ -49,8 +52,9 @@ def summarize(evaluation: Any, num_classes: int, names: tuple[str, ...] = NAMES)
     has_objects = precision[0, 0] > -1
     ap, ap50 = np.full(num_classes, np.nan), np.full(num_classes, np.nan)
     ap[has_objects], ap50[has_objects] = precision[:, :, has_objects].mean((0, 1)), precision[0][:, has_objects].mean(0)
+    curve = precision[0][:, has_objects].mean(1) if has_objects.any() else np.full(precision.shape[1], np.nan)
     stats = zip(names, evaluation.stats, strict=True)
-    return CocoAp({name: float(value) if value > -1 else None for name, value in stats}, ap, ap50)
+    return CocoAp({name: float(value) if value > -1 else None for name, value in stats}, ap, ap50, curve)
 
 
 def coco_json(truth: GroundTruth, images: int, num_classes: int) -> dict:

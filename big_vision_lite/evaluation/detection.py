@@ -14,6 +14,7 @@ from big_vision_lite.data.sources.box_records import INVERSE, turn_boxes
 from big_vision_lite.errors import BadImageError, UserError, writing
 from big_vision_lite.evaluation.boxes import NO_DETECTIONS, NO_OBJECTS, Detections, GroundTruth, joined, xywh
 from big_vision_lite.evaluation.coco_ap import CocoAp, coco_ap
+from big_vision_lite.evaluation.details import Details, class_scores, curve
 from big_vision_lite.evaluation.scorable import check_scorable
 from big_vision_lite.evaluation.voc_ap import VocAp, voc_ap
 
@@ -79,6 +80,16 @@ class DetectionMetrics:
             if metrics:
                 table[name] = {**metrics, "objects": float(voc.objects[c])}
         return table
+
+    def details(self, metric: str) -> Details:
+        """``metric`` (one of `per_class`) of each class, and precision against recall at an IoU of 0.5."""
+        names, table, curve50 = self.dataset.classes, self.per_class(), self._ap()[0].precision50
+        scores = np.array([table.get(name, {}).get(metric, np.nan) for name in names])
+        counts = np.array([int(table.get(name, {}).get("objects", 0)) for name in names], np.int64)
+        found: Details = {"metric": metric, "classes": class_scores(names, scores, counts)}
+        if np.isfinite(curve50).all():
+            found["curve"] = curve("recall, at an IoU of 0.5", "precision", np.linspace(0, 1, len(curve50)), curve50)
+        return found
 
     def write_coco_results(self, path: Path) -> None:
         """Write results in COCO's format, with the annotations' ids. Raises: UserError, as `category_ids`, or the file

@@ -14,6 +14,7 @@ from big_vision_lite.data.decode import DecodeError, image_size
 from big_vision_lite.data.masks import VOID, check_mask_values, class_mask
 from big_vision_lite.data.source import Dataset, Example
 from big_vision_lite.errors import BadImageError, UserError
+from big_vision_lite.evaluation.details import Details, class_scores, worst_confusions
 from big_vision_lite.evaluation.scorable import check_scorable
 
 BACKGROUND = "background"
@@ -61,6 +62,15 @@ class ConfusionMatrix:
             "pixel_accuracy": float(intersection.sum() / self.counts.sum()) if self.counts.any() else None,
             **{f"IoU/{name}": float(value) for name, value, n in zip(self.names, iou, union, strict=True) if n},
         }
+
+
+    def details(self) -> Details:
+        """IoU of each class in the truth, and which classes' pixels are taken for which."""
+        true, predicted = self.counts.sum(1), self.counts.sum(0)
+        iou = np.diag(self.counts) / np.maximum(true + predicted - np.diag(self.counts), 1)
+        pairs = np.indices(self.counts.shape).reshape(2, -1)
+        return {"metric": "IoU", "classes": class_scores(self.names, iou, true),
+                "confusions": worst_confusions(self.names, *pairs, self.counts.ravel(), true)}
 
 
 def _mean(values: np.ndarray) -> float | None:

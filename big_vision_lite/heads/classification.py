@@ -20,6 +20,7 @@ from big_vision_lite.data.curation.hierarchy import Hierarchy
 from big_vision_lite.data.source import Dataset, DatasetInfo, Example
 from big_vision_lite.errors import UnusableImageError, UserError
 from big_vision_lite.evaluation.classification import MultiLabelMetrics, SingleLabelMetrics, SuperclassMetrics
+from big_vision_lite.evaluation.details import Details, SingleLabelAnswers
 from big_vision_lite.evaluation.scorable import check_labels
 from big_vision_lite.heads.drawing import draw_labels
 from big_vision_lite.heads.head import Batch, Head, MainMetric, Metrics, Prediction
@@ -243,11 +244,14 @@ class ClassificationMetrics(Metrics):
         self.multi_label = dataset.multi_label
         accumulator = MultiLabelMetrics if dataset.multi_label else SingleLabelMetrics
         self.scores = accumulator(len(dataset.classes), len(dataset))
+        self.classes, self.answers = dataset.classes, None if dataset.multi_label else SingleLabelAnswers()
         self.superclasses = None if superclass_of is None else SuperclassMetrics(superclass_of, len(dataset))
         self.loss, self.images = 0.0, 0
 
     def add(self, outputs: dict[str, np.ndarray], batch: dict[str, np.ndarray]) -> None:
         self.scores.add(outputs["logits"], batch["labels"], batch["mask"])
+        if self.answers:
+            self.answers.add(outputs["logits"], batch["labels"], batch["mask"])
         if self.superclasses:
             self.superclasses.add(outputs["logits"], batch["labels"], batch["mask"])
         self.loss += float(outputs["loss"][batch["mask"]].sum(dtype=np.float64))
@@ -259,3 +263,6 @@ class ClassificationMetrics(Metrics):
         if self.superclasses:
             more = self.superclasses.result()
         return {**self.scores.result(), **more, "loss": self.loss / max(self.images, 1), "images": self.images}
+
+    def details(self) -> Details:
+        return self.answers.details(self.classes) if self.answers else self.scores.details(self.classes)

@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 from big_vision_lite.backbones.backbone import BackboneModule
 from big_vision_lite.data.source import Dataset, DatasetInfo, Example
 from big_vision_lite.errors import UserError
+from big_vision_lite.evaluation.details import Details
 from big_vision_lite.heads.photo import AnnotatedPhoto
 
 Batch = dict[str, Array]
@@ -76,13 +77,17 @@ class Metrics(abc.ABC):
         """The metrics so far, always with "loss" and "images"; None for one that does not exist, since nothing that it
         is about occurred."""
 
+    def details(self) -> Details:
+        """What a report shows beside the metrics: scores per class, confusions, a curve. Empty unless overridden."""
+        return {}
+
     def check_results(self) -> None:
         """Called before an evaluation whose predictions ``write_results`` is to write.
 
         Raises:
           UserError: the task has no format for predictions, or the data lacks the ids that it needs.
         """
-        raise UserError("only detection has a results file, COCO's; leave --submission out")
+        raise UserError("only detection and keypoints have a results file, COCO's; leave --submission out")
 
     def write_results(self, path: Path) -> None:
         """Write the predictions so far in the format of the task's evaluation server.

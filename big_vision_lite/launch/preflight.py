@@ -35,6 +35,8 @@ MAX_CLASSES = 10**7
 """Beyond it, a number of classes must be a mistake."""
 DECODE_RATE = 570.0
 """Assumed images/s decoded per core: docs/performance.md, JPEGs of 500x375, cropped to 224."""
+IMAGE_BYTES = 117e3
+"""Assumed bytes per stored image: of those JPEGs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +83,7 @@ def dataset_info(experiment: Experiment, classes: int | None = None) -> DatasetI
 
 
 def preflight(experiment: Experiment, topology: str, data: DatasetInfo, decode_rate: float | None = None,
-              share: float | None = None) -> Preflight:
+              share: float | None = None, image_bytes: float | None = None) -> Preflight:
     """Compile the run's own step for a topology, or count it, and derive memory, speed and duration.
 
     Args:
@@ -89,11 +91,12 @@ def preflight(experiment: Experiment, topology: str, data: DatasetInfo, decode_r
       data: see `dataset_info`.
       decode_rate: images/s that a core decodes, as `bvl doctor` measures it.
       share: share of the roofline's speed that the run reaches.
+      image_bytes: of a stored image.
 
     Raises:
       UserError: unknown topology, a batch that does not divide over it, or a step that cannot be built.
     """
-    for name, value in (("--decode-rate", decode_rate), ("--share", share)):
+    for name, value in (("--decode-rate", decode_rate), ("--share", share), ("--image-bytes", image_bytes)):
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"{name} {value}; expected a number above 0")
     target = parse_topology(topology)
@@ -105,6 +108,7 @@ def preflight(experiment: Experiment, topology: str, data: DatasetInfo, decode_r
     if figures["fits"].value is not False:
         figures |= _work(trainer, target, cost, how)
         figures |= _speed(experiment, target, cost, share)
+        figures |= _reading(experiment, target, figures["images_per_second"], image_bytes)
         figures |= _decoding(target, figures["images_per_second"], decode_rate)
     if compiling:
         figures["compile_seconds"] = Figure(round(cost.seconds, 1), "s", "compiled", "on this machine")
@@ -170,6 +174,20 @@ def _speed(experiment: Experiment, target: Topology, cost: StepCost, share: floa
             "hours": Figure(hours, "h", how, note),
             "device_hours": Figure(hours * target.devices, "h", how, note),
             "chip_hours": Figure(hours * target.chips, "h", how, note)}
+
+
+def _reading(experiment: Experiment, target: Topology, rate: Figure, image_bytes: float | None) -> dict[str, Figure]:
+    """What each host has to read and to send."""
+    if rate.value is None:
+        return {}
+    how: How = "assumed" if image_bytes is None else "given"
+    image_bytes = IMAGE_BYTES if image_bytes is None else image_bytes
+    images, pixels = rate.value / target.hosts, math.prod(experiment.train.transform.shape)
+    return {"images_per_second_per_host": Figure(images, "images/s", rate.how, rate.note),
+            "read_bytes_per_second_per_host": Figure(images * image_bytes, "bytes/s", how,
+                                                     f"{image_bytes / 1000:,.0f} kB per stored image ({how})"),
+            "sent_bytes_per_second_per_host": Figure(images * pixels, "bytes/s", "analytic",
+                                                     "decoded pixels, from the host to its devices")}
 
 
 def _decoding(target: Topology, rate: Figure, decode_rate: float | None) -> dict[str, Figure]:

@@ -29,7 +29,7 @@ from big_vision_lite.training.trainer import Trainer
 from big_vision_lite.training.trees import flatten, replaced
 from big_vision_lite.training.workdir import OwnedWorkdir, open_workdir, run_folder, write_dataset_info
 from big_vision_lite.weights.convert import family, to_ours, to_theirs
-from big_vision_lite.weights.files import read_weights, write_safetensors
+from big_vision_lite.weights.files import Weights, read_weights, write_safetensors
 from big_vision_lite.weights.naming import BIT, TIMM_BIT, TORCHVISION, depth_of, naming_of
 
 Format = Literal["torchvision", "timm", "bit", "safetensors"]
@@ -63,9 +63,7 @@ def import_weights(source: str, out: Path, classes: Sequence[str] | None = None,
     out = run_folder(out)
     weights = read_weights(source, ema)
     tensors = weights.arrays
-    depth = depth_of(tensors)
-    if depth is None:
-        raise UserError(f"{source}: no ResNet of a known depth; its first arrays are {', '.join(list(tensors)[:3])}")
+    backbone = _backbone(weights, source)
     head = next((tensors[name] for name in ("fc.bias", "head.fc.bias", "resnet/head/conv2d/bias", "head.bias")
                  if name in tensors), None)
     count = head.size if head is not None else 1
@@ -73,7 +71,6 @@ def import_weights(source: str, out: Path, classes: Sequence[str] | None = None,
         raise UserError(f"{len(classes)} names of classes, {len(set(classes))} of them different; {source} has {count} "
                         "classes")
     names = tuple(classes) if classes is not None else tuple(str(i) for i in range(count))
-    backbone = _backbone(tensors, depth, weights.pixels, source)
     multi_label = count == 1  # or no classifier
     experiment = Experiment(Input(UnavailableSource(source), CentreCrop(224), 64), {}, backbone,
                             Classification("sigmoid" if multi_label else "softmax"), SGD(), steps=1)
@@ -90,19 +87,28 @@ def import_weights(source: str, out: Path, classes: Sequence[str] | None = None,
         with contextlib.closing(Checkpoints(out / "checkpoints", max_checkpoints=1)) as checkpoints:
             checkpoints.save(0, dataclasses.replace(state, **arrays), resolved, {"step": 0, "bad_images": 0})
             checkpoints.wait()
-    return (f"{type(backbone).__name__}-{depth} with {f'{count} classes' if head is not None else 'no classifier'}, "
-            f"{len(ours)} arrays"
+    classifier = f"{count} classes" if head is not None else "no classifier"
+    return (f"{type(backbone).__name__}-{backbone.depth} with {classifier}, {len(ours)} arrays"
             + (f" of {weights.part}" if weights.part else ""))
 
 
-def _backbone(tensors: dict[str, np.ndarray], depth: int, pixels: PixelNormalization | None, source: str) -> Backbone:
-    """The network of these arrays; its width is that of its first convolution."""
+def backbone_of_weights(source: str) -> Backbone:
+    """The network of a weights file, ``hf:OWNER/NAME`` or URL. Raises: UserError as `import_weights`."""
+    return _backbone(read_weights(source), source)
+
+
+def _backbone(weights: Weights, source: str) -> Backbone:
+    """The network of these weights; its width is that of its first convolution. Raises: UserError."""
+    tensors = weights.arrays
+    depth = depth_of(tensors)
+    if depth is None:
+        raise UserError(f"{source}: no ResNet of a known depth; its first arrays are {', '.join(list(tensors)[:3])}")
     stem = next((array.shape for array in tensors.values() if array.ndim == 4 and array.size
                  and (array.shape[:3] == (7, 7, 3) or array.shape[1:] == (3, 7, 7))), None)
     if stem is None:
         raise UserError(f"{source} has no first convolution of 7 x 7 pixels and 3 colours; expected an ImageNet stem")
     width = (stem[3] if stem[2] == 3 else stem[0]) / 64
-    naming, pixels = naming_of(tensors), pixels or PixelNormalization()
+    naming, pixels = naming_of(tensors), weights.pixels or PixelNormalization()
     kind = naming.family if naming else family(tensors)
     if kind == "ResNetV2":
         return ResNetV2(depth, width=width, pixels=pixels)

@@ -9,21 +9,25 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from PIL import Image
 
-from big_vision_lite.data.decode import decode
+from big_vision_lite.data.decode import DecodeError, decode, image_size
 from big_vision_lite.data.pipeline import BatchMaker, Input
 from big_vision_lite.data.source import Dataset, DatasetInfo, Example
-from big_vision_lite.data.sources.files import is_image, read_file
+from big_vision_lite.data.sources.files import is_image, read_file, read_lines
 from big_vision_lite.errors import BadImageError, UserError, writing
+from big_vision_lite.heads.detection.drawing import SHOWN
 from big_vision_lite.heads.head import Prediction
+from big_vision_lite.heads.keypoints import TopDown
 from big_vision_lite.heads.segmentation.drawing import indexed
 from big_vision_lite.runs.evaluate import open_run
 from big_vision_lite.system.atomic import replacing
 from big_vision_lite.system.cores import usable_cores
+from big_vision_lite.system.parse import parse_json
 from big_vision_lite.system.paths import as_path
 from big_vision_lite.training.step import TrainState
 from big_vision_lite.training.trainer import Trainer
@@ -33,9 +37,12 @@ QUALITY = 92
 IN_HAND = 8
 """Pictures per core that may wait to be drawn or written."""
 
+ScoredBox = tuple[Sequence[float], float]
+"""A detection: (x1, y1, x2, y2) in pixels of the upright image, and its score."""
+
 
 def predict(run: Path, images: Sequence[Path], out: Path, step: int | None = None, allowed: Sequence[str] = (),
-            score: float | None = None) -> Iterator[dict[str, Any]]:
+            score: float | None = None, boxes: Path | None = None) -> Iterator[dict[str, Any]]:
     """Yields for each image "image" (its file), "picture" (the photo with its predictions), what the head predicts, and
     for tasks with masks "mask": a PNG of the photo's size whose values are classes, with VOC's colours as its palette.
 
@@ -45,16 +52,21 @@ def predict(run: Path, images: Sequence[Path], out: Path, step: int | None = Non
       out: folder for the pictures and masks.
       step, allowed: as `open_run`.
       score: leave out what has a lower score or probability; None: keep all, and draw what suits the task.
+      boxes: for keypoints: what `predict` yields for a detector and these images, as lines of JSON, see `read_boxes`.
+        None: each image is one box.
 
     Raises:
-      UserError: a file is missing, the pictures cannot be written, or as `open_run`: before any output. After the
-        predictions of all others: files that cannot be read as images.
+      UserError: ``boxes`` is for another task, or as `read_boxes`; a file is missing, the pictures cannot be written,
+        or as `open_run`: before any output. After the predictions of all others: files that cannot be read as images.
     """
     if score is not None and not 0 <= score <= 1:
         raise UserError(f"--score {score:g}: expected a score from 0 to 1")
     out = as_path(out)
     files = find_images(images, out)
     trainer, state, _ = open_run(run, step, allowed)
+    if boxes is not None and not isinstance(trainer.experiment.head, TopDown):
+        raise UserError(f"--boxes {str(boxes)!r} is for keypoints, which are predicted within boxes; leave it out")
+    found = None if boxes is None else read_boxes(boxes, files, trainer.data.classes)
     choose = "choose another --out"
     with writing(f"to {str(out)!r}", choose):
         out.mkdir(parents=True, exist_ok=True)
@@ -75,7 +87,8 @@ def predict(run: Path, images: Sequence[Path], out: Path, step: int | None = Non
 
     bad, pending = [], collections.deque[Future[dict[str, Any]]]()
     with ThreadPoolExecutor(usable_cores()) as pool:
-        for index, prediction in predictions(trainer, state, files):
+        for index, prediction in (predictions(trainer, state, files) if found is None else
+                                  predictions_in_boxes(trainer, state, files, found)):
             if prediction is None:
                 bad.append(index)
                 continue
@@ -91,20 +104,72 @@ def predict(run: Path, images: Sequence[Path], out: Path, step: int | None = Non
 
 
 def predictions(trainer: Trainer, state: TrainState,
-                images: Sequence[Path | np.ndarray]) -> Iterator[tuple[int, Prediction | None]]:
+                images: Sequence[Path | np.ndarray],
+                boxes: Sequence[ScoredBox] | None = None) -> Iterator[tuple[int, Prediction | None]]:
     """Yields the index of each image and its prediction, None if it cannot be read, in the order of batches.
 
     Args:
       images: files, or uint8 ``[h, w, 3]``.
+      boxes: see `ImageFiles`.
     """
     view = dataclasses.replace(view_for(trainer, len(images)), on_bad_image="mask")
-    dataset, head, classes = ImageFiles(images, trainer.data), trainer.experiment.head, trainer.data.classes
+    dataset, head, classes = ImageFiles(images, trainer.data, boxes), trainer.experiment.head, trainer.data.classes
     for batch, outputs in trainer.predictions(state.eval_params, state.batch_stats, view, dataset):
         good = np.flatnonzero(batch["mask"])
         made = head.predictions(*({k: v[good] for k, v in arrays.items()} for arrays in (batch, outputs)), classes)
         found = dict(zip(batch["index"][good].tolist(), made, strict=True))
         for index in batch["index"][batch["index"] >= 0].tolist():
             yield index, found.get(index)
+
+
+def predictions_in_boxes(trainer: Trainer, state: TrainState, images: Sequence[Path],
+                         boxes: Sequence[Sequence[ScoredBox]]) -> Iterator[tuple[int, Prediction | None]]:
+    """As `predictions` of a `TopDown` head: the poses in all ``boxes`` of each image, by falling score."""
+    owner = [image for image, of_image in enumerate(boxes) for _ in of_image]
+    poses: list[list[Any] | None] = [[] for _ in images]
+    each = predictions(trainer, state, [images[image] for image in owner],
+                       [box for of_image in boxes for box in of_image])
+    for index, prediction in each:
+        of_image = poses[owner[index]]
+        if prediction is None or of_image is None:
+            poses[owner[index]] = None
+        else:
+            of_image += prediction.values["poses"]
+    for image, of_image in enumerate(poses):
+        yield image, None if of_image is None else Prediction(
+            {"poses": sorted(of_image, key=lambda pose: -pose["score"])})
+
+
+class _Detection(msgspec.Struct):
+    box: Annotated[list[float], msgspec.Meta(min_length=4, max_length=4)]
+    score: float
+    label: str
+
+
+class _Detected(msgspec.Struct):
+    """A line that ``bvl predict`` prints for a detector."""
+
+    image: str
+    detections: list[_Detection]
+
+
+def read_boxes(path: Path, images: Sequence[Path], classes: Sequence[str]) -> list[list[ScoredBox]]:
+    """The detections of these classes in each image, from a score of `SHOWN` on.
+
+    Raises:
+      UserError: the file cannot be read, has other lines than `predict` yields for a detector, or no such detection.
+    """
+    found: dict[str, list[_Detection]] = {}
+    expected = "the lines that bvl predict prints for a detector"
+    for line in read_lines(path, "--boxes", expected):
+        detected = parse_json(line, _Detected, path, f"expected {expected}")
+        found[detected.image] = detected.detections
+    boxes = [[(detection.box, detection.score) for detection in found.get(str(image), ())
+              if detection.score >= SHOWN and detection.label in classes] for image in images]
+    if not any(boxes):
+        raise UserError(f"{path} has no detection of {' or '.join(classes)} with a score of at least {SHOWN} in these "
+                        f"images, such as {str(images[0])!r}; name them as they were named for the detector")
+    return boxes
 
 
 def find_images(images: Sequence[Path], out: Path | None = None) -> list[Path]:
@@ -167,10 +232,12 @@ class ImageFiles(Dataset):
 
     Args:
       info: of the data that a model was trained on, for the classes.
+      boxes: what to look at in each image; None: all of it.
     """
 
-    def __init__(self, images: Sequence[Path | np.ndarray], info: DatasetInfo):
-        self.images = tuple(images)
+    def __init__(self, images: Sequence[Path | np.ndarray], info: DatasetInfo,
+                 boxes: Sequence[ScoredBox] | None = None):
+        self.images, self._boxes = tuple(images), boxes
         self.classes, self.multi_label, self.fingerprint = info.classes, info.multi_label, "files"
 
     def __len__(self) -> int:
@@ -181,7 +248,15 @@ class ImageFiles(Dataset):
         if not isinstance(image, np.ndarray):
             name = str(image)
             image = read_file(name, name)
-        return {"id": name, "image": image, "labels": np.zeros(0, np.int32), "unlabelled": True}
+        example = {"id": name, "image": image, "labels": np.zeros(0, np.int32), "unlabelled": True}
+        if self._boxes is None:
+            return example
+        box, score = self._boxes[index]
+        try:
+            height, width = image_size(image)
+        except DecodeError as error:
+            raise BadImageError(name, str(error)) from error
+        return example | {"boxes": np.array([box]) / ([width, height] * 2), "box_score": np.float32(score)}
 
     def image_sizes(self) -> np.ndarray:
         """Read anew: sizes are cached by the fingerprint, and that of these files says nothing of them."""

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from big_vision_lite.errors import UserError
+from big_vision_lite.evaluation.details import Details
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.system import cpu
 from big_vision_lite.system.atomic import write_bytes, write_text
@@ -26,7 +27,7 @@ from big_vision_lite.system.signals import Stopped, collect_signals
 from big_vision_lite.training.calls import Call, Dispatcher
 from big_vision_lite.training.checkpoints import Checkpoints
 from big_vision_lite.training.distributed import all_agree_to_stop, is_primary
-from big_vision_lite.training.metrics import MetricWriter, describe_run, last_results, read_run
+from big_vision_lite.training.metrics import MetricWriter, describe_run, last_results, read_run, write_details
 from big_vision_lite.training.profiling import Profiler
 from big_vision_lite.training.progress import Clock, Display, device_memory
 from big_vision_lite.training.step import TrainState
@@ -190,12 +191,16 @@ def training(experiment: Experiment, workdir: Path, profile: str | None = None, 
                 display.report(step, line, (steps - step) * batch_size / speed if speed else 0.0)
             with clock.pause():
                 if evaluate:
-                    results = _evaluate(trainer, state, step, saved, display)
+                    details: dict[str, Details] = {}
+                    results = _evaluate(trainer, state, step, saved, display, details if last else None)
                     owned.check()
                     writer.write(step, results)
                     if first_eval:
                         _draw(trainer, state, first_eval, picture, wait)
                         writer.picture(step, f"{first_eval}/predictions", picture)
+                if last and is_primary():
+                    wait()
+                    write_details(workdir, step, details)
                 if save:
                     wait()
                     writer.sync()
@@ -236,14 +241,15 @@ def _draw(trainer: Trainer, state: TrainState, name: str, picture: Path, wait: C
             write_bytes(picture, drawn.read_bytes())
 
 
-def _evaluate(trainer: Trainer, state: TrainState, step: int, saved: int, display: Display
-              ) -> dict[str, float | None]:
+def _evaluate(trainer: Trainer, state: TrainState, step: int, saved: int, display: Display,
+              details: dict[str, Details] | None) -> dict[str, float | None]:
+    """Metrics of all evaluations and probes. ``details``: gets those of the evaluations."""
     results = {}
     main = trainer.experiment.head.main_metric(trainer.data).name
     for name in trainer.experiment.evals:
         start = time.perf_counter()
         try:
-            metrics = trainer.score(state, name)
+            metrics = trainer.score(state, name, details=details)
         except UserError as error:
             raise UserError(f"evaluation {name} at step {step}: {error}; {_last_saved(saved)}") from error
         score = "does not exist" if metrics[main] is None else f"{metrics[main]:.4f}"

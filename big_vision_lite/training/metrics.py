@@ -11,7 +11,7 @@ import platform
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -19,6 +19,7 @@ from typing import Any, Literal, TypedDict
 import big_vision_lite
 from big_vision_lite.config import FORMAT, check_format
 from big_vision_lite.errors import UserError, writing
+from big_vision_lite.evaluation.details import Details
 from big_vision_lite.system import cpu
 from big_vision_lite.system.atomic import write_text
 from big_vision_lite.system.cpu import CpuSettings
@@ -213,6 +214,26 @@ def last_results(workdir: Path) -> dict[str, float | None]:
     """The metrics of the last evaluation in metrics.jsonl."""
     evaluations = [line for line in read_metrics(workdir / "metrics.jsonl") if any("/" in key for key in line)]
     return {key: value for key, value in evaluations[-1].items() if key != "step"} if evaluations else {}
+
+
+def write_details(workdir: Path, step: int, details: Mapping[str, Details]) -> None:
+    """Write what evaluations say beyond their metrics to evaluations/NAME-STEP-details.json, where there is any."""
+    folder = workdir / "evaluations"
+    for name, found in details.items():
+        if found:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / f"{name}-{step}-details.json", json.dumps(found) + "\n")
+
+
+def read_details(workdir: Path) -> dict[str, tuple[int, Details]]:
+    """The newest of them by the evaluation's name, with their step. Raises: UserError when a file is damaged."""
+    newest: dict[str, tuple[int, Path]] = {}
+    for path in (workdir / "evaluations").glob("*-details.json"):
+        name, _, step = path.name.removesuffix("-details.json").rpartition("-")
+        if step.isdigit() and int(step) >= newest.get(name, (0, path))[0]:
+            newest[name] = int(step), path
+    advice = "remove it: bvl evaluate writes a new one"
+    return {name: (step, read_json(path, Details, advice)) for name, (step, path) in sorted(newest.items())}
 
 
 class _MainMetric(TypedDict):

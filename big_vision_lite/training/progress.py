@@ -65,7 +65,9 @@ class Display:
         self.console.print(text, markup=False)
 
     def step(self, step: int) -> None:
-        self._progress.update(self._task, completed=step)
+        """Steps are done; the first one also shows that the program is compiled."""
+        compiled = {"summary": "training"} if self._progress.tasks[0].fields["summary"] == "compiling" else {}
+        self._progress.update(self._task, completed=step, **compiled)
 
     def report(self, step: int, metrics: dict[str, float], seconds_left: float) -> None:
         """Show the latest metrics: loss, images/s, share of time waiting for data."""

@@ -22,6 +22,7 @@ from big_vision_lite.data.pipeline import BatchMaker, Input, Targets, batches
 from big_vision_lite.data.resident import Kept, ResidentBatchMaker, keep
 from big_vision_lite.data.source import Dataset, DatasetInfo
 from big_vision_lite.errors import UserError
+from big_vision_lite.evaluation.details import Details
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.heads.head import Metrics
 from big_vision_lite.system import cpu
@@ -264,11 +265,13 @@ class Trainer:
             batch = {**{k: v[order] for k, v in gathered.items()}, "image": batch["image"]}
         return batch, jax.tree.map(np.asarray, outputs)
 
-    def score(self, state: TrainState, name: str, submission: Path | None = None) -> dict[str, float | None]:
+    def score(self, state: TrainState, name: str, submission: Path | None = None,
+              details: dict[str, Details] | None = None) -> dict[str, float | None]:
         """Metrics of one evaluation; only "images" where the data has no annotations, None for those that do not exist.
 
         Args:
           submission: file for the predictions, in the format of the task's server.
+          details: gets `Metrics.details` by the evaluation's name.
 
         Raises:
           UserError: the task or data has no such format; or no annotations and no ``submission``.
@@ -281,7 +284,11 @@ class Trainer:
             metrics.add(outputs, batch)
         if submission is not None:
             metrics.write_results(submission)
-        return {"images": len(dataset)} if dataset.unlabelled else metrics.result()
+        if dataset.unlabelled:
+            return {"images": len(dataset)}
+        if details is not None:
+            details[name] = metrics.details()
+        return metrics.result()
 
     def draw(self, state: TrainState, name: str, path: Path, images: int = 12) -> None:
         """Draw predictions for images spread evenly over an evaluation."""

@@ -116,6 +116,20 @@ def test_a_prepared_dataset_is_the_same_on_beam_and_finished_shards_are_kept(tmp
     assert [e["id"] for e in dataset.read(range(12))] == [source.open().labels(i)[0] for i in range(12)]
 
 
+def test_a_runner_that_cannot_be_started_is_one_line(tmp_path, monkeypatch):
+    from apache_beam.runners import runner
+
+    class Absent(runner.PipelineRunner):
+        def run_pipeline(self, pipeline, options):
+            raise RuntimeError("Unable to fetch the job server\nbecause there is no network")
+
+    monkeypatch.setattr(runner, "create_runner", lambda name: Absent())
+    with pytest.raises(UserError, match=r"^Beam's FlinkRunner failed \(RuntimeError: Unable to fetch the job server\)"):
+        on_beam(abs, [(1,)], shared=str(tmp_path), runner="FlinkRunner")
+    with pytest.raises(UserError, match="Beam cannot write to a name with any of"):
+        on_beam(abs, [(1,)], shared="gs://b/*", runner="FlinkRunner")
+
+
 def test_the_command_indexes_for_other_machines(tmp_path, cache, capsys, monkeypatch):
     class_folders(tmp_path / "photos")
     shared = tmp_path / "shared"
@@ -128,8 +142,7 @@ def test_the_command_indexes_for_other_machines(tmp_path, cache, capsys, monkeyp
     assert json.loads(manifest.read_bytes()[:-16])["images"] == 9 and not cache.exists()
     for wrong, message in ((["--runner", "NoSuchRunner"], "Beam has no runner 'NoSuchRunner'"),
                            (["--beam-options=--project=x"], "without a runner; add --runner")):
-        capsys.readouterr()
-        for index in (shared / "label_index").iterdir():
-            index.unlink()
-        assert main(["data", "prepare", *arguments[2:3], "--name=x", f"--data-dir={tmp_path}", *wrong]) == 2
-        assert message in capsys.readouterr().err
+        for command in (arguments, ["data", "prepare", arguments[2], "--name=x", f"--data-dir={tmp_path}"]):
+            capsys.readouterr()
+            assert main([*command, *wrong]) == 2
+            assert message in capsys.readouterr().err

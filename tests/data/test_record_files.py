@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
+from big_vision_lite.data import scans
+from big_vision_lite.data.sources import record_files
 from big_vision_lite.data.sources.record_files import Part, check_parts
 from big_vision_lite.data.sources.tfds import Tfds
 from big_vision_lite.data.tools.shard_writer import quiet, write_records
@@ -229,3 +231,24 @@ def test_a_bucket_that_cannot_be_read_from_here(monkeypatch):
         check_parts([part], "array_record")
     with pytest.raises(UserError, match=r"cannot read 's3://bucket.*mount the bucket"):
         Tfds("toy", data_dir="s3://bucket").open()  # no extra installs its reader
+
+
+def test_of_many_files_some_are_checked_when_a_run_starts_and_all_by_indexing(tmp_path, monkeypatch):
+    folder = prepare_toy(tmp_path, shards=30)
+    monkeypatch.setattr(record_files, "MANY_FILES", 8)
+    counted = []
+
+    def count(path, real=record_files._count_array_records):
+        counted.append(path)
+        return real(path)
+
+    monkeypatch.setattr(record_files, "_count_array_records", count)
+    Tfds("toy", data_dir=str(tmp_path)).open()
+    assert len(counted) == 8 and counted[0].endswith("00000-of-00030") and counted[-1].endswith("00029-of-00030")
+    damaged = next(path for path in sorted(folder.glob("*.array_record-*")) if str(path) not in counted)
+    damaged.write_bytes(damaged.read_bytes()[:-1000])
+    dataset = Tfds("toy", data_dir=str(tmp_path)).open()
+    with pytest.raises(UserError, match=rf"{damaged.name}: record 0 cannot be read"):
+        dataset[int(damaged.name.split("-")[2])]
+    with scans.indexing(), pytest.raises(UserError, match=rf"{damaged.name} is missing or not a complete ArrayRecord"):
+        Tfds("toy", data_dir=str(tmp_path)).open()

@@ -1,5 +1,6 @@
 """Labels of many images are columns, made once and read by all machines; large scans have to be asked for."""
 
+import dataclasses
 import io
 import json
 import os
@@ -79,10 +80,9 @@ def test_columns_are_the_labels_read_one_by_one(make, tmp_path, cache, monkeypat
 def test_a_large_scan_has_to_be_asked_for(tmp_path, cache, monkeypatch):
     from made_datasets import Simulated
 
-    monkeypatch.setattr(scans, "MAX_EXAMPLES", 100)
     monkeypatch.setattr("big_vision_lite.data.curation.label_index.MAX_EXAMPLES", 100)
-    monkeypatch.setattr("big_vision_lite.data.sources.web_dataset.MAX_BYTES", 1000)
-    monkeypatch.setattr("big_vision_lite.data.sources.csv_labels.MAX_BYTES", 10)
+    monkeypatch.setattr("big_vision_lite.data.sources.web_dataset.MAX_TAR_BYTES", 1000)
+    monkeypatch.setattr("big_vision_lite.data.sources.csv_labels.MAX_CSV_BYTES", 10)
     for start in (lambda: manifest(Simulated(101)), web(tmp_path / "web").open, csv(tmp_path / "csv").open):
         with pytest.raises(UserError, match=r"has no index in .*cache, or has changed .*`bvl data index SOURCE --out"):
             start()
@@ -127,6 +127,16 @@ def test_each_process_of_a_run_opens_as_many_files_whatever_the_size(count, tmp_
         assert counted == expected and id_ == data.labels(3)[0]
         assert opened <= 16  # and none per shard
         assert not (tmp_path / f"cache{host}").exists()
+
+
+def test_a_file_that_is_gone_is_named_where_the_others_say_that_it_was(tmp_path, cache):
+    source = parquet(tmp_path / "data", "train-00000-of-00003.parquet")
+    parquet(tmp_path / "data", "train-00002-of-00003.parquet")
+    parquet(tmp_path / "data", "test-0-of-1.parquet")
+    with pytest.raises(UserError, match=r"'train-00001-of-00003\.parquet' is missing \(1 of 3 files are\)"):
+        dataclasses.replace(source, split="train").open()
+    assert len(dataclasses.replace(source, split="test").open()) == 4
+    assert len(dataclasses.replace(source, path=f"{source.path}/train-*.parquet").open()) == 8
 
 
 def test_the_index_of_a_file_that_is_gone_or_damaged_is_noticed_when_it_is_used(tmp_path, cache):

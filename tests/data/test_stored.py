@@ -53,6 +53,17 @@ def test_a_damaged_order_is_made_again(cache, monkeypatch):
         assert contents(curated(Simulated(3000), (ClassSubset(5),))) == expected and is_sound(path)
 
 
+def test_a_damaged_order_that_cannot_be_replaced_is_not_used(cache, monkeypatch):
+    monkeypatch.setattr(stored, "LARGE", 1000)
+    expected = contents(curated(Simulated(3000), (ClassSubset(5),)))
+    (path,) = (cache / "orders").glob("*.uint32")
+    path.write_bytes(path.read_bytes()[:400] + b"\0" * 100 + path.read_bytes()[500:])
+    monkeypatch.setattr("big_vision_lite.system.cache.os.access", lambda path, mode: False)  # root may write anywhere
+    data = curated(Simulated(3000), (ClassSubset(5),))
+    assert not is_sound(path) and contents(data) == expected == contents(pickle.loads(pickle.dumps(data)))
+    assert np.concatenate([*data.order.chunks()]).tolist() == data.order(np.arange(len(data))).tolist()
+
+
 def test_without_a_cache_an_order_is_kept_all_the_same(cache, monkeypatch):
     expected = contents(curated(Simulated(3000), (ClassSubset(5),)))
     monkeypatch.setattr(stored, "LARGE", 1000)

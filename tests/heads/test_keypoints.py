@@ -21,6 +21,7 @@ from big_vision_lite.data.sources.emoji_scenes import EmojiScenes
 from big_vision_lite.data.sources.per_object import PerObject
 from big_vision_lite.data.transforms.object_crop import ObjectCrop
 from big_vision_lite.errors import UserError
+from big_vision_lite.heads.head import Prediction
 from big_vision_lite.heads.keypoints import DiskOffsets, GaussianHeatmaps, TopDown
 from big_vision_lite.heads.keypoints.codec import Grid
 from big_vision_lite.training.step import TrainStep, merge, split
@@ -65,7 +66,7 @@ def test_the_grid_is_symmetric_and_of_the_papers_shapes():
 def test_encoding_and_decoding_give_the_points_back(codec, grid, limit):
     keypoints = random_points(grid)
     if isinstance(codec, GaussianHeatmaps):  # there is no quarter shift in cells at the border
-        keypoints = jnp.clip(keypoints, grid.stride, jnp.array([grid.columns[-2] + 1.9, grid.rows[-2] + 1.9, 2]))
+        keypoints = jnp.clip(keypoints, grid.stride + 0.1, jnp.array([grid.columns[-2] + 1.9, grid.rows[-2] + 1.9, 2]))
         keypoints = keypoints.at[..., 2].set(2)
     points, scores = codec.decode(ideal(codec, keypoints, grid), grid)
     distance = np.hypot(*np.moveaxis(np.asarray(points - keypoints[..., :2]), -1, 0))
@@ -216,13 +217,22 @@ def test_answers_and_pictures(tmp_path):
     outputs = {"points": batch["keypoints"][..., :2], "scores": np.full((2, 17), 0.5, np.float32)}
     outputs["scores"][1] = [0.1] * 9 + [0.4] * 8
     answers = head.to_json(batch, outputs, ("person",))
-    assert answers[0]["box"] == [20, 10, 80, 90] and list(answers[0]["keypoints"]) == list(COCO_PERSON.names)
+    (first,), (second,) = (answer["poses"] for answer in answers)
+    assert first["box"] == [20, 10, 80, 90] and list(first["keypoints"]) == list(COCO_PERSON.names)
     expected = dataset[0]["keypoints"][0] * [200, 100, 1]
-    for (x, y, score), point in zip(answers[0]["keypoints"].values(), expected, strict=True):
+    for (x, y, score), point in zip(first["keypoints"].values(), expected, strict=True):
         assert score == 0.5 and abs(x - point[0]) < 0.02 and abs(y - point[1]) < 0.02
-    assert [answer["score"] for answer in answers] == pytest.approx([0.5, 0.4])  # keypoints below 0.2 do not count
+    assert [first["score"], second["score"]] == pytest.approx([0.5, 0.4])  # keypoints below 0.2 do not count
     head.draw(tmp_path / "poses.png", batch, outputs, ("person",))
     assert (tmp_path / "poses.png").stat().st_size > 5000
+    photo = np.zeros((100, 200, 3), np.uint8)
+    picture = head.annotate(photo, Prediction(answers[0]), ("person",))
+    factor = picture.shape[1] // 200
+    for x, y, _ in first["keypoints"].values():
+        assert picture[int(y * factor), int(x * factor)].any()
+    assert not picture[:8 * factor].any() and not picture[:, 90 * factor:, :][:100 * factor].any()
+    none = head.annotate(photo, Prediction(answers[0]), ("person",), score=0.9)
+    assert not none[:100 * factor].any()
 
 
 def test_targets():

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from big_vision_lite import config
@@ -20,9 +21,9 @@ from big_vision_lite.data.transforms.image import RandomCropPadded
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.heads.classification import Classification
-from big_vision_lite.launch.accelerators import parse_topology
+from big_vision_lite.launch.accelerators import Topology, parse_topology
 from big_vision_lite.launch.compiled import batch_spec, bytes_per_device, compile_step, count_step, devices_of
-from big_vision_lite.launch.preflight import DECODE_RATE, dataset_info, preflight, preflight_table
+from big_vision_lite.launch.preflight import DECODE_RATE, _reading, dataset_info, preflight, preflight_table
 from big_vision_lite.training.flops import count
 from big_vision_lite.training.mesh import Mesh
 from big_vision_lite.training.optimizers import SGD
@@ -129,6 +130,13 @@ def test_figures_follow_from_each_other():
     assert value["device_hours"] == pytest.approx(8 * value["hours"])
     assert value["decode_cores_per_host"] == -(-value["images_per_second"] // 100)
     assert result.fits is True and value["hosts"] == 1
+    pod = preflight(experiment(batch_size=64), "gpu:h100:8", dataset_info(experiment(), classes=5), image_bytes=2e5)
+    value, size = {name: figure.value for name, figure in pod.figures.items()}, experiment().train.transform.shape
+    assert value["images_per_second_per_host"] == pytest.approx(value["images_per_second"])
+    assert value["read_bytes_per_second_per_host"] == pytest.approx(2e5 * value["images_per_second"])
+    assert value["sent_bytes_per_second_per_host"] == pytest.approx(np.prod(size) * value["images_per_second"])
+    two_hosts = _reading(experiment(), Topology("pod", "tpu", 8, 2), pod.figures["images_per_second"], 2e5)
+    assert two_hosts["read_bytes_per_second_per_host"].value == value["read_bytes_per_second_per_host"] / 2
     how = {name: figure.how for name, figure in result.figures.items()}
     assert (how["flops_per_step_per_device"], how["hours"], how["decode_cores_per_host"]) == ("analytic", "assumed",
                                                                                               "given")
@@ -155,7 +163,7 @@ def test_data_need_not_be_there(tmp_path):
     with pytest.raises(UserError, match="or give --classes N"):
         dataset_info(missing)
     assert len(dataset_info(missing, classes=7).classes) == 7
-    for arguments in ({"decode_rate": 0.0}, {"share": float("nan")}):
+    for arguments in ({"decode_rate": 0.0}, {"image_bytes": -1.0}, {"share": float("nan")}):
         with pytest.raises(UserError, match="expected a number above 0"):
             preflight(missing, "cpu:1", dataset_info(missing, classes=7), **arguments)
 

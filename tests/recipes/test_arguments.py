@@ -30,6 +30,7 @@ ONLY_HERE = {
     "pretrain/emoji.py": {"probes"}, "pretrain/imagenet1k.py": {"v2"}, "pretrain/open_images.py": {"confidence"},
     "tfds.py": {"multi_label"}, "transfer/bccd_detection.py": {"min_size", "max_size"},
     "transfer/coco_detection.py": {"schedule", "minival", "train_batchnorm"},
+    "transfer/coco_keypoints.py": {"boxes"}, "paper/coco_keypoints.py": {"boxes", "transfer_steps"},
     "transfer/emoji_segmentation.py": {"ohem_fraction"}, "transfer/folder_segmentation.py": {"channels"},
     "transfer/voc07_detection.py": {"train_batchnorm"}, "transfer/voc12_segmentation.py": {"multi_scale_flip"},
     "transfer/vtab.py": {"task"}, "studies/boxes.py": {"task", "seen", "rates", "target_images"},
@@ -42,7 +43,8 @@ ONLY_HERE = {
     "paper/bit_pretraining_size.py": {"tasks", "small", "large"},
 }
 """Further words, by the configs that may have them."""
-BY_TABLE = ("paper/tables.py", "paper/bit_pretraining_size.py", "studies/surface.py", "studies/detection_start.py")
+BY_TABLE = ("paper/tables.py", "paper/coco_keypoints.py", "paper/bit_pretraining_size.py", "studies/surface.py",
+            "studies/detection_start.py")
 """Studies whose lengths are those of the paper, or several."""
 PATHS = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.py"))
 WITH_STEPS = [path for path in PATHS if re.search(r"\bsteps: ", (CONFIGS / path).read_text())]

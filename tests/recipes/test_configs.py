@@ -6,14 +6,18 @@ import pytest
 from config_arguments import CONFIGS, REQUIRED
 
 from big_vision_lite import config
+from big_vision_lite.data.keypoints import EMOJI
 from big_vision_lite.data.pipeline import Input
 from big_vision_lite.data.sources.emoji_scenes import EmojiScenes
+from big_vision_lite.data.sources.per_object import PerObject
 from big_vision_lite.data.transforms.image import Resize, ResizeCrop
 from big_vision_lite.data.transforms.joint import ResizeToFit, ScaleJitter
+from big_vision_lite.data.transforms.object_crop import ObjectCrop
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.heads.detection.faster_rcnn import FasterRCNN
 from big_vision_lite.heads.detection.variants import FPN
 from big_vision_lite.heads.head import Head
+from big_vision_lite.heads.keypoints import TopDown
 from big_vision_lite.heads.segmentation import Segmentation
 from big_vision_lite.training.loop import train
 from big_vision_lite.training.metrics import read_metrics
@@ -23,7 +27,8 @@ SAME_AS_ANOTHER = (
     "pretrain/open_images.py", "pretrain/imagenet21k.py", "pretrain/emoji.py", "tfds.py", "transfer/vtab.py",
     "transfer/small_photos.py", "transfer/bccd_detection.py", "transfer/coco_detection.py",
     "transfer/voc07_detection.py", "transfer/voc12_segmentation.py", "transfer/folder_segmentation.py",
-    "transfer/emoji_segmentation.py", "transfer/coco_check_detection.py", "transfer/coco_check_segmentation.py")
+    "transfer/emoji_segmentation.py", "transfer/coco_keypoints.py", "transfer/coco_check_detection.py",
+    "transfer/coco_check_segmentation.py")
 """Configs that differ from others, or from what the tests of heads train, only in the source and in sizes, which are
 replaced here: compiling them again would show nothing new."""
 
@@ -31,6 +36,9 @@ replaced here: compiling them again would show nothing new."""
 def tiny(inputs: Input, kind: str) -> Input:
     scenes = EmojiScenes("train", 24, size=32, classes=6, objects=(1, 1) if kind == "softmax" else (1, 3))
     transform = inputs.transform
+    if isinstance(transform, ObjectCrop):
+        scenes = PerObject(dataclasses.replace(scenes, keypoints=True))
+        transform = dataclasses.replace(transform, size=32)
     if isinstance(transform, ResizeCrop):
         transform = dataclasses.replace(transform, resize=40, size=32)
     if isinstance(transform, Resize):
@@ -49,6 +57,8 @@ def small_head(head: Head) -> Head:
         return dataclasses.replace(head, variant=variant)
     if isinstance(head, Segmentation):
         return dataclasses.replace(head, size=32)
+    if isinstance(head, TopDown):
+        return dataclasses.replace(head, keypoints=EMOJI)
     return dataclasses.replace(head, ten_crop=32) if getattr(head, "ten_crop", None) else head
 
 

@@ -14,7 +14,7 @@ from big_vision_lite.recipes.paper import Full
 from big_vision_lite.scaling.paper.tables import TABLES
 
 PAPER = (*(f"paper/tables.py:table={table}" for table in TABLE_STUDIES), "paper/bit_pretraining_size.py:",
-         "paper/near_duplicates.py:exclude=/ids.txt,root=/photos")
+         "paper/near_duplicates.py:exclude=/ids.txt,root=/photos", "paper/coco_keypoints.py:")
 SEVERAL_SEEDS = (*PAPER, "studies/boxes.py:", "studies/data_size.py:", "studies/detection_start.py:",
                  "studies/photos.py:root=/photos", "studies/surface.py:",
                  "studies/surface.py:root=/photos,target=/others,target_images=(100,1000),wrong=(0,20)")

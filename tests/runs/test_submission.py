@@ -120,7 +120,7 @@ def test_results_need_a_format_and_ids(coco, tmp_path):
     with pytest.raises(UserError, match=r"does not know COCO's ids .* --source FILE\.json"):
         FasterRCNN().metrics(scenes).check_results()
     for head in (Classification(), Segmentation()):
-        with pytest.raises(UserError, match="only detection has a results file"):
+        with pytest.raises(UserError, match="only detection and keypoints have a results file"):
             head.metrics(scenes).check_results()
     (tmp_path / "list.txt").write_text("9.jpg\n")
     part = curated(coco.open(), (Exclude(str(tmp_path / "list.txt")), ClassSubset(("brush", "sign"), "keep")))

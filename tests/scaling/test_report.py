@@ -167,7 +167,8 @@ def test_several_studies_and_the_paper(tmp_path, capsys):
                                            for n in (500, 2000, 8000, 32000)])
     assert command([str(one), str(two), "--out", str(tmp_path / "out"), "--bootstrap", "20"]) == 0
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "data_size (test/mAP)" in page and "photos (test/top1)" in page and TABLES[name].title in page
+    assert "data_size (mAP on test)" in page and "photos (top-1 accuracy on test)" in page
+    assert TABLES[name].title in page and page.rindex("<h2>What is missing") > page.index("Where the numbers come from")
     assert "sigmoid from chance" in page  # the number of classes gives the chance-level error
     assert not (one / "report.html").exists()
     capsys.readouterr()
@@ -176,9 +177,9 @@ def test_several_studies_and_the_paper(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("main, label, score", [
-    (("test/r2", "higher", ""), "test/r2", "test/r2 0.799"),
-    (("test/rmse", "lower", "px"), "test/rmse (px, lower is better)", "test/rmse 1.51"),
-    (("test/accuracy", "higher", "%"), "test/accuracy (%)", "test/accuracy 98.5"),
+    (("test/r2", "higher", ""), "r2 on test", "test/r2 0.799"),
+    (("test/rmse", "lower", "px"), "rmse on test (px, lower is better)", "test/rmse 1.51"),
+    (("test/accuracy", "higher", "%"), "accuracy on test (%)", "test/accuracy 98.5"),
 ])
 def test_main_metrics_keep_their_direction_and_unit(tmp_path, main, label, score):
     sizes = (500, 2000, 8000, 32000)
@@ -200,26 +201,27 @@ def test_main_metrics_keep_their_direction_and_unit(tmp_path, main, label, score
     assert (drawn.get_ylim()[0] == 0) == (main[0] == "test/accuracy")
     report.write_report([folder], bootstrap=20)
     page = html.unescape((folder / "report.html").read_text())
-    assert f"Table: {label}<" in page and f"{label} against images; predictions by all laws together" in page
+    assert f"Table: {label}<" in page
+    assert f"{label[0].upper()}{label[1:]} against images; predictions by all laws together" in page
     assert f"a tenth less error than the best so far, {score}: " in page
     assert f"{min(values):.4g}</td>" in page
 
 
 @pytest.mark.usefixtures("compile_once")
 def test_a_head_with_its_own_main_metric(tmp_path):
-    for main, label in ((MainMetric("r2"), "validation/r2"),
-                        (MainMetric("rmse", False, "px"), "validation/rmse (px, lower is better)")):
+    for main, label in ((MainMetric("r2"), "R2 on validation"),
+                        (MainMetric("rmse", False, "px"), "Rmse on validation (px, lower is better)")):
         run = tmp_path / main.name
         value = train(small_experiment(head=ToyHead(main=main), steps=1), run)[f"validation/{main.name}"]
         assert command([str(run), "--import", "toy_head", "--bootstrap", "20"]) == 0
         page = html.unescape((run / "report.html").read_text())
-        assert f"Table: {label}<" in page and f"<td>{value:.4g}</td>" in page
+        assert f"{label}: {value:.4g} on " in page
         assert (value < 0) == (main.name == "r2")
 
 
 def test_a_metric_that_is_no_runs_main_metric(tmp_path, capsys):
     folder = write_results(tmp_path, [row(f"n{n}", n) for n in (500, 2000, 8000)])
-    for flags, label in ((["--lower-is-better"], "test/loss (lower is better)"), ([], "test/loss")):
+    for flags, label in ((["--lower-is-better"], "loss on test (lower is better)"), ([], "loss on test")):
         assert command([str(folder), "--metric", "test/loss", *flags, "--bootstrap", "20"]) == 0
         assert f"Table: {label}<" in (folder / "report.html").read_text()
     # Without a known best value there is no error to fit.

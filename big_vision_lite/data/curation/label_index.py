@@ -12,7 +12,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from big_vision_lite.data.columns import Columns, has_repeats, id_keys, mapped_columns, read_columns, write_columns
+from big_vision_lite.data.columns import (
+    Columns,
+    has_repeats,
+    id_keys,
+    is_sound,
+    mapped_columns,
+    read_columns,
+    write_columns,
+)
 from big_vision_lite.data.ragged import Ragged
 from big_vision_lite.data.scans import MAX_EXAMPLES, check_scan
 from big_vision_lite.data.source import Dataset
@@ -45,7 +53,7 @@ def label_index(dataset: Dataset) -> Columns:
         write_columns(columns, temporary)
         index = mapped_columns(temporary)  # which stays when the file is moved or removed
         check_columns(index, len(dataset.classes), dataset.multi_label)
-    return dataclasses.replace(index, path=path if path.is_file() else None)
+    return dataclasses.replace(index, path=path if is_sound(path) else None)
 
 
 def index_path(dataset: Dataset) -> Path:

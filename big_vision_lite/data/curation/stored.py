@@ -76,7 +76,7 @@ def stored_order(name: str, total: int, chunks: Callable[[], Iterator[np.ndarray
                 indices.astype(kind).tofile(file)
         append_checksum(temporary)
         order = _mapped(temporary, kind.str)  # which stays when the file is moved or removed
-    return dataclasses.replace(order, path=path if path.is_file() else None)
+    return dataclasses.replace(order, path=path if is_sound(path) else None)
 
 
 def _mapped(path: Path, kind: str) -> Order:

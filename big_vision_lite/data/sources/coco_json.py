@@ -117,7 +117,11 @@ class CocoJson(Source):
 
     @classmethod
     def recognise(cls, path: Path) -> dict[str, Any] | None:
-        return {"annotations": str(path)} if path.suffix.lower() == ".json" and path.is_file() else None
+        if path.suffix.lower() == ".json" and path.is_file():
+            return {"annotations": str(path)}
+        files = sorted((path / "annotations").glob("instances_train*.json"))  # COCO's own folder
+        return {"annotations": str(files[0]), "images": str(path / files[0].stem.removeprefix("instances_"))
+                } if files else None
 
     def open(self) -> CocoDataset:
         """Reads the JSON file and the sizes and times of the images.

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from big_vision_lite.data.columns import Columns, mapped_columns, read_columns
-from big_vision_lite.data.scans import MAX_BYTES, check_scan
+from big_vision_lite.data.scans import MAX_CSV_BYTES, check_scan
 from big_vision_lite.data.source import Source
 from big_vision_lite.data.sources.csv_columns import CsvRows, is_text, write_csv_columns
 from big_vision_lite.data.sources.csv_table import CsvTable
@@ -90,7 +90,7 @@ class CsvLabels(Source):
         key = hashlib.blake2b(identity.encode(errors="surrogateescape"), digest_size=12).hexdigest()
         cached = cached_path("csv", f"{key}-{FORMAT}.arrow")
         if (columns := read_columns(cached)) is None:
-            check_scan(self.file, status.st_size, MAX_BYTES, "bytes")
+            check_scan(self.file, status.st_size, MAX_CSV_BYTES, "bytes")
             with cached_file(cached) as temporary:
                 write_csv_columns(CsvRows(table, names, root), self.split, classes, self.multi_label, temporary)
                 columns = mapped_columns(temporary)

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from big_vision_lite.data.columns import pieces
 from big_vision_lite.data.source import Dataset, Example
+from big_vision_lite.data.sources.remote import RemoteFile, url_of
 from big_vision_lite.errors import BadImageError, UserError, first_line, reading, same_in_unicode
 from big_vision_lite.system.cache import cached_bytes, cached_path
 from big_vision_lite.system.cores import usable_cores
@@ -132,7 +133,8 @@ class FileDataset(Dataset):
 
 
 class OpenFiles:
-    """Files that threads read at given offsets. They are opened when first read, anew in every process.
+    """Files, local or in a bucket, that threads read at given offsets. They are opened when first read, anew in every
+    process.
 
     Args:
       max_open: with more paths than this, files are opened for each read.
@@ -141,10 +143,15 @@ class OpenFiles:
     def __init__(self, paths: Sequence[str], max_open: int | None = None):
         self.paths, self.max_open = paths, max_open
         self._descriptors: dict[int, int] = {}
+        self._remote: dict[int, RemoteFile] = {}
         self._lock = threading.Lock()
 
     def read(self, file: int, offset: int, size: int) -> bytes:
         """Fewer bytes where the file ends. Raises: OSError."""
+        if url_of(self.paths[file]):
+            with self._lock:
+                opened = self._remote.setdefault(file, RemoteFile(self.paths[file]))
+            return opened.pread(size, offset)
         if self.max_open is not None and len(self.paths) > self.max_open:
             with open(open_regular(self.paths[file]), "rb", buffering=0) as opened:
                 return os.pread(opened.fileno(), size, offset)

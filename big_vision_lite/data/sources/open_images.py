@@ -41,7 +41,7 @@ from big_vision_lite.data.sources.files import (
 from big_vision_lite.data.sources.open_images_labels import ID_LENGTH, LabelTable, packed_ids
 from big_vision_lite.data.sources.tar_files import TAR_ERRORS, is_tar, unreadable, visible_members
 from big_vision_lite.errors import BadImageError, UserError, first_line
-from big_vision_lite.system.cache import cache_dir, cached_file
+from big_vision_lite.system.cache import cached_file, cached_path
 from big_vision_lite.system.cores import usable_cores
 from big_vision_lite.system.parse import open_regular
 
@@ -93,7 +93,7 @@ class OpenImages(Source):
                  for status in [path.stat()]]
         identity = repr((stats, classes, self.labels, self.min_confidence, found.digest))
         key = hashlib.blake2b(identity.encode(errors="surrogateescape"), digest_size=12).hexdigest()
-        cached = cache_dir() / "open_images" / f"{key}-{FORMAT}.arrow"
+        cached = cached_path("open_images", f"{key}-{FORMAT}.arrow")
         if (columns := read_columns(cached)) is None:
             table = LabelTable(files, classes, found.ids, self.min_confidence)
             with cached_file(cached) as temporary:
@@ -229,8 +229,8 @@ def _tar_members(file: str) -> tuple[np.ndarray, np.ndarray]:
     """Ids, and offset and size of each image; read from the cache, or from the headers of the tar file."""
     status = os.stat(file)
     key = repr((os.path.abspath(file), status.st_size, status.st_mtime_ns))
-    path = cache_dir() / "open_images" / (hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=12
-                                                          ).hexdigest() + f"-{FORMAT}.npz")
+    digest = hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=12).hexdigest()
+    path = cached_path("open_images", f"{digest}-{FORMAT}.npz")
     try:
         with open(path, "rb") as stored, np.load(stored, allow_pickle=False) as arrays:
             return arrays["ids"], arrays["places"]

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from big_vision_lite.data.columns import Columns, joined_ids, with_keys
 from big_vision_lite.data.source import Dataset, Example, Source
 from big_vision_lite.data.sources.files import MAX_FILE_BYTES, Fingerprint
+from big_vision_lite.data.sources.remote import open_file, url_of
 from big_vision_lite.data.sources.shard_index import FORMAT, Index, ShardIndex, open_index, read_index, write_index
 from big_vision_lite.data.sources.shards import Shards, find_shards, first_shard
 from big_vision_lite.errors import BadImageError, UserError, first_line, nearest, reading
@@ -140,10 +141,15 @@ def _row(path: str, row: int) -> str:
     return f"{path} row {row:,}"
 
 
+def _open(path: str) -> pa.NativeFile:
+    """Raises: OSError."""
+    return pa.PythonFile(open_file(path), "r") if url_of(path) else pa.OSFile(path)
+
+
 def _schema(path: str) -> pa.Schema:
     """Raises: UserError."""
-    with reading(path, AGAIN):
-        return pq.read_schema(pa.OSFile(path))
+    with reading(path, AGAIN), _open(path) as file:
+        return pq.read_schema(file)
 
 
 def _bytes_path(field: pa.Field) -> str | None:
@@ -204,7 +210,7 @@ def _index(path: str, source: Parquet, columns: Fields) -> Index:
     """Of a file, from its labels and ids. Raises: UserError."""
     if (own := _columns(path, source)) != columns:
         raise UserError(f"{path} has {own}, but the first file {columns}; expected the same in all files")
-    with reading(path, AGAIN), pa.OSFile(path) as opened:
+    with reading(path, AGAIN), _open(path) as opened:
         file = pq.ParquetFile(opened)
         table = file.read([columns.label, *([columns.id] if columns.id else [])], use_threads=False)
         metadata, schema = file.metadata, file.schema_arrow
@@ -245,7 +251,7 @@ class RowGroups:
             if (shard, group) in self._kept:
                 self._kept.move_to_end((shard, group))
                 return self._kept[shard, group]
-        with pa.OSFile(self.shards.path(shard)) as file:
+        with _open(self.shards.path(shard)) as file:
             read = pq.ParquetFile(file, metadata=self._metadata(shard)).read_row_group
             images = _one_array(read(group, [self.column], use_threads=False).column(0))
         if pa.types.is_struct(images.type):
@@ -259,7 +265,7 @@ class RowGroups:
         return images
 
     def _read_metadata(self, shard: int) -> pq.FileMetaData:
-        with pa.OSFile(self.shards.path(shard)) as file:
+        with _open(self.shards.path(shard)) as file:
             return pq.read_metadata(file)
 
     def __reduce__(self):

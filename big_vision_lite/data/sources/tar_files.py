@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Iterator
 
 from big_vision_lite.data.sources.files import is_image
+from big_vision_lite.data.sources.remote import open_file
 from big_vision_lite.data.sources.shard_index import MAX_CLASSES
 from big_vision_lite.errors import UserError, first_line
 
@@ -55,7 +56,7 @@ def visible_members(opened: tarfile.TarFile, file: str, base: int, size: int, fi
 def unreadable(file: str, error: Exception, base: int = 0, member: str = "") -> str:
     """The message for one of `TAR_ERRORS`."""
     where = f"{file}{f': {member!r} at byte {base:,}' if member else ''}"
-    with open(file, "rb") as opened:
+    with open_file(file) as opened:
         opened.seek(base)
         start = opened.read(6)
     if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):

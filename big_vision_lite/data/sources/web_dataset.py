@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from big_vision_lite.data.columns import Columns, joined_ids, with_keys
-from big_vision_lite.data.scans import MAX_BYTES, check_scan
+from big_vision_lite.data.scans import MAX_TAR_BYTES, check_scan
 from big_vision_lite.data.source import Dataset, Example, Source
 from big_vision_lite.data.sources.files import EXTENSIONS, MAX_FILE_BYTES, Fingerprint, OpenFiles
+from big_vision_lite.data.sources.remote import OpenFile, open_file, pread, size_of, url_of
 from big_vision_lite.data.sources.shard_index import (
     FORMAT,
     MAX_CLASSES,
@@ -31,7 +32,7 @@ from big_vision_lite.data.sources.shards import Shards, find_shards, first_shard
 from big_vision_lite.data.sources.tar_files import TAR_ERRORS, class_name, example_key, unreadable, visible_members
 from big_vision_lite.errors import BadImageError, UserError, first_line, nearest, reading
 from big_vision_lite.system.cache import cached_path
-from big_vision_lite.system.parse import open_regular, parse_json
+from big_vision_lite.system.parse import parse_json
 
 BESIDE = ".index"
 """What is added to a tar file's name for an index beside it."""
@@ -129,14 +130,17 @@ class WebDataset(Source):
 
     def _scanned(self, shards: Shards, shard: int) -> Index:
         """Raises: UserError."""
-        check_scan(f"WebDataset({self.path!r})", int(shards.stats[:, 0].sum()), MAX_BYTES, "bytes of tar files")
+        check_scan(f"WebDataset({self.path!r})", int(shards.stats[:, 0].sum()), MAX_TAR_BYTES, "bytes of tar files")
         return _scan(shards.path(shard), self.label_key)
 
     def _stored(self, shards: Shards, shard: int) -> tuple[Path, Index | None]:
         """Where the index of a shard belongs, and the index if it is there. Raises: UserError."""
         file = shards.path(shard)
         beside = Path(file + BESIDE)
-        if not beside.exists():
+        if url_of(file) and self.index_beside:
+            raise UserError(f"WebDataset.index_beside with {file}, but indices are memory-mapped; expected a local or "
+                            "mounted folder: index with `bvl data index --out FOLDER` instead")
+        if url_of(file) or not beside.exists():
             cached = cached_path("web_dataset", f"{shards.key(shard, self.label_key)}-{FORMAT}.arrow")
             return (beside, None) if self.index_beside else (cached, read_index(cached))
         index = read_index(beside)
@@ -149,8 +153,8 @@ class WebDataset(Source):
         size = int(shards.stats[shard, 0])
         if index.info.size != size:
             raise UserError(f"{beside} is of a tar file of {index.info.size:,} bytes, but {file} has {size:,}; {again}")
-        with reading(file), open(open_regular(file), "rb") as raw:
-            if _probe(raw.fileno(), index.columns) != index.info.probe:
+        with reading(file), open_file(file) as raw:
+            if _probe(raw, index.columns) != index.info.probe:
                 raise UserError(f"{beside} is of another tar file than {file}; {again}")
         return beside, index
 
@@ -163,7 +167,7 @@ def _members(raw: Any, file: str) -> Iterator[tuple[tarfile.TarInfo, int]]:
     """The regular files in a shard, and where they start. Raises: UserError."""
     try:
         with tarfile.open(fileobj=raw, mode="r:") as opened:
-            size = os.path.getsize(file)
+            size = size_of(raw)
             for member, start in visible_members(opened, file, 0, size, size):
                 if member.isreg() and not member.issparse():
                     yield member, start
@@ -177,13 +181,13 @@ def _first_example(file: str) -> dict[str, bytes]:
     """What its files begin with, by their extensions. Raises: UserError."""
     found: dict[str, bytes] = {}
     first = None
-    with open(open_regular(file), "rb") as raw:
+    with open_file(file) as raw:
         for member, start in _members(raw, file):
             key, extension = example_key(member.name)
             first = first or key
             if key != first:
                 break
-            found[extension] = os.pread(raw.fileno(), min(member.size, MAX_LABEL_BYTES), start)
+            found[extension] = pread(raw, min(member.size, MAX_LABEL_BYTES), start)
     return found
 
 
@@ -192,7 +196,7 @@ def _scan(file: str, label_key: str | None) -> Index:
     images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, int | str | list | None] = {}
     kind = "cls" if label_key is None else "json"
-    with open(open_regular(file), "rb") as raw:
+    with open_file(file) as raw:
         for member, start in _members(raw, file):
             key, extension = example_key(member.name)
             if extension in EXTENSIONS:
@@ -201,7 +205,7 @@ def _scan(file: str, label_key: str | None) -> Index:
                                     "expected one image per key: pack the file again")
                 images[key] = member.name.removeprefix("./"), start, member.size
             elif extension == kind:
-                content = os.pread(raw.fileno(), min(member.size, MAX_LABEL_BYTES), start)
+                content = pread(raw, min(member.size, MAX_LABEL_BYTES), start)
                 labels[key] = _labels_in(content, label_key, file, member.name)
         if not images:
             raise UserError(f"{file} has no images; expected KEY.jpg and KEY.{kind} of each example")
@@ -214,9 +218,9 @@ def _scan(file: str, label_key: str | None) -> Index:
         members = pa.array(map(os.fsencode, names), pa.large_binary())
         columns = {"member": members, "offset": pa.array(starts, pa.int64()), "size": pa.array(sizes, pa.int64())}
         index = Index.of(_label_array(rows, file, names), lambda row: f"{file}: {names[row]!r}",
-                         (members, columns["size"]), columns, size=os.path.getsize(file),
+                         (members, columns["size"]), columns, size=size_of(raw),
                          labels_from=label_key or "cls")
-        index.info.probe = _probe(raw.fileno(), index.columns)
+        index.info.probe = _probe(raw, index.columns)
     return index
 
 
@@ -247,10 +251,10 @@ def _label_array(rows: list, file: str, names: tuple[str, ...]) -> pa.Array:
     return pa.array(lists, pa.list_(pa.large_string() if str in first_of else pa.int64()))
 
 
-def _probe(descriptor: int, columns: pa.RecordBatch) -> int:
+def _probe(raw: OpenFile, columns: pa.RecordBatch) -> int:
     """A checksum of the headers of the first and last image, and of how these start."""
     starts = (columns["offset"][at].as_py() - tarfile.BLOCKSIZE for at in (0, len(columns) - 1))
-    return google_crc32c.value(b"".join(os.pread(descriptor, PROBE_BYTES, max(0, start)) for start in starts))
+    return google_crc32c.value(b"".join(pread(raw, PROBE_BYTES, max(0, start)) for start in starts))
 
 
 @dataclasses.dataclass(eq=False)

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from big_vision_lite.errors import UserError, nearest
+from big_vision_lite.errors import UserError, first_line, nearest
 
 
 def require_beam(what: str) -> None:
@@ -22,6 +22,12 @@ def require_beam(what: str) -> None:
     except ImportError:
         raise UserError(f"{what} needs Apache Beam, which is not installed: pip install 'big_vision_lite[beam]'"
                         ) from None
+
+
+def check_runner(runner: str, beam_options: Sequence[str]) -> None:
+    """Raises: UserError when Beam is not installed, or has no such runner."""
+    require_beam(f"--runner {runner}")
+    _engine(runner, beam_options, 1)
 
 
 def is_local(runner: str | None) -> bool:
@@ -48,7 +54,7 @@ def run_pipeline(build: Callable[[Any, str], Sequence[str]], shared: str, runner
       workers: threads on this machine.
 
     Raises:
-      UserError: there is no such runner; or as the stages.
+      UserError: there is no such runner, or it cannot be started; or as the stages.
     """
     import apache_beam as beam
     from apache_beam.io.filesystems import FileSystems
@@ -56,9 +62,9 @@ def run_pipeline(build: Callable[[Any, str], Sequence[str]], shared: str, runner
     results = f"{shared.rstrip('/')}/results.{uuid.uuid4().hex}"
     engine, options = _engine(runner, beam_options, workers)
     with _quiet() if is_local(runner) else contextlib.nullcontext():
-        pipeline = beam.Pipeline(runner=engine, options=options)
-        names = build(pipeline, results)
         try:
+            pipeline = beam.Pipeline(runner=engine, options=options)
+            names = build(pipeline, results)
             pipeline.run().wait_until_finish()
             lines: dict[str, list[str]] = {name: [] for name in names}
             for name in names:
@@ -69,9 +75,12 @@ def run_pipeline(build: Callable[[Any, str], Sequence[str]], shared: str, runner
         except Exception as error:  # runners raise types of their own, with the text of our error somewhere inside
             text = f"{type(error).__module__}.{type(error).__name__}: {error}"
             messages = re.findall(r"big_vision_lite\.errors\.\w+: (.+?) \[while running ", text)
-            if not messages:
+            if messages:
+                raise UserError(messages[-1]) from error
+            if is_local(runner):
                 raise
-            raise UserError(messages[-1]) from error
+            raise UserError(f"Beam's {runner} failed ({type(error).__name__}: {first_line(error)}); check that it is "
+                            "installed and reached from here, and --beam-options") from error
         finally:
             with contextlib.suppress(Exception):  # there may be no results yet
                 FileSystems.delete([results])

@@ -162,7 +162,7 @@ class FasterRCNN(Head):
         return objectness + classification + self.box_weight * (rpn_box + box), metrics
 
     def metrics(self, dataset: Dataset) -> Metrics:
-        return FasterRCNNMetrics(dataset)
+        return FasterRCNNMetrics(dataset, self.metric)
 
     def check_eval(self, dataset: Dataset) -> None:
         check_objects(dataset)

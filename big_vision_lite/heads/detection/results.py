@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from big_vision_lite.data.source import Dataset
+from big_vision_lite.evaluation.details import Details
 from big_vision_lite.evaluation.detection import DetectionMetrics
 from big_vision_lite.heads.head import Metrics
 
@@ -20,7 +21,8 @@ def to_original(boxes: np.ndarray, batch: dict[str, np.ndarray]) -> np.ndarray:
 class FasterRCNNMetrics(Metrics):
     """COCO's and VOC's metrics, and the mean loss."""
 
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: Dataset, main: str = "AP"):
+        self.main = main
         self.scores = DetectionMetrics(dataset)
         self.loss, self.images = 0.0, 0
 
@@ -29,6 +31,9 @@ class FasterRCNNMetrics(Metrics):
                         batch["index"], batch["mask"])
         self.loss += float(outputs["loss"][batch["mask"]].sum(dtype=np.float64))
         self.images += int(batch["mask"].sum())
+
+    def details(self) -> Details:
+        return self.scores.details(self.main)
 
     def check_results(self) -> None:
         """Raises: UserError when the source does not know COCO's ids of images and categories."""

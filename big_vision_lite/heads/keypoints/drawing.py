@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from big_vision_lite.data.keypoints import KeypointSet, labelled
 from big_vision_lite.heads.drawing import grid, show
-from big_vision_lite.system.palette import OKABE_ITO, TRUTH
+from big_vision_lite.heads.photo import AnnotatedPhoto
+from big_vision_lite.system.palette import OKABE_ITO, TRUTH, rgb
 
 
 def draw_poses(path: Path, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray], keypoints: KeypointSet,
@@ -35,6 +38,26 @@ def draw_poses(path: Path, batch: dict[str, np.ndarray], outputs: dict[str, np.n
         lines.append(Line2D([], [], color=TRUTH, marker="x", linestyle="", markersize=5, label="annotated"))
     figure.legend(handles=lines, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     figure.savefig(path)
+
+
+def annotate_poses(photo: UInt8[np.ndarray, "h w 3"], poses: Sequence[dict[str, Any]], keypoints: KeypointSet,
+                   min_score: float) -> UInt8[np.ndarray, "H W 3"]:
+    """The photo with the keypoints of at least ``min_score`` of each pose and the limbs between them. Below it stands
+    how many poses there are.
+
+    Args:
+      poses: by falling score, as `TopDown.to_json` gives them.
+    """
+    colours, picture = [rgb(colour) for colour in OKABE_ITO], AnnotatedPhoto(photo)
+    for pose in reversed(poses):
+        points = [pose["keypoints"][name] for name in keypoints.names]
+        for number, (start, end) in enumerate(keypoints.limbs):
+            if min(points[start][2], points[end][2]) >= min_score:
+                picture.line([points[start][:2], points[end][:2]], colours[number % len(colours)])
+        for k, (x, y, score) in enumerate(points):
+            if score >= min_score:
+                picture.dot(x, y, colours[k % len(colours)])
+    return picture.finish([(f"{len(poses)} poses" if len(poses) != 1 else f"score {poses[0]['score']:.0%}", None)])
 
 
 def _draw_skeleton(axis: Any, points: np.ndarray, is_shown: np.ndarray, keypoints: KeypointSet) -> None:

@@ -21,8 +21,8 @@ from big_vision_lite.system.fields import at_least
 @dataclasses.dataclass(frozen=True)
 class GaussianHeatmaps(Codec):
     """One heatmap per keypoint, regressed to a Gaussian around it with the squared error. It is read at its highest
-    cell, moved by a quarter of a cell towards the higher neighbour, except at the border (code of Xiao et al.). Gaussians
-    are centred on the keypoint itself, not on the nearest cell.
+    cell, moved by a quarter of a cell towards the higher neighbour, except at the border (Xiao et al.'s code).
+    Gaussians are centred on the keypoint itself, not on the nearest cell.
 
     Raises: UserError for a field out of range.
     """

@@ -17,10 +17,10 @@ from big_vision_lite.data.keypoints import COCO_PERSON, KeypointSet
 from big_vision_lite.data.source import Dataset, DatasetInfo, Example
 from big_vision_lite.errors import UserError
 from big_vision_lite.evaluation.keypoints import KeypointMetrics, check_keypoints
-from big_vision_lite.heads.head import Batch, Head, MainMetric, Metrics
+from big_vision_lite.heads.head import Batch, Head, MainMetric, Metrics, Prediction
 from big_vision_lite.heads.keypoints.codec import Grid
 from big_vision_lite.heads.keypoints.disks import DiskOffsets
-from big_vision_lite.heads.keypoints.drawing import draw_poses
+from big_vision_lite.heads.keypoints.drawing import annotate_poses, draw_poses
 from big_vision_lite.heads.keypoints.gaussians import GaussianHeatmaps
 
 
@@ -113,18 +113,25 @@ class TopDown(Head):
 
     def to_json(self, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
                 classes: tuple[str, ...]) -> list[dict[str, Any]]:
-        """"box" ([x1, y1, x2, y2]) and "keypoints" by name, each [x, y, score], in pixels of the original image; and
-        "score"."""
+        """"poses", of one object: "box" ([x1, y1, x2, y2]) and "keypoints" by name, each [x, y, score], in pixels of
+        the original image; and "score"."""
         points = to_original(outputs["points"], batch["matrix"])
-        return [{"box": [round(float(v), 2) for v in box], "score": round(float(score), 6),
-                 "keypoints": {name: [round(float(x), 2), round(float(y), 2), round(float(s), 6)]
-                               for name, (x, y), s in zip(self.keypoints.names, row, scores, strict=True)}}
+        return [{"poses": [{
+            "box": [round(float(v), 2) for v in box], "score": round(float(score), 6),
+            "keypoints": {name: [round(float(x), 2), round(float(y), 2), round(float(s), 6)]
+                          for name, (x, y), s in zip(self.keypoints.names, row, scores, strict=True)}}]}
                 for box, score, row, scores in zip(batch["box"], self.pose_scores(batch, outputs), points,
                                                    outputs["scores"], strict=True)]
 
     def draw(self, path: Path, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
              classes: tuple[str, ...]) -> None:
         draw_poses(path, batch, outputs, self.keypoints, self.min_score)
+
+    def annotate(self, photo: UInt8[np.ndarray, "h w 3"], prediction: Prediction, classes: tuple[str, ...],
+                 score: float | None = None) -> UInt8[np.ndarray, "H W 3"]:
+        """Skeletons, of keypoints of at least ``min_score``."""
+        poses = [pose for pose in prediction.values["poses"] if score is None or pose["score"] >= score]
+        return annotate_poses(photo, poses, self.keypoints, self.min_score)
 
 
 class PoseNet(nnx.Module):

@@ -20,6 +20,7 @@ from big_vision_lite.data.masks import VOID
 from big_vision_lite.data.source import Dataset, DatasetInfo, Example
 from big_vision_lite.errors import UserError
 from big_vision_lite.evaluation.boundaries import BoundaryMetrics, boundary_f
+from big_vision_lite.evaluation.details import Details
 from big_vision_lite.evaluation.segmentation import (
     BACKGROUND,
     ConfusionMatrix,
@@ -247,6 +248,9 @@ class SegmentationMetrics(Metrics):
         network's input) and "images"."""
         outlines = {} if self.boundary is None else self.outlines.result()
         return {**self.matrix.result(), **outlines, "loss": self.loss / max(self.images, 1), "images": self.images}
+
+    def details(self) -> Details:
+        return self.matrix.details()
 
 
 def dilated(backbone: Backbone, output_stride: int) -> Backbone:

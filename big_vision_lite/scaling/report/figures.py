@@ -16,6 +16,7 @@ import numpy as np
 
 from big_vision_lite.scaling.laws.answers import Terms
 from big_vision_lite.scaling.laws.prediction import Prediction
+from big_vision_lite.scaling.report import words
 from big_vision_lite.scaling.report.series import Series
 from big_vision_lite.scaling.studies.results import write_file
 from big_vision_lite.system.palette import OKABE_ITO
@@ -61,6 +62,7 @@ def draw_sizes(lines: Sequence[Series], predictions: Sequence[Prediction | None]
         if prediction is not None:
             _draw_prediction(axis, prediction, i, line.metric.to_error)
         _draw_runs(axis, line, line.images, i, line.label, connected=prediction is None)
+    _draw_chance(axis, lines)
     axis.set_xscale("log")
     format_counts(axis.xaxis)
     axis.set_xlabel("images")
@@ -161,7 +163,7 @@ def short_count(value: float) -> str:
 
 def _finish(axis: Any, lines: Sequence[Series], legend: str) -> None:
     metrics = dict.fromkeys(line.metric for line in lines)
-    axis.set_ylabel(", ".join(metric.label for metric in metrics))
+    axis.set_ylabel(", ".join(words.label(metric) for metric in metrics))
     values = np.concatenate([line.values for line in lines])
     if all(metric.higher_is_better for metric in metrics) and values.min() >= 0:
         axis.set_ylim(bottom=0)
@@ -210,6 +212,13 @@ def _draw_runs(axis: Any, line: Series, x: np.ndarray, i: int, label: str, conne
     axis.errorbar(at, mean, yerr=half if half.any() else None, color=COLOURS[i], marker=MARKERS[i], ms=6, mfc="white",
                   mew=1.5, lw=1.4, ls=DASHES[i] if connected else "none", elinewidth=1.2, capsize=3,
                 label=_label(label))
+
+
+def _draw_chance(axis: Any, lines: Sequence[Series]) -> None:
+    """A dotted line at the value of guessing, where it is known and all lines have the same metric."""
+    known = {line.metric.to_error(np.array([line.chance]))[0] for line in lines if line.chance is not None}
+    if known and len({line.metric for line in lines}) == 1:
+        axis.axhline(float(np.mean(list(known))), color="#777777", linestyle=":", linewidth=1, label="chance")
 
 
 def _half_width(x: np.ndarray, values: np.ndarray, at: np.ndarray) -> np.ndarray:

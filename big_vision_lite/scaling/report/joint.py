@@ -14,7 +14,7 @@ from big_vision_lite.scaling.laws.joint.budget import Question
 from big_vision_lite.scaling.laws.joint.cells import Surface
 from big_vision_lite.scaling.laws.joint.judging import Judgement
 from big_vision_lite.scaling.laws.joint.surface import JointLaw
-from big_vision_lite.scaling.report import html, surfaces
+from big_vision_lite.scaling.report import html, surfaces, words
 
 Draw = Callable[[str, Callable[[], Any], str], None]
 """Draws a figure: its name, what makes it, and its caption."""
@@ -58,8 +58,9 @@ def section(study: str, folder: Path, rows: Sequence[dict[str, str]], bootstrap:
     draw(f"{study} fan", lambda: surfaces.draw_fan(found, law, judgement, study), _fan_caption(found, law, judgement))
     yield html.points(answers, "answer")
     unit = "operations" if found.counted else "3 x images seen"
+    label = words.title(words.label(found.metric))
     draw(f"{study} frontier", lambda: surfaces.draw_frontier(found, law, question, study, unit),
-         f"{found.metric.label} against compute, with up to {question.images:,.0f} images: the best run of each budget "
+         f"{label} against compute, with up to {question.images:,.0f} images: the best run of each budget "
          "by the joint law, with intervals; points are means over seeds")
     yield html.points([*judging.extents(fitted, int(memorised.sum())), *found.notes,
                        *([judgement.in_words(terms)] if judgement is not None else []), *advice.law_in_words(law)])
@@ -83,7 +84,8 @@ def _fan_caption(found: Surface, law: JointLaw, judgement: Judgement | None) -> 
     learned = (f"At {images:,.0f} images and {seen / images:.3g} passes ({own.network[0]}), twice the images at equal "
                f"images seen would change {terms.name} by {data - now:+.3g}, twice the passes by {passes - now:+.3g}. ")
     held_out = " Curves are fitted to the filled points alone." if judgement is not None else ""
-    return (f"{learned}{found.metric.label} over images, one curve per number of images seen, with 95 % intervals; "
+    label = words.title(words.label(found.metric))
+    return (f"{learned}{label} over images, one curve per number of images seen, with 95 % intervals; "
             f"dashed: equal passes.{held_out}")
 
 

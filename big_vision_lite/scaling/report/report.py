@@ -1,15 +1,14 @@
 """The report of a study: report.html, which needs no other file, and its figures as PNG and SVG.
 
-It shows what results.csv holds, in this order: what is missing, curves of each task and what more images would buy, the
-effect of each factor, tables, pictures of predictions, and where the numbers come from. Missing results are noted,
-never an error.
+It shows what results.csv holds, in this order: the best runs and what more images would buy, in short; curves of each
+task with predictions; the effect of each factor; tables; pictures; recipe; where the numbers come from; and what is
+missing, which is never an error.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import math
 import re
 import statistics
@@ -22,7 +21,8 @@ from big_vision_lite.scaling.laws import answers, comparison, families, predicti
 from big_vision_lite.scaling.laws.curves import format_count, read_rows
 from big_vision_lite.scaling.laws.prediction import Prediction
 from big_vision_lite.scaling.paper import tables
-from big_vision_lite.scaling.report import figures, html, joint, series
+from big_vision_lite.scaling.report import figures, html, joint, parts, series, words
+from big_vision_lite.scaling.report.pictures import jpeg
 from big_vision_lite.scaling.report.series import Metric, Result, Results, Series
 from big_vision_lite.scaling.studies.results import write_file
 
@@ -45,6 +45,8 @@ class _Page:
     parts: list[str]
     notes: list[str]
     drawn: set[str]
+    conclusions: list[str] = dataclasses.field(default_factory=list)
+    """What comes first."""
 
     def draw(self, name: str, make: Callable[[], Any], caption: str) -> None:
         """Draw a figure, save it in figures/ and show it."""
@@ -95,14 +97,16 @@ def write_report(folders: Sequence[Path], out: Path | None = None, metric: str |
                 page.parts.append(part)
     page.parts += _paper_tables(results)
     page.parts += _pictures(tasks, page.notes)
+    page.parts += parts.recipe(results, imports)
     page.parts += _provenance(folders, results)
     studies = sorted({run.factors["study"] for run in results.runs if "study" in run.factors})
     title = ", ".join(studies) or folder.resolve().name
     head = [html.heading(title, 1), html.paragraph(_counts(results), "soft")]
-    if page.notes:
-        head += [html.heading("What is missing"), html.points(page.notes)]
+    if page.conclusions:
+        head.append(html.points(page.conclusions, "answer"))
+    missing = [html.heading("What is missing"), html.points(page.notes)] if page.notes else []
     target = folder / "report.html"
-    write_file(target, html.page(title, [*head, *page.parts]))
+    write_file(target, html.page(title, [*head, *page.parts, *missing]))
     return [*page.notes, f"{len(page.drawn)} figures as PNG and SVG: {folder / 'figures'}", f"report: {target}"]
 
 
@@ -132,13 +136,16 @@ def _counts(results: Results) -> str:
 
 def _task(page: _Page, task: str, runs: Sequence[Result], metrics: dict[str, Metric], bootstrap: int) -> None:
     """The section of a task. ``metrics``: the one to draw for each study."""
-    page.parts.append(html.heading(task))
+    page.parts.append(html.heading(words.title(task)))
+    for study, metric in metrics.items():
+        page.conclusions += parts.best(task, [run for run in runs if run.factors.get("study", "") == study], metric)
     _sizes(page, task, runs, metrics, bootstrap)
     for study, study_runs in series.by_study(runs).items():
         for factor in (*_FACTORS, *_own_factors(study_runs)):
             _factor(page, f"{task}, {study}" if len(metrics) > 1 else task, study_runs, metrics[study], factor)
     for metric in dict.fromkeys(metrics.values()):
         page.parts += _table(runs, metric)
+    page.parts += parts.probes(runs)
 
 
 def _sizes(page: _Page, task: str, runs: Sequence[Result], metrics: dict[str, Metric], bootstrap: int) -> None:
@@ -146,7 +153,7 @@ def _sizes(page: _Page, task: str, runs: Sequence[Result], metrics: dict[str, Me
     several = len(set(metrics.values())) > 1
     shown = []
     for study, study_runs in series.by_study(runs).items():
-        name = metrics[study].name
+        name = words.metric(metrics[study].name)
         label = f"{study} ({name})" if several else study if len(metrics) > 1 else name
         shown.append(series.main_series(study_runs, metrics[study], label))
     shown = sorted(filter(None, shown), key=lambda line: -len(line.sizes()))
@@ -166,11 +173,12 @@ def _sizes(page: _Page, task: str, runs: Sequence[Result], metrics: dict[str, Me
             page.notes.append(f"{name}: nothing was predicted: {error}")
         else:
             said += _answers(name, line, predicted)
+            page.conclusions.append(f"{name}: {answers.value_at(predicted, 10 * predicted.largest, line.terms)}")
         predictions.append(predicted)
-    drawn = ", ".join(dict.fromkeys(line.metric.label for line in shown))
+    drawn = ", ".join(dict.fromkeys(words.label(line.metric) for line in shown))
     budgets = "; ".join(dict.fromkeys(f"{line.label}: {line.budget}" if len(shown) > 1 else line.budget
                                       for line in shown if line.budget))
-    caption = f"{drawn} against images" + (f", {budgets}" if budgets else "") + (
+    caption = f"{words.title(drawn)} against images" + (f", {budgets}" if budgets else "") + (
         f"; predictions by all laws together, up to {figures.BEYOND:g} times the largest size, with bands of 50 % and "
         "95 %" if any(predictions) else "")
     page.draw(f"{task} images", lambda: figures.draw_sizes(shown, predictions, task), caption)
@@ -207,7 +215,7 @@ def _factor(page: _Page, what: str, runs: Sequence[Result], metric: Metric, fact
             page.notes.append(f"{what}: {title.lower()}: no runs differ in {factor} alone")
         return
     page.parts.append(html.heading(f"{title}: {what}", 3))
-    caption = f"{metric.label} by {factor}" + (f": {meaning}" if meaning != factor else "")
+    caption = f"{words.title(words.label(metric))} by {factor}" + (f": {meaning}" if meaning != factor else "")
     name = f"{what} {factor}"
     if factor in ("noise", "classes") and all(series.number(line.label) is not None for line in levels):
         page.draw(name, lambda: figures.draw_levels(levels, what, meaning, log=factor == "classes"),
@@ -226,7 +234,7 @@ def _table(runs: Sequence[Result], metric: Metric) -> Iterator[str]:
             cells = (f"{f(values.tolist()):.4g}" for f in (min, statistics.median, max))
             rows.append([line.label or "all", frozen, f"{size:,.0f}", str(values.size), *cells])
     if len(rows) > 1:
-        yield html.heading(f"Table: {metric.label}", 3)
+        yield html.heading(f"Table: {words.label(metric)}", 3)
         yield html.table(rows)
 
 
@@ -237,12 +245,13 @@ def _pictures(tasks: dict[str, list[Result]], notes: list[str]) -> Iterator[str]
         paths = [(run, path) for run in sorted(runs, key=lambda run: -(run.images or 0))
                  if (path := _picture_of(run.folder, run.run)) is not None and path.is_file()]
         for run, path in paths[:PICTURES]:
-            jpeg = _jpeg(path)
-            if jpeg is None:
+            picture = jpeg(path)
+            if picture is None:
                 notes.append(f"run {run.run!r}: predictions.png cannot be read")
             else:
                 images = f", {run.images:,.0f} images" if run.images else ""
-                shown.append(html.picture(jpeg, "jpeg", f"predictions of {run.run}", f"{run.run}: {run.task}{images}"))
+                shown.append(html.picture(picture, "jpeg", f"predictions of {run.run}",
+                                          f"{run.run}: {run.task}{images}"))
     if shown:
         yield html.heading("Predictions")
         yield from shown
@@ -257,21 +266,6 @@ def _picture_of(folder: Path, run: str) -> Path | None:
         return path if path.is_relative_to(folder.resolve()) else None
     except (OSError, ValueError):  # a name that no file can have
         return None
-
-
-def _jpeg(path: Path, side: int = 1600) -> bytes | None:
-    """A picture, shrunk to fit a page; None if it cannot be read."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            image = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
-    image.thumbnail((side, side))
-    buffer = io.BytesIO()
-    image.save(buffer, "jpeg", quality=82)
-    return buffer.getvalue()
 
 
 def _provenance(folders: Sequence[Path], results: Results) -> Iterator[str]:

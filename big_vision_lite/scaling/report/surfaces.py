@@ -12,6 +12,7 @@ from big_vision_lite.scaling.laws.joint.budget import Plan, Question, frontier
 from big_vision_lite.scaling.laws.joint.cells import Cells, Surface
 from big_vision_lite.scaling.laws.joint.judging import Judgement
 from big_vision_lite.scaling.laws.joint.surface import JointLaw
+from big_vision_lite.scaling.report import words
 from big_vision_lite.scaling.report.figures import (
     BANDS,
     COLOURS,
@@ -69,7 +70,7 @@ def draw_fan(surface: Surface, law: JointLaw, judgement: Judgement | None, title
     axis.set_xscale("log")
     format_counts(axis.xaxis)
     axis.set_xlabel("images")
-    axis.set_ylabel(surface.metric.label)
+    axis.set_ylabel(words.label(surface.metric))
     note = "filled: fitted, hollow: held out" if judgement is not None else "all points fitted"
     axis.legend(title=f"images seen\n{note}" + ("\nx: memorised, outside" if outside.any() else ""),
                 title_fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -105,7 +106,7 @@ def draw_frontier(surface: Surface, law: JointLaw, question: Question, title: st
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0e}".replace("e+", "e"))
     axis.set_xlabel(f"{unit} of one training run")
-    axis.set_ylabel(surface.metric.label)
+    axis.set_ylabel(words.label(surface.metric))
     axis.legend(title=BANDS.replace("lines", "line"), title_fontsize=8)
     return figure
 
