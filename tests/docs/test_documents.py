@@ -282,7 +282,7 @@ def possible_texts(node: ast.AST, functions: dict[str, ast.FunctionDef]) -> list
 
 def messages() -> list[str]:
     """What the errors for users say."""
-    kinds, trees, texts = {"UserError"}, [], []
+    kinds, trees, texts = {"UserError", "BadImageError"}, [], []
     for path in (*sorted(PACKAGE.rglob("*.py")), *CONFIGS):
         trees.append(ast.parse(path.read_text()))
         kinds |= {node.name for node in ast.walk(trees[-1]) if isinstance(node, ast.ClassDef)
