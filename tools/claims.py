@@ -113,9 +113,8 @@ Made by `python tools/claims.py` from the csv files in [surface](surface). A dif
 subset, initialisation and order). "Holds" and "does not hold" need the same sign in all of at least {FEWEST_SEEDS}
 seeds, and a mean of more than twice its standard error over seeds. Unless a row says otherwise: test top-1,
 ResNet-10 at a quarter of the usual width, rates swept with seed 0 and right labels. Each verdict is of the photos seen
-that its row names, and longer runs may turn it. By the joint law ([surface.md](surface.md)), the row of 20 % wrong
-labels against fewer photos turns at some 450,000 photos seen (+0.006 in validation top-1, 95 % interval -0.016 to
-+0.053) and is clear at 2.25 million (+0.088, 0.008 to 0.202), as 8,000 photos are soon exhausted; that was not run.
+that its row names, and longer runs may turn it, as with 20 % wrong labels against fewer photos: the joint law
+([surface.md](surface.md)) had put the turn at some 450,000 photos seen, which were then run.
 These are small networks on small photos; what holds here need not hold at the paper's scale.
 """
 

@@ -6,7 +6,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from big_vision_lite.data.keypoints import KeypointSet
 from big_vision_lite.heads.detection.drawing import annotate_boxes
+from big_vision_lite.heads.keypoints.drawing import annotate_poses
 from big_vision_lite.heads.photo import AnnotatedPhoto, place_labels, tinted
 from big_vision_lite.heads.segmentation.drawing import indexed, palette
 from big_vision_lite.system.palette import BLUE, rgb
@@ -84,3 +86,13 @@ def test_masks_keep_their_values_in_a_file_with_colours(tmp_path):
     image = indexed(mask)
     np.testing.assert_array_equal(np.asarray(image), mask)
     np.testing.assert_array_equal(np.asarray(image.convert("RGB")), palette()[mask])
+
+
+def test_poses_are_drawn_into_the_whole_photo():
+    keypoints = KeypointSet(("head", "foot", "hand"), (0.1,) * 3, ((0, 1), (1, 2)))
+    pose = {"score": 0.6,
+            "keypoints": {"head": [100.0, 50.0, 0.9], "foot": [100.0, 450.0, 0.8], "hand": [400.0, 450.0, 0.1]}}
+    photo = np.zeros((500, 600, 3), np.uint8)
+    picture = annotate_poses(photo, [pose], keypoints, 0.3)
+    assert picture.shape[1] == 600 and picture[250, 100].any() and picture[50, 100].any()
+    assert not picture[440:460, 200:600].any()  # neither the hidden hand nor the limb to it
