@@ -1,4 +1,4 @@
-"""The commands that take a finished run: ``bvl evaluate``, ``bvl probe``, ``bvl predict``."""
+"""The commands that take a finished run: ``bvl evaluate``, ``bvl probe``, ``bvl predict``, ``bvl pseudolabel``."""
 
 from __future__ import annotations
 
@@ -137,4 +137,45 @@ def predict(arguments: list[str]) -> int:
         if times:
             rest = f", {len(times) / (times[-1] - began):.1f} images/s with the start" if times[1:] else ""
             print(f"{len(times):,} images in {times[-1] - began:.1f} s{rest}; pictures: {out}", file=sys.stderr)
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class PseudoLabel:
+    """Label images by a run, to learn from them: a csv file for the source PseudoLabels, and a json file beside it.
+
+    Images that the run was trained on keep their labels. Where the source has labels, the new ones are compared with
+    them."""
+
+    run: Run
+    source: Source
+    """Images to label; see `bvl help`."""
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE.csv")]
+    """The file to write."""
+    threshold: float = 0.0
+    """Least probability of a label."""
+    per_class: int | None = None
+    """At most so many images per class, the most confident; by default all."""
+    top_k: int = 5
+    """Classes per image whose probabilities are kept, for soft labels."""
+    step: Step = None
+    imports: Imports = ()
+
+
+def pseudolabel(arguments: list[str]) -> int:
+    options = parse(PseudoLabel, arguments, "bvl pseudolabel")
+    if options.out.suffix != ".csv":
+        raise UserError(f"--out {str(options.out)!r}: expected a name that ends in .csv")
+    from big_vision_lite.commands.setup import set_up_for
+
+    set_up_for(options.run, options.imports)
+    from big_vision_lite.commands.sources import source_of
+    from big_vision_lite.runs.pseudolabel import pseudolabel
+
+    how = pseudolabel(options.run, source_of(options.source), options.out, options.threshold, options.per_class,
+                      options.top_k, options.step, options.imports)
+    print(f"{options.out}: {how.labelled:,} of {how.images:,} images got labels, and {how.given:,} keep their own"
+          + (f"; {how.unreadable:,} cannot be read" if how.unreadable else ""))
+    if how.precision is not None and how.recall is not None:
+        print(f"precision {how.precision:.4f}, recall {how.recall:.4f}, against the labels of the source")
     return 0

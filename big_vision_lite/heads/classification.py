@@ -24,7 +24,7 @@ from big_vision_lite.evaluation.details import Details, SingleLabelAnswers
 from big_vision_lite.evaluation.scorable import check_labels
 from big_vision_lite.heads.drawing import draw_labels
 from big_vision_lite.heads.head import Batch, Head, MainMetric, Metrics, Prediction
-from big_vision_lite.heads.losses import multi_hot, sigmoid_loss, softmax_loss
+from big_vision_lite.heads.losses import multi_hot, sigmoid_loss, soft_targets, softmax_loss
 from big_vision_lite.heads.photo import AnnotatedPhoto
 from big_vision_lite.system.fields import at_least
 
@@ -55,6 +55,10 @@ class Classification(Head):
     ten_crop: int | None = None
     """Score larger images by the mean probability of ten crops of this side: the corners and the centre, and their
     mirror images (Krizhevsky et al. 2012). The transform must leave room around the crops, as Resize(340) does."""
+
+    soft_labels: bool = False
+    """Learn the probabilities that another network gave to an image's most probable classes, not only the labels that
+    follow from them: see `data.sources.pseudo_labels`. Images without such probabilities have their labels."""
 
     hierarchy: str | None = None
     """File with the columns child and parent, and exactly one parent per class: evaluations of a softmax also have the
@@ -87,8 +91,8 @@ class Classification(Head):
     def for_data(self, dataset: Dataset) -> Classification:
         if self.max_labels is not None:
             return self
-        most = len(labels_per_image(dataset)) - 1
-        return dataclasses.replace(self, max_labels=min(max(most, 1), MOST_SLOTS))
+        most = max(len(labels_per_image(dataset)) - 1, SLOTS if self.soft_labels else 1)
+        return dataclasses.replace(self, max_labels=min(most, MOST_SLOTS))
 
     def sizes(self, dataset: Dataset) -> str | None:
         if self.max_labels is not None:
@@ -107,10 +111,23 @@ class Classification(Head):
         padded = np.full(slots, -1, np.int32)
         padded[:len(labels)] = labels
         targets = {"labels": padded, "key": np.asarray(example.get("key", (0, 0)), np.uint32)}
+        if self.soft_labels:
+            targets |= self._soft_targets(example, padded)
         if self.mixup:
             share = np.random.default_rng(example["key"]).beta(self.mixup, self.mixup) if "key" in example else 1.0
             targets["share"] = np.float32(max(share, 1.0 - share))
         return targets
+
+    def _soft_targets(self, example: Example, labels: np.ndarray) -> dict[str, np.ndarray]:
+        """"candidates" int32 and their "probabilities" float32, both ``[slots]``, padded with -1 and 0."""
+        if "candidates" not in example:
+            return {"candidates": labels, "probabilities": (labels >= 0).astype(np.float32)}
+        candidates, probabilities = np.full_like(labels, -1), np.zeros(len(labels), np.float32)
+        count = min(len(example["candidates"]), len(labels))  # the most probable come first
+        candidates[:count], probabilities[:count] = example["candidates"][:count], example["probabilities"][:count]
+        if self.loss_kind == "softmax":
+            probabilities /= max(probabilities.sum(), 1e-6)  # of what the candidates leave to other classes
+        return {"candidates": candidates, "probabilities": probabilities}
 
     @property
     def fixed_targets(self) -> bool:
@@ -118,6 +135,8 @@ class Classification(Head):
 
     def loss(self, model: Classifier, batch: Batch) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
         images, hot = batch["image"], multi_hot(batch["labels"], model.num_classes)
+        if self.soft_labels:
+            hot = soft_targets(batch["candidates"], batch["probabilities"], model.num_classes)
         if self.mixup:
             images, hot = mixed(images, hot, jnp.where(batch["mask"][::-1], batch["share"], 1.0))
         logits = model(images, train=True, keys=batch.get("key"))
@@ -164,7 +183,8 @@ class Classification(Head):
     def main_metric(self, data: DatasetInfo) -> MainMetric:
         return MainMetric("mAP" if data.multi_label else "top1")
 
-    def _probabilities(self, logits: np.ndarray) -> np.ndarray:
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """float64 ``[b, classes]``, of the logits on the host."""
         from scipy.special import expit, softmax
 
         logits = logits.astype(np.float64)
@@ -175,11 +195,11 @@ class Classification(Head):
         """"labels": the five most probable, each with "label" and "probability", in falling order."""
         return [{"labels": [{"label": classes[c], "probability": round(float(row[c]), 6)}
                             for c in np.argsort(-row, kind="stable")[:5]]}
-                for row in self._probabilities(outputs["logits"])]
+                for row in self.probabilities(outputs["logits"])]
 
     def draw(self, path: Path, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
              classes: tuple[str, ...]) -> None:
-        draw_labels(path, batch["image"], batch["labels"], self._probabilities(outputs["logits"]), classes)
+        draw_labels(path, batch["image"], batch["labels"], self.probabilities(outputs["logits"]), classes)
 
     def annotate(self, photo: UInt8[np.ndarray, "h w 3"], prediction: Prediction, classes: tuple[str, ...],
                  score: float | None = None) -> UInt8[np.ndarray, "H W 3"]:

@@ -141,7 +141,7 @@ def training(experiment: Experiment, workdir: Path, profile: str | None = None, 
         earlier_seconds, save_seconds = earlier.get("wall_seconds", 0.0), earlier.get("checkpoint_seconds", 0.0)
         rate = experiment.optimizer.schedule.build(steps)
         results: dict[str, float | None] = {}
-        clock, pending, dispatched = Clock(), collections.deque(), 0
+        clock, pending, dispatched, warned = Clock(), collections.deque(), 0, set[str]()
         bad_images = position.get("bad_images", 0)
         dispatcher = dispatcher or Dispatcher(trainer)
         calls = dispatcher.calls(trainer, start)
@@ -188,6 +188,9 @@ def training(experiment: Experiment, workdir: Path, profile: str | None = None, 
                     line["bad_images"] = bad_images
                 owned.check()
                 writer.write(step, line)
+                if (warning := experiment.head.warning(line)) and warning not in warned:
+                    warned.add(warning)
+                    display.say(f"step {step}: {warning}")
                 display.report(step, line, (steps - step) * batch_size / speed if speed else 0.0)
             with clock.pause():
                 if evaluate:

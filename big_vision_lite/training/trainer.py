@@ -60,7 +60,7 @@ class Trainer:
         transfer = experiment.transfer
         optimizer = transfer.optimizer(experiment.optimizer.build(experiment.steps))
         self.data = experiment.train.open() if data is None else data
-        if self.data.unlabelled:
+        if self.data.unlabelled and experiment.head.needs_labels:
             raise UserError(f"the images of train ({type(experiment.train.source).__name__}) have no annotations, so "
                             "nothing can be learnt from them; give the annotations of another split")
         self._evals: dict[str, Dataset] = {}
@@ -163,7 +163,7 @@ class Trainer:
         if name not in self._evals:
             self._evals[name] = self._restricted(inputs.open())
         dataset = self._evals[name]
-        if scored and dataset.unlabelled:
+        if scored and self._unscorable(dataset):
             raise UserError(f"the images of evals.{name} have no annotations to score predictions against; bvl "
                             "evaluate RUN --submission FILE writes a file for the task's server")
         ours, theirs = self.data.classes, dataset.classes
@@ -180,6 +180,9 @@ class Trainer:
                 raise UserError(f"evals.{name}: {error}") from error
             self._scorable.add(name)
         return inputs, dataset
+
+    def _unscorable(self, dataset: Dataset) -> bool:
+        return dataset.unlabelled and self.experiment.head.needs_labels
 
     def _restricted(self, dataset: Dataset) -> Dataset:
         """An evaluation's data, restricted to the classes of the training data if the experiment restricts those."""
@@ -284,7 +287,7 @@ class Trainer:
             metrics.add(outputs, batch)
         if submission is not None:
             metrics.write_results(submission)
-        if dataset.unlabelled:
+        if self._unscorable(dataset):
             return {"images": len(dataset)}
         if details is not None:
             details[name] = metrics.details()
