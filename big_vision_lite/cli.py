@@ -28,7 +28,7 @@ class Command(NamedTuple):
 
 COMMANDS = {command.name: command for command in (
     Command("train", "CONFIG", "train, score and draw; run it again to resume", "train.train"),
-    Command("finetune", "SOURCE --from RUN", "pretrained weights onto your own data", "finetune.finetune"),
+    Command("finetune", "SOURCE ...", "pretrained weights (--from) onto your own data", "finetune.finetune"),
     Command("doctor", "CONFIG", "check data, memory and speed before step 0", "train.doctor"),
     Command("evaluate", "RUN", "score a checkpoint again, or on another SOURCE", "runs.evaluate"),
     Command("probe", "RUN", "score frozen features: few-shot, kNN, linear", "runs.probe"),
@@ -37,7 +37,7 @@ COMMANDS = {command.name: command for command in (
     Command("config list", "[FOLDER]", "list configs and studies with their arguments", "train.config_list"),
     Command("config copy", "NAME [TO]", "copy a config of this package, to edit it", "train.config_copy"),
     Command("study", "STUDY", "run the unfinished experiments of a study", "study.study"),
-    Command("report", "RUN|FOLDER ...", "one page about a run, or about studies", "laws.report"),
+    Command("report", "FOLDER ...", "one page about a run, or about studies", "laws.report"),
     Command("compare", "RUN RUN ...", "scores, curves and configs of runs side by side", "compare.compare"),
     Command("laws", "FILE.csv|FOLDER", "what would more images buy? with intervals", "laws.laws"),
     Command("advise", "FOLDER ...", "the best run for a budget, and what more would buy", "advise.advise"),
