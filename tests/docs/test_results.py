@@ -155,8 +155,12 @@ def test_the_noise_of_the_surface():
         assert f"| {images:,} | {seen:,} | {' | '.join(cells)} | {within} |" in text
 
 
-def test_the_labels_of_the_surface():
+def test_depth_and_labels_of_the_surface():
     text = (RESULTS / "surface.md").read_text()
+    for images in (8_000, 45_000):
+        cells = [mean_of([row for row in surface_rows(folder) if row["stage"] == "pretraining"], "val/top1",
+                         images=images, images_seen=225_000) for folder in ("photos", "depth")]
+        assert f"| {images:,} | {' | '.join(cells)} |" in text
     for start, folder, columns in (
             ("100 classes", "labels", ("test/superclass_top1", "test/top1", "False", "True")),
             ("their 20 superclasses", "superclasses", ("test/top1", "", "False", "True")),
