@@ -28,7 +28,7 @@ class Command(NamedTuple):
 
 COMMANDS = {command.name: command for command in (
     Command("train", "CONFIG", "train, score and draw; run it again to resume", "train.train"),
-    Command("finetune", "SOURCE --from RUN", "pretrained weights onto your own data", "finetune.finetune"),
+    Command("finetune", "SOURCE ...", "pretrained weights (--from) onto your own data", "finetune.finetune"),
     Command("doctor", "CONFIG", "check data, memory and speed before step 0", "train.doctor"),
     Command("evaluate", "RUN", "score a checkpoint again, or on another SOURCE", "runs.evaluate"),
     Command("probe", "RUN", "score frozen features: few-shot, kNN, linear", "runs.probe"),
@@ -36,8 +36,9 @@ COMMANDS = {command.name: command for command in (
     Command("pseudolabel", "RUN", "label images by a run, to learn from them", "runs.pseudolabel"),
     Command("config show", "CONFIG", "print the resolved experiment", "train.config_show"),
     Command("config list", "[FOLDER]", "list configs and studies with their arguments", "train.config_list"),
+    Command("config copy", "NAME [TO]", "copy a config of this package, to edit it", "train.config_copy"),
     Command("study", "STUDY", "run the unfinished experiments of a study", "study.study"),
-    Command("report", "RUN|FOLDER ...", "one page about a run, or about studies", "laws.report"),
+    Command("report", "FOLDER ...", "one page about a run, or about studies", "laws.report"),
     Command("compare", "RUN RUN ...", "scores, curves and configs of runs side by side", "compare.compare"),
     Command("laws", "FILE.csv|FOLDER", "what would more images buy? with intervals", "laws.laws"),
     Command("advise", "FOLDER ...", "the best run for a budget, and what more would buy", "advise.advise"),
@@ -59,8 +60,10 @@ config's arguments as well. bvl --version prints the version. With --debug,
 any command shows the traceback of an error.
 
 CONFIG   a Python file with get_config(...), its arguments after a colon:
-         configs/image_folder.py:root=/photos,depth=50. --FIELD VALUE overrides
-         a field of the experiment. In quotes, a value may hold commas and =:
+         configs/image_folder.py:root=/photos,depth=50. One that comes with
+         this package needs only its name, as bvl config list shows it:
+         image_folder:root=/photos. --FIELD VALUE overrides a field of the
+         experiment. In quotes, a value may hold commas and =:
          "x.py:init='a,b=c',depth=50". A STUDY has get_study(...).
 RUN      the folder of a run, such as runs/quickstart.
 SOURCE   a folder of images, of images/ and masks/, or of tar files, a VOC tree,

@@ -62,7 +62,8 @@ def load(spec: str, kind: str = "config", **arguments: Any) -> Any:
 
     Args:
       spec: ``FILE.py`` or ``FILE.py:argument=value,argument=value``; values are read by the annotations of
-        ``get_config``, see `parse_assignments`.
+        ``get_config``, see `parse_assignments`. A config that comes with this package needs only its name, see
+        `find_file`.
       kind: one of `KINDS`.
       arguments: further arguments, as values.
 
@@ -119,18 +120,50 @@ def _nearest_field(error: BaseException) -> str:
     return nearest(found[2], [field.name for field in dataclasses.fields(kind)]) if kind else ""
 
 
+def split_spec(spec: str) -> tuple[Path, str]:
+    """The file of ``FILE.py:arguments`` or ``NAME:arguments``, and the arguments."""
+    name, _, arguments = spec.partition(".py:" if ".py:" in spec or spec.endswith(".py") else ":")
+    return Path(name if name.endswith(".py") else name + ".py"), arguments
+
+
 def find_file(spec: str, kind: str = "config") -> tuple[Path, str]:
-    """The file of ``FILE.py:arguments``, and the arguments. Raises: UserError when there is no such file."""
-    file, _, arguments = spec.partition(".py:")
-    path = Path(file if file.endswith(".py") else file + ".py")
+    """The file of ``FILE.py:arguments``, or of ``NAME:arguments`` for a config that comes with this package, and the
+    arguments. Raises: UserError when there is no such file."""
+    path, arguments = split_spec(spec)
     if path.is_file():
         return path, arguments
+    if known := _known_file(path, kind):
+        return known, arguments
     if kind == "config" and Path(spec).is_dir():
         raise UserError(f"{spec!r} is a folder, not a config; to train on a folder of photos: "
                         f"bvl train configs/image_folder.py:root={spec}; or from pretrained weights: bvl finetune "
                         f"{spec} --from runs/quickstart")
     candidates = {str(p) for p in (*path.parent.glob("*.py"), *Path("configs").rglob("*.py"))}
+    candidates |= {f"configs/{p.relative_to(known_configs())}" for p in known_configs().rglob("*.py")}
     raise UserError(f"no {kind} file {str(path)!r}" + nearest(str(path), candidates))
+
+
+def known_configs() -> Path:
+    """The folder of the configs that come with this package: within it, or beside it in a clone of the repository."""
+    package = Path(__file__).parent
+    return next((folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()),
+                package / "configs")
+
+
+def _known_file(path: Path, kind: str) -> Path | None:
+    """The file of `known_configs` at this path, with or without "configs/"; or of this name in any of its folders, if
+    there is one alone of this kind."""
+    name = path.as_posix().removeprefix("configs/")
+    if not re.fullmatch(r"\w+(/\w+)*\.py", name):
+        return None
+    exact = known_configs() / name
+    found = [exact] if exact.is_file() else []
+    if "/" not in name:
+        found += sorted(known_configs().glob(f"*/{name}"))
+    fitting = [file for file in found if (info := describe(file)) and info[0] == kind]
+    if exact in fitting or len(fitting) == 1:
+        return exact if exact in fitting else fitting[0]
+    return exact if exact.is_file() else None
 
 
 def parse_assignments(text: str, hints: Mapping[str, Any], owner: str, what: str) -> dict[str, Any]:

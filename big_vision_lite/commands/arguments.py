@@ -87,7 +87,7 @@ def require_config(arguments: list[str], command: str) -> str:
 
 def run_name(spec: str) -> str:
     """The name that a config or study gives its folder: that of its file."""
-    return Path(spec.partition(".py")[0]).name
+    return configs.split_spec(spec)[0].stem
 
 
 def parse_with_config(kind: type[Options], arguments: list[str], command: str,
@@ -136,11 +136,12 @@ def parse_with_config(kind: type[Options], arguments: list[str], command: str,
 
 def print_arguments(spec: str, kind: str = "config") -> None:
     """Print what the file of a config or study says about itself and its arguments."""
-    path, _ = configs.find_file(spec, kind)
+    path, values = configs.find_file(spec, kind)
     _, summary, arguments = configs.describe(path) or (kind, "", [])
-    print(textwrap.fill(f"{path}: {summary}", 80))
+    file = spec.removesuffix(values).removesuffix(":")
+    print(textwrap.fill(f"{file}: {summary}", 80))
     if arguments:
-        print(f"\nArguments, given as {path}:{arguments[0].name}=VALUE,...")
+        print(f"\nArguments, given as {file}:{arguments[0].name}=VALUE,...")
     for argument in arguments:
         default = f" = {argument.default}" if argument.default else " (required)"
         print(f"  {argument.name}: {argument.type}{default}")

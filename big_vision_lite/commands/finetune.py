@@ -11,6 +11,7 @@ import tyro
 
 from big_vision_lite.commands.arguments import Source, parse
 from big_vision_lite.errors import UserError, writing
+from big_vision_lite.system.paths import scheme
 
 CONFIG = "config.py"
 """The config's name in the run's folder."""
@@ -58,6 +59,9 @@ def finetune(arguments: list[str]) -> int:
             raise UserError(f"--{name.replace('_', '-')} {value}: expected at least 1")
     name = Path(re.split(r":(?=[a-z_]+=)", options.source)[0]).expanduser().resolve().stem
     workdir = options.workdir if options.workdir != Finetune.workdir else Path("runs") / f"{name}-finetuned"
+    if prefix := scheme(workdir):
+        raise UserError(f"--workdir {prefix}/...: expected a folder on a disk, for {CONFIG}; bvl train takes that "
+                        "config and a folder in a bucket")
     path = workdir / CONFIG
     if path.is_file():
         print(f"{path} is there: trained as it is; remove it, or choose another --workdir, to make a new one")

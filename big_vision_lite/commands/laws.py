@@ -190,7 +190,7 @@ class Report:
     """Write report.html of a run: scores, curves, classes, confusions, predictions, recipe, data, time; or report.html
     and figures/ of studies: curves, laws, tables, predictions, provenance."""
 
-    folders: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER ...")]
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN|FOLDER ...")]
     """Folder of a run; or folders with a results.csv, and of runs to be shown with them: several make one report."""
     out: Path | None = None
     """Folder to write to; by default the first of the folders."""

@@ -11,7 +11,8 @@ import tyro
 
 from big_vision_lite import config as configs
 from big_vision_lite.commands.arguments import parse, parse_with_config
-from big_vision_lite.errors import UserError
+from big_vision_lite.errors import UserError, nearest, writing
+from big_vision_lite.system.atomic import write_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,18 +100,58 @@ def config_show(arguments: list[str]) -> int:
 class ConfigList:
     """List configs and studies with their arguments."""
 
-    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="[FOLDER]")] = Path("configs")
-    """Where to look for them."""
+    folder: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[FOLDER]")] = None
+    """Where to look for them; by default in configs/, or if there is none among those that come with this package."""
 
 
 def config_list(arguments: list[str]) -> int:
-    folder = parse(ConfigList, arguments, "bvl config list").folder
+    given = parse(ConfigList, arguments, "bvl config list").folder
+    folder = given or Path("configs")
+    by_name = given is None and not folder.is_dir()
+    if by_name:
+        folder = configs.known_configs()
     if not folder.is_dir():
         raise UserError(f"no folder {str(folder)!r}; bvl config list lists the configs in a folder")
     for path in sorted(folder.rglob("*.py")):
         if info := configs.describe(path):
             kind, summary, arguments = info
-            print(f"bvl {configs.KINDS[kind]} {path}")
+            print(f"bvl {configs.KINDS[kind]} {path.relative_to(folder).with_suffix('') if by_name else path}")
             for text in (summary, ", ".join(f"{name}={default or hint}" for name, hint, default, _ in arguments)):
                 print(textwrap.fill(text, 80, initial_indent=" " * 4, subsequent_indent=" " * 4))
     return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfigCopy:
+    """Copy a config, study or cluster that comes with this package, to edit it."""
+
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+    """As bvl config list shows it, or clusters/NAME.toml."""
+    to: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="[TO]")] = Path(".")
+    """The new file, or a folder for it."""
+
+
+def config_copy(arguments: list[str]) -> int:
+    options = parse(ConfigCopy, arguments, "bvl config copy")
+    source, new = _known_file(options.name), options.to / Path(options.name).name
+    new = new.with_suffix(source.suffix) if options.to.is_dir() else options.to
+    if new.exists():
+        raise UserError(f"there is a file {str(new)!r} already; copy to another name: bvl config copy {options.name} "
+                        f"{new.with_stem(f'my_{new.stem}')}")
+    with writing(repr(str(new))):
+        write_bytes(new, source.read_bytes())
+    print(new)
+    return 0
+
+
+def _known_file(name: str) -> Path:
+    """A file of `config.known_configs` by its name. Raises: UserError."""
+    folder = configs.known_configs()
+    names = {path.relative_to(folder).with_suffix("" if path.suffix == ".py" else path.suffix).as_posix(): path
+             for path in sorted(folder.rglob("*")) if path.suffix in (".py", ".toml")}
+    given = name.removeprefix("configs/").removesuffix(".py")
+    same = [path for full, path in names.items() if given in (full, full.rpartition("/")[2])]
+    if given not in names and len(same) != 1:
+        raise UserError(f"no config {name!r} comes with this package"
+                        + nearest(name, {*names, *(full.rpartition("/")[2] for full in names)}))
+    return names.get(given) or same[0]

@@ -23,7 +23,17 @@ from big_vision_lite.training.schedules import Constant, Cosine, Step
 from big_vision_lite.training.transfer import Transfer
 
 PERSONS = 149_813
-"""Persons with labelled keypoints in train2017 (mmpose's count of its training set)."""
+"""Persons with labelled keypoints in train2017 (from memory, not verified)."""
+
+GRMI_DEVIATIONS = (
+    "keypoints: length, batch and rate of G-RMI are from memory (800,000 steps of 24 crops at 0.005)",
+    "keypoints: no auxiliary loss at layer 50, and no exclusion of other persons' keypoints in a crop from the loss",
+    "keypoints: the decay of the parameters' average (0.9999), the Huber loss's limit (1 pixel) and mirroring are "
+    "guesses",
+    "keypoints: heatmaps are at stride 8, not upsampled to pixels before the vote; mirrored crops are averaged",
+    "keypoints: scores are on val2017, the paper's on test-dev; with annotated boxes unless a detector's are given",
+)
+"""Of `top_down` with ``recipe="grmi"`` from Papandreou et al.'s pipeline, as the paper took it."""
 
 
 def coco_persons(root: str, boxes: str | None = None) -> tuple[Source, dict[str, Source]]:
@@ -51,7 +61,7 @@ def top_down(train: Source, evals: dict[str, Source], *, recipe: Literal["grmi",
     auxiliary loss at layer 50 and the exclusion of other persons' keypoints in a crop from the loss are left out; the
     decay of the average (0.9999) and mirroring are guesses.
     simple: Xiao et al. 2018. Crops of 256 x 192, output stride 4 by three deconvolutions, Gaussians of 2 cells; Adam at
-    1e-3 for 128 crops, a tenth after 90 and 120 of 140 epochs. Scale and angle are uniform, not normal.
+    1e-3 for 128 crops, a tenth after 90 and 120 of 140 epochs (from memory). Scale and angle are uniform, not normal.
 
     Args:
       depth: of the backbone, if ``init`` is not a run.

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 import math
+import shlex
 import signal
 import tempfile
 import time
@@ -23,13 +24,13 @@ from big_vision_lite.experiment import Experiment
 from big_vision_lite.system import cpu
 from big_vision_lite.system.atomic import write_bytes, write_text
 from big_vision_lite.system.paths import as_path
-from big_vision_lite.system.signals import Stopped, collect_signals
+from big_vision_lite.system.signals import Stopped, collect_signals, hear_signals
 from big_vision_lite.training.calls import Call, Dispatcher
 from big_vision_lite.training.checkpoints import Checkpoints
 from big_vision_lite.training.distributed import all_agree_to_stop, is_primary
 from big_vision_lite.training.metrics import MetricWriter, describe_run, last_results, read_run, write_details
 from big_vision_lite.training.profiling import Profiler
-from big_vision_lite.training.progress import Clock, Display, device_memory
+from big_vision_lite.training.progress import Clock, Display, Forecast, device_memory
 from big_vision_lite.training.step import TrainState
 from big_vision_lite.training.trainer import Trainer
 from big_vision_lite.training.trunk import trunk_state
@@ -117,8 +118,12 @@ def training(experiment: Experiment, workdir: Path, profile: str | None = None, 
         board = WandB(wandb, resolved, workdir, start) if wandb is not None and is_primary() else None
         writer = stack.enter_context(contextlib.closing(
             MetricWriter(workdir, start, quiet=not is_primary(), board=board, confirm=owned.confirm)))
-        display = stack.enter_context(Display(steps, start, quiet or not is_primary()))
+        quiet = quiet or not is_primary()
+        forecast = Forecast(start, steps, experiment.eval_interval, experiment.save_interval)
+        display = stack.enter_context(Display(steps, start, quiet, forecast))
         received = stack.enter_context((signals or stop_signals)())
+        if not quiet:
+            stack.enter_context(hear_signals(display.acknowledge))
         wait = functools.partial(owned.wait, display.say, received if jax.process_count() == 1 else ())
         dog = stack.enter_context(Watchdog(watchdog, lambda: _last_saved(saved)))
         trainer.heartbeat = dog.heartbeat
@@ -191,11 +196,12 @@ def training(experiment: Experiment, workdir: Path, profile: str | None = None, 
                 if (warning := experiment.head.warning(line)) and warning not in warned:
                     warned.add(warning)
                     display.say(f"step {step}: {warning}")
-                display.report(step, line, (steps - step) * batch_size / speed if speed else 0.0)
+                display.report(step, line, batch_size / speed if speed else 0.0)
             with clock.pause():
                 if evaluate:
                     details: dict[str, Details] = {}
-                    results = _evaluate(trainer, state, step, saved, display, details if last else None)
+                    with forecast.timing("evaluation", step):
+                        results = _evaluate(trainer, state, step, saved, display, details if last else None)
                     owned.check()
                     writer.write(step, results)
                     if first_eval:
@@ -208,8 +214,9 @@ def training(experiment: Experiment, workdir: Path, profile: str | None = None, 
                     wait()
                     writer.sync()
                     save_began = time.perf_counter()
-                    checkpoints.finish_or_drop(display.say)
-                    checkpoints.save(step, state, resolved, {"step": step, "bad_images": bad_images})
+                    with forecast.timing("save", step):
+                        checkpoints.finish_or_drop(display.say)
+                        checkpoints.save(step, state, resolved, {"step": step, "bad_images": bad_images})
                     save_seconds += time.perf_counter() - save_began
                     writer.chart(step, {"checkpoint_seconds": save_seconds})
                     saved = step
@@ -231,6 +238,8 @@ def training(experiment: Experiment, workdir: Path, profile: str | None = None, 
         run |= {"results": results, "wall_seconds": round(earlier_seconds + time.perf_counter() - began, 1)}
         _write_run(workdir, run)
         display.say(f"done in {run['wall_seconds']:.0f} s; everything is in {workdir}")
+        pictured = f"predictions: {picture}; " if first_eval else ""
+        display.say(f"{pictured}a page with curves, scores and predictions: bvl report {shlex.quote(str(workdir))}")
     return results
 
 
@@ -252,7 +261,8 @@ def _evaluate(trainer: Trainer, state: TrainState, step: int, saved: int, displa
     for name in trainer.experiment.evals:
         start = time.perf_counter()
         try:
-            metrics = trainer.score(state, name, details=details)
+            with display.evaluation(name, len(trainer.open_eval(name)[1])) as advance:
+                metrics = trainer.score(state, name, details=details, advance=advance)
         except UserError as error:
             raise UserError(f"evaluation {name} at step {step}: {error}; {_last_saved(saved)}") from error
         score = "does not exist" if metrics[main] is None else f"{metrics[main]:.4f}"

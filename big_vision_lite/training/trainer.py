@@ -269,12 +269,14 @@ class Trainer:
         return batch, jax.tree.map(np.asarray, outputs)
 
     def score(self, state: TrainState, name: str, submission: Path | None = None,
-              details: dict[str, Details] | None = None) -> dict[str, float | None]:
+              details: dict[str, Details] | None = None,
+              advance: Callable[[int], None] = lambda images: None) -> dict[str, float | None]:
         """Metrics of one evaluation; only "images" where the data has no annotations, None for those that do not exist.
 
         Args:
           submission: file for the predictions, in the format of the task's server.
           details: gets `Metrics.details` by the evaluation's name.
+          advance: called with the number of images of each batch that was scored.
 
         Raises:
           UserError: the task or data has no such format; or no annotations and no ``submission``.
@@ -285,6 +287,7 @@ class Trainer:
             metrics.check_results()
         for batch, outputs in self.predictions(state.eval_params, state.batch_stats, inputs, dataset):
             metrics.add(outputs, batch)
+            advance(int(batch["mask"].sum()))
         if submission is not None:
             metrics.write_results(submission)
         if self._unscorable(dataset):

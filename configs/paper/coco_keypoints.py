@@ -13,7 +13,7 @@ pretraining. Neither was run yet.
 
 from big_vision_lite.data.sources.emoji_scenes import vocabulary
 from big_vision_lite.experiment import Experiment
-from big_vision_lite.recipes.keypoints import coco_persons, emoji_top_down, top_down
+from big_vision_lite.recipes.keypoints import GRMI_DEVIATIONS, coco_persons, emoji_top_down, top_down
 from big_vision_lite.recipes.miniature import small_resnet
 from big_vision_lite.recipes.paper import Full, Scale
 from big_vision_lite.recipes.paper_mini import TASKS, Miniature
@@ -51,4 +51,5 @@ def get_study(scale: Scale = "mini", seeds: int = 1, transfer_steps: int = 600, 
         for row, pretraining in (("ImageNet", imagenet), ("300M", large), ("ImageNet+300M", both)):
             factors = {"table": "keypoints", "scale": scale, "row": row, "init": row}
             runs += [pretraining, Run(f"keypoints,{pretraining.name}", keypoints(pretraining, seed), factors=factors)]
-    return Study("paper_coco_keypoints", tuple(runs))
+    deviations = (*recipes.deviations, *(GRMI_DEVIATIONS if scale == "full" else ()))
+    return Study("paper_coco_keypoints", tuple(runs), deviations)

@@ -10,7 +10,6 @@ CIFAR-10's train and test images; docs/results/paper_tables.md has its result an
 """
 
 import dataclasses
-from pathlib import Path
 
 from big_vision_lite import config
 from big_vision_lite.data.curation.steps import Exclude
@@ -18,7 +17,7 @@ from big_vision_lite.errors import UserError
 from big_vision_lite.recipes.paper import Full, Scale
 from big_vision_lite.scaling.studies.study import RUN_PREFIX, Run, Study
 
-RECIPE = Path(__file__).parent.parent / "image_folder.py"
+RECIPE = "configs/image_folder.py"
 
 
 def get_study(exclude: str, scale: Scale = "mini", root: str | None = None, eval_split: str = "test", seeds: int = 1,
@@ -50,7 +49,7 @@ def get_study(exclude: str, scale: Scale = "mini", root: str | None = None, eval
                 runs += [Run(run_name, pretraining, factors=factors),
                          Run(f"imagenet,{run_name}", finetuning, factors=factors)]
                 continue
-            experiment = config.load(str(RECIPE), root=root, eval_split=eval_split, size=32, width=0.25, steps=steps,
+            experiment = config.load(RECIPE, root=root, eval_split=eval_split, size=32, width=0.25, steps=steps,
                                      seed=seed)
             if file:
                 experiment = dataclasses.replace(

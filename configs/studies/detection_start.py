@@ -51,7 +51,8 @@ def get_study(subsets: tuple[int, ...] = (666, 20_000), rates: tuple[float, ...]
             for rate in rates:
                 for steps in lengths:
                     for factor in head_rates:
-                        factors = {"head_rate": factor, "statistics": "fixed" if fixed_statistics else "batch"}
+                        factors = {"rate": rate, "head_rate": factor,
+                                   "statistics": "fixed" if fixed_statistics else "batch"}
                         name = f"rate={rate:g},head={factor:g},steps={steps}" + ",batch" * (not fixed_statistics)
                         experiment = _detection(RUN_PREFIX + pretraining.name, rate, factor, steps, fixed_statistics,
                                                 seed)
@@ -64,6 +65,7 @@ def _detection(init: str, rate: float, head_rate: float, length: int, fixed_stat
     def scenes(split: str, images: int) -> PreparedEmojiScenes:
         return PreparedEmojiScenes(split, images, size=SIZE, classes=new_classes(3), objects=(1, 3), zipf=0.0)
 
+    multipliers = {} if head_rate == 1 else {"rpn": head_rate, "predictor": head_rate}
     variant = C4(rpn_channels=64, pre_nms_topk=(500, 500), post_nms_topk=(64, 64), rois_per_image=32,
                  pooler_resolution=6)
     return Experiment(
@@ -72,7 +74,7 @@ def _detection(init: str, rate: float, head_rate: float, length: int, fixed_stat
         backbone=dataclasses.replace(small_resnet(), norm=BatchNorm()),
         head=FasterRCNN(variant, max_boxes=16),
         optimizer=SGD(rate, schedule=Cosine(warmup=0.1), weight_decay=1e-4, grad_clip_norm=10.0),
-        transfer=Transfer(init, freeze_batchnorm=fixed_statistics, lr_multipliers={"head": head_rate}),
+        transfer=Transfer(init, freeze_batchnorm=fixed_statistics, lr_multipliers=multipliers),
         steps=length,
         seed=seed,
         log_every=50,

@@ -10,13 +10,12 @@ run on two cores. `bvl laws` then says what more photos would buy.
 """
 
 import dataclasses
-from pathlib import Path
 
 from big_vision_lite import config
 from big_vision_lite.data.curation.steps import NestedSubset
 from big_vision_lite.scaling.studies.study import Run, Study
 
-RECIPE = Path(__file__).parent.parent / "image_folder.py"
+RECIPE = "configs/image_folder.py"
 
 
 def get_study(root: str, subsets: tuple[int, ...] = (500, 1_600, 5_000, 16_000, 50_000), seeds: int = 1,
@@ -36,7 +35,7 @@ def get_study(root: str, subsets: tuple[int, ...] = (500, 1_600, 5_000, 16_000, 
     """
     runs = []
     for seed in range(seeds):
-        whole = config.load(str(RECIPE), root=root, eval_split=eval_split, size=size, depth=depth, width=width,
+        whole = config.load(RECIPE, root=root, eval_split=eval_split, size=size, depth=depth, width=width,
                             steps=steps, seed=seed)
         for subset in subsets:
             train = dataclasses.replace(whole.train, curate=(NestedSubset(subset, seed=seed, stratified=True),))

@@ -5,8 +5,8 @@
     bvl evaluate runs/pose --boxes val2017_boxes.json --submission val2017_poses.json
 
 Data: COCO's own files (annotations/person_keypoints_*.json, train2017/, val2017/); TFDS's coco has no keypoints. With
-annotated boxes, AP is some 2 points higher than with a detector's: for numbers to compare, take ``boxes=`` or
-``--boxes``, the results file of a detector (``bvl evaluate DETECTOR --submission FILE``).
+annotated boxes, AP is higher than with a detector's, by about 2 points (unverified). For numbers to compare, take
+``boxes=`` or ``--boxes``: the results file of a detector (``bvl evaluate DETECTOR --submission FILE``).
 
 | recipe | depth | boxes | reported | source |
 |---|---|---|---|---|

@@ -1,6 +1,7 @@
 """Open Images: the labels that count, against a reference by row; images in folders and tar files; what is refused."""
 
 import csv
+import os
 import pickle
 import random
 import tarfile
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 from made_files import jpeg
 
+from big_vision_lite.commands.sources import source_of
 from big_vision_lite.data.curation.label_index import check_columns, label_index
 from big_vision_lite.data.sources import open_images_labels
 from big_vision_lite.data.sources.open_images import OpenImages
 from big_vision_lite.errors import UserError
 
+ID = "00000000000000ab"
 CLASSES = tuple(f"/m/{i:03x}" for i in range(6))
 HEADER = ("ImageID", "Source", "LabelName", "Confidence")
 
@@ -109,7 +112,14 @@ def test_a_changed_table_is_read_again(tmp_path):
     assert before.fingerprint != after.fingerprint
 
 
-ID = "00000000000000ab"
+def test_it_is_recognised_and_a_replaced_image_is_noticed(tmp_path):
+    write(tmp_path, [(ID, "m", CLASSES[0], "0.8")], [], images=(ID,))
+    assert source_of(f"{tmp_path}:min_confidence=0.7") == OpenImages(str(tmp_path), min_confidence=0.7)
+    path = tmp_path / "train" / f"{ID}.jpg"
+    before = [OpenImages(str(tmp_path), check=check).open().fingerprint for check in ("all", "none")]
+    os.utime(path, ns=(0, 10**18))
+    after = [OpenImages(str(tmp_path), check=check).open().fingerprint for check in ("all", "none")]
+    assert before[0] != after[0] and before[1] == after[1] and before[0] != before[1]
 
 
 @pytest.mark.parametrize("machine, human, message", [

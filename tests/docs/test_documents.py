@@ -282,7 +282,7 @@ def possible_texts(node: ast.AST, functions: dict[str, ast.FunctionDef]) -> list
 
 def messages() -> list[str]:
     """What the errors for users say."""
-    kinds, trees, texts = {"UserError"}, [], []
+    kinds, trees, texts = {"UserError", "BadImageError"}, [], []
     for path in (*sorted(PACKAGE.rglob("*.py")), *CONFIGS):
         trees.append(ast.parse(path.read_text()))
         kinds |= {node.name for node in ast.walk(trees[-1]) if isinstance(node, ast.ClassDef)
@@ -292,8 +292,9 @@ def messages() -> list[str]:
         for node in ast.walk(tree):
             kind = getattr(node.func, "id", "") if isinstance(node, ast.Call) else ""
             if kind in kinds and node.args:
-                texts += [f"image … cannot be read: {text}" if kind == "BadImageError" else text
-                          for text in possible_texts(node.args[1 if kind == "BadImageError" else 0], functions)]
+                verb = {"BadImageError": "read", "UnusableImageError": "used"}.get(kind)
+                texts += [f"image … cannot be {verb}: {text}" if verb else text
+                          for text in possible_texts(node.args[1 if verb else 0], functions)]
             elif kind in ("reading", "writing"):
                 verb, (what, *advice) = kind.removesuffix("ing").replace("writ", "write"), node.args
                 texts += [f"cannot {verb} {text}: …; {hint}" for text in possible_texts(what, functions)

@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "predict": ("--out", "--step", "--import"),
     "config show": ("--steps", "--seed", "--backbone.depth", "--head.label-smoothing"),
     "config list": (),
+    "config copy": (),
     "study": ("--workdir", "--only", "--jobs", "--import", "--list", "--gather"),
     "report": ("--out", "--table", "--row", "--metric", "--bootstrap"),
     "laws": ("--x", "--target-error", "--law", "--chance", "--bootstrap", "--figure"),

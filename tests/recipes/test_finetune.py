@@ -137,6 +137,7 @@ def test_one_command_trains_and_goes_on(tmp_path, photos, monkeypatch, capsys):
     ([], "needs data and weights"), (["photos"], "needs data and weights"),
     (["photos", "--from", "nowhere"], "no weights file 'nowhere'"),
     (["photos", "--from", "x", "--minutes", "0"], "--minutes 0: expected a number above 0"),
+    (["photos", "--from", "x", "--workdir", "gs://bucket/run"], "expected a folder on a disk"),
     (["photos", "--from", "x", "--size", "0"], "--size 0: expected at least 1"),
     (["photos", "--from", "x", "--task", "detect"], "--task detect: ImageFolder has no boxes"),
     (["nowhere.csv", "--from", "x"], "there is no source at 'nowhere.csv'"),

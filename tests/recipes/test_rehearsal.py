@@ -23,7 +23,7 @@ from big_vision_lite.training.loop import train
 from big_vision_lite.training.metrics import read_metrics
 
 pytestmark = pytest.mark.rehearsal
-WIDTH, HEIGHT, IMAGES = 160, 120, 24
+WIDTH, HEIGHT, IMAGES, TEST_IMAGES = 160, 120, 24, 4
 MIDS = ("/m/01", "/m/02", "/m/03")
 CASES = [
     ("imagenet", "random"), ("imagenet", "tuned,large"), ("coco", "imagenet+large"), ("coco", "coco,large"),
@@ -42,8 +42,8 @@ def write_images(folder: Path, names: list[str]) -> None:
 
 def open_images(root: Path) -> None:
     """Labels by a machine and by people, three classes, of which two are below the third."""
-    for split, first in (("train", 0), ("validation", 1000)):
-        ids = [f"{first + i:016x}" for i in range(IMAGES)]
+    for split, first, count in (("train", 0, IMAGES), ("validation", 1000, TEST_IMAGES)):
+        ids = [f"{first + i:016x}" for i in range(count)]
         write_images(root / split, ids)
         header = "ImageID,Source,LabelName,Confidence"
         rows = [f"{id_},machine,{MIDS[i % 2]},0.{5 + i % 5}" for i, id_ in enumerate(ids)]
@@ -67,11 +67,11 @@ def imagenet(root: Path) -> None:
 
 def coco(root: Path) -> None:
     (root / "annotations").mkdir(parents=True)
-    for split in ("train2017", "val2017"):
-        write_images(root / split, [f"{i:012d}" for i in range(IMAGES)])
-        images = [{"id": i, "file_name": f"{i:012d}.jpg", "width": WIDTH, "height": HEIGHT} for i in range(IMAGES)]
+    for split, count in (("train2017", IMAGES), ("val2017", TEST_IMAGES)):
+        write_images(root / split, [f"{i:012d}" for i in range(count)])
+        images = [{"id": i, "file_name": f"{i:012d}.jpg", "width": WIDTH, "height": HEIGHT} for i in range(count)]
         boxes = [{"id": 2 * i + k, "image_id": i, "category_id": 1 + (i + k) % 2, "bbox": [10 + 40 * k, 20, 60, 50 + i],
-                  "area": 3000, "iscrowd": 0, "segmentation": []} for i in range(IMAGES) for k in range(2)]
+                  "area": 3000, "iscrowd": 0, "segmentation": []} for i in range(count) for k in range(2)]
         categories = [{"id": 1, "name": "person"}, {"id": 2, "name": "bicycle"}]
         (root / "annotations" / f"instances_{split}.json").write_text(
             json.dumps({"images": images, "annotations": boxes, "categories": categories}))
@@ -92,8 +92,9 @@ def voc(root: Path) -> None:
         (root / "Annotations" / f"{name}.xml").write_text(VOC_XML.format(name=name, size=size, objects=objects))
         for folder in ("SegmentationClass", "SegmentationClassAug"):
             Image.fromarray(mask).save(root / folder / f"{name}.png")
-    for path in ("Main/trainval0712", "Main/test2007", "Segmentation/train_aug", "Segmentation/val"):
-        (root / "ImageSets" / f"{path}.txt").write_text("\n".join(names))
+    for path, count in (("Main/trainval0712", IMAGES), ("Main/test2007", TEST_IMAGES),
+                        ("Segmentation/train_aug", IMAGES), ("Segmentation/val", TEST_IMAGES)):
+        (root / "ImageSets" / f"{path}.txt").write_text("\n".join(names[:count]))
 
 
 @pytest.fixture(scope="module")

@@ -283,7 +283,7 @@ def test_what_figures_show_is_what_they_say(tmp_path):
     runs = series.read_results([write_results(tmp_path, rows)]).runs
     depths = series.series_along(runs, Metric("test/mAP"), "depth")
     axis = figures.draw_sizes(depths, [None, None], "Title", legend="depth").axes[0]
-    assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_title(loc="left")) == ("images", "test/mAP", "Title")
+    assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_title(loc="left")) == ("images", "mAP on test", "Title")
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["18", "34"]
     assert axis.get_legend().get_title().get_text() == "depth" and axis.get_xscale() == "log"
     residuals = np.concatenate([np.subtract(at, np.mean(at)) for at in values.values()])

@@ -66,9 +66,8 @@ def test_a_run_has_a_report(runs, name, parts, tmp_path, capsys):
     assert main(["report", str(runs / name), "--out", str(tmp_path)]) == 0
     assert f"report: {tmp_path / 'report.html'}" in capsys.readouterr().out
     page = (tmp_path / "report.html").read_text()
-    text = re.sub(r"<[^>]*>", " ", page)
-    for part in (*parts, "Loss against steps", "Predictions", "images/s in training", "git_commit"[4:]):
-        assert part in text, part
+    for part in (*parts, "Loss against steps", "Predictions", "images/s in training", "commit"):
+        assert part in page, part
     headings = re.findall(r"<h2>(.*?)</h2>", page)
     assert headings[0] == "Curves" and headings[-1] == "What is missing"
     assert page.index('class="answer"') < page.index("<h2>")  # conclusions come first
@@ -87,7 +86,7 @@ def test_evaluate_writes_them_anew(runs, tmp_path):
     copied = shutil.copytree(runs / "slow", tmp_path / "run")
     before = (copied / "evaluations" / "validation-4-details.json").read_text()
     shutil.rmtree(copied / "evaluations")
-    assert "written at the end of a run, or by bvl evaluate" in report(copied)
+    assert f"scores per class on validation: bvl evaluate {copied} writes them" in report(copied)
     assert main(["evaluate", str(copied)]) == 0
     assert json.loads((copied / "evaluations" / "validation-4-details.json").read_text()) == json.loads(before)
     (copied / "evaluations" / "validation-4-details.json").write_text('{"classes": 3}')
@@ -119,8 +118,9 @@ def test_runs_side_by_side(runs, tmp_path, capsys):
     best = max(scores, key=scores.get)
     assert f"best mAP: {best} with {scores[best]:.4g}" in printed and "32 to 48 images" in printed
     assert re.search(r"optimizer\.learning_rate +0\.05 +0\.2\n", printed)
-    assert re.search(r"steps +4 +6\n", printed) and "backbone.depth" not in printed
-    rows = list(csv.DictReader((tmp_path / "out" / "compare.csv").open()))
+    assert re.search(r"\n  steps +4 +6\n", printed) and "backbone.depth" not in printed
+    rows = list(csv.DictReader((tmp_path / "out" / "compare.csv").read_text().splitlines()))
+    assert len(rows[0]) == len((tmp_path / "out" / "compare.csv").read_text().splitlines()[0].split(","))
     assert [row["run"] for row in rows] == ["slow", "fast"]
     assert [row["optimizer.learning_rate"] for row in rows] == ["0.05", "0.2"]
     page = (tmp_path / "out" / "compare.html").read_text()

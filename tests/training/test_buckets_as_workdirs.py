@@ -145,8 +145,8 @@ def test_it_is_scored_and_started_from(store, in_bucket, config, capsys, tmp_pat
     assert main(["evaluate", "gs://bucket/runs/whole", "--import", module]) == 0
     metrics = json.loads(capsys.readouterr().out)
     assert metrics["validation/mAP"] == pytest.approx(read_run(in_bucket)["results"]["validation/mAP"], abs=1e-6)
-    assert store.under("runs/whole/evaluations/") == [f"runs/whole/evaluations/validation-8.{kind}"
-                                                      for kind in ("json", "png")]
+    assert store.under("runs/whole/evaluations/") == [f"runs/whole/evaluations/validation-8{kind}"
+                                                      for kind in ("-details.json", ".json", ".png")]
     assert main(command(config, tmp_path / "next", "--transfer.init=gs://bucket/runs/whole", "--transfer.keep-head",
                         "--steps=1")) == 0
     assert "arrays from gs://bucket/runs/whole" in capsys.readouterr().out

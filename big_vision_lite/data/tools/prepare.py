@@ -96,7 +96,8 @@ class PreparedEmojiScenes(EmojiScenes):
         if not folder.is_dir():
             scenes.multi_label = True  # labels are stored as a list even if each scene has one
             description = f"Scenes of {len(scenes.classes)} classes. {ATTRIBUTION[self.style]}"
-            _prepare({self.split: scenes}, folder, "emoji_scenes", description, options="group_size:1")
+            _prepare({self.split: scenes}, folder, "emoji_scenes", description, shard_images=SHARD_IMAGES,
+                     options="group_size:1")
         return _PreparedScenes(self, os.fspath(folder))
 
 

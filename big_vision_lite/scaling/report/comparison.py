@@ -78,7 +78,8 @@ class Comparison:
             add(f"best {words.metric(name)}", [f"{facts.best(name)[1]:.4g} at step {facts.best(name)[0]:,}"
                                                if name in facts.curves else "" for facts in self.runs])
         add("training loss", ["" if (loss := facts.last("loss")) is None else f"{loss:.4g}" for facts in self.runs])
-        add("steps", [f"{facts.step:,}" + ("" if "results" in facts.run else " (unfinished)") for facts in self.runs])
+        add("steps done", [f"{facts.step:,}" + ("" if "results" in facts.run else " (unfinished)")
+                           for facts in self.runs])
         add("images seen", [f"{facts.images_seen:,}" for facts in self.runs])
         add("training images", [f"{facts.images:,}" for facts in self.runs])
         add("time in all", [words.duration(facts.run["wall_seconds"]) if "wall_seconds" in facts.run else ""

@@ -86,15 +86,15 @@ def write_report(folders: Sequence[Path], out: Path | None = None, metric: str |
     tasks = results.tasks()
     if not tasks:
         page.notes.append("no run is finished: there is nothing to draw yet")
-    for task, runs in tasks.items():
-        metrics = {study: _choose_metric(page, task, study_runs, results.metrics, metric, lower_is_better)
-                   for study, study_runs in series.by_study(runs).items()}
-        _task(page, task, runs, metrics, bootstrap)
     for study, study_runs in series.by_study(results.runs).items():
         rows = [row for row in results.rows if row.get("study", "") == study]
         if joint.varies(rows):
             for part in joint.section(study, study_runs[0].folder, rows, bootstrap, page.draw, page.notes):
                 page.parts.append(part)
+    for task, runs in tasks.items():
+        metrics = {study: _choose_metric(page, task, study_runs, results.metrics, metric, lower_is_better)
+                   for study, study_runs in series.by_study(runs).items()}
+        _task(page, task, runs, metrics, bootstrap)
     page.parts += _paper_tables(results)
     page.parts += _pictures(tasks, page.notes)
     page.parts += parts.recipe(results, imports)

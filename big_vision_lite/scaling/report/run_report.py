@@ -212,7 +212,8 @@ def _missing(facts: RunFacts) -> Iterator[str]:
         yield "no evaluation: the config names none"
     for name in facts.experiment.evals:
         if name not in facts.details:
-            yield (f"scores per class on {name}: written at the end of a run, or by bvl evaluate {facts.folder}")
+            yield (f"scores per class on {name}: bvl evaluate {facts.folder} writes them, as does the end of a run, if "
+                   "the head has any")
     if jpeg(facts.folder / "predictions.png") is None:
         yield "no picture of predictions (predictions.png), or it cannot be read"
     yield "one run: its seed's scatter is unknown; bvl train CONFIG:seed=1 and bvl compare tell"

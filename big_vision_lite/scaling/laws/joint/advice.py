@@ -50,10 +50,10 @@ def in_words(law: JointLaw, question: Question, terms: Terms = ERRORS) -> list[s
     """
     options = budget.plans(law, question)
     best = options[0]
-    lines = [f"best for {format_count(question.images)} images: {_run(best)}: {_value(best.error, terms)}"]
+    lines = [f"best for {format_count(question.images)} images: {_run(best, question)}: {_value(best.error, terms)}"]
     for other in options[1:]:
         better = float(np.mean(best.logs < other.logs))
-        lines.append(f"  instead {_run(other)}: {_value(other.error, terms)}; worse with probability "
+        lines.append(f"  instead {_run(other, question)}: {_value(other.error, terms)}; worse with probability "
                      f"{min(better, 0.99):.2f}")
     passes = float((law.cells.seen / law.cells.images).max())
     if best.seen / best.images > 1.001 * passes:
@@ -107,20 +107,22 @@ def _labels(law: JointLaw, question: Question, best: Plan, terms: Terms) -> list
 
 def _what_if(what: str, law: JointLaw, question: Question, before: Plan, terms: Terms, **changes) -> str:
     """What changes of a question would buy."""
+    asked = dataclasses.replace(question, **changes)
     try:
-        after = budget.plans(law, dataclasses.replace(question, **changes))[0]
+        after = budget.plans(law, asked)[0]
     except UserError as error:
         return f"{what}: {error}"
     gain = terms.to_metric(np.exp(after.logs)) - terms.to_metric(np.exp(before.logs))
     low, high = interval(gain, 0.95)
-    return (f"{what}: {_run(after)}: {_value(after.error, terms)}; {float(np.median(gain)):+.3g}, 95 % interval "
+    return (f"{what}: {_run(after, asked)}: {_value(after.error, terms)}; {float(np.median(gain)):+.3g}, 95 % interval "
             f"{low:+.3g} to {high:+.3g}")
 
 
-def _run(plan: Plan) -> str:
-    passes = plan.seen / plan.images
+def _run(plan: Plan, question: Question) -> str:
+    passes, share = plan.seen / plan.images, plan.budget / question.operations
+    less = f", with {share:.0%} of the compute, where its reach ends" if share < 0.99 else ""
     return (f"{plan.network}, {format_count(plan.images)} images, {format_count(plan.seen)} images seen "
-            f"({passes:.3g} pass{'es' * (passes > 1.005)})")
+            f"({passes:.3g} pass{'es' * (passes > 1.005)}{less})")
 
 
 def _value(error: Range, terms: Terms) -> str:

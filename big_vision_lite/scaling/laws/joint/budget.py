@@ -64,7 +64,8 @@ class Rate:
 
 
 def plans(law: JointLaw, question: Question) -> list[Plan]:
-    """Runs that spend a budget, one per network within reach, best first by the median error.
+    """Runs that a budget pays for, one per network within reach, best first by the median error. A network whose reach
+    ends before the budget spends less; at least one spends all.
 
     Raises:
       UserError: beyond the reach of the law; names the runs that would extend it.
@@ -72,7 +73,7 @@ def plans(law: JointLaw, question: Question) -> list[Plan]:
     check_reach(law.cells, question)
     found = []
     for network, operations in law.cells.networks.items():
-        seen = question.operations / (BACKWARD * operations)
+        seen = min(question.operations / (BACKWARD * operations), REACH * float(law.cells.seen.max()))
         if not _reached(law.cells.seen, seen):
             continue
         images = min(question.images, seen)
@@ -92,12 +93,12 @@ def enough_images(law: JointLaw, plan: Plan, question: Question) -> float:
 
 def frontier(law: JointLaw, question: Question, points: int = 9) -> list[Plan]:
     """The best run of each budget from the smallest of the cells to `REACH` times the largest, as many per decade
-    apart as fit ``points``."""
+    apart as fit ``points``; fewer where the best run of several budgets is the same."""
     budgets = np.geomspace(law.cells.budget.min(), 0.999 * REACH * law.cells.budget.max(), points)
     best = []
     for operations in budgets:
         one = dataclasses.replace(question, operations=float(operations))
-        if options := plans(law, one):
+        if (options := plans(law, one)) and not (best and options[0].budget <= 1.001 * best[-1].budget):
             best.append(options[0])
     return best
 
