@@ -21,6 +21,7 @@ from big_vision_lite.data.transforms.image import RandomCropPadded, Resize
 from big_vision_lite.data.transforms.views import simclr_views
 from big_vision_lite.errors import UserError
 from big_vision_lite.experiment import Experiment
+from big_vision_lite.heads import self_supervised
 from big_vision_lite.heads.classification import Classification
 from big_vision_lite.heads.losses import embedding_std, nt_xent, view_match
 from big_vision_lite.heads.self_supervised import BYOL, SimCLR
@@ -147,7 +148,8 @@ def test_a_collapse_is_measured_and_said():
     assert "collapsed" in head.warning({"embedding_std": 0.01})
 
 
-def test_a_resumed_run_ends_with_the_same_bits_and_only_the_backbone_is_transferred(tmp_path, capsys):
+def test_a_resumed_run_ends_with_the_same_bits_and_its_backbone_is_transferred(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(self_supervised, "COLLAPSED", 10.0)  # each step seems to be, which is said once
     labelled = [Input(dataclasses.replace(EmojiScenes(split, 16, size=32, classes=4, objects=(1, 1))), Resize(16), 8)
                 for split in ("train", "validation")]
     photos = tmp_path / "photos"
@@ -159,11 +161,13 @@ def test_a_resumed_run_ends_with_the_same_bits_and_only_the_backbone_is_transfer
                        SGD(0.05), steps=4, log_every=1, save_every=2, keep=(2,),
                        probes={"emoji": Probe(*labelled, ("neighbours",), neighbours=3)})
     results = train(whole, tmp_path / "whole")
+    assert capsys.readouterr().out.count("the embeddings have collapsed") == 1
     assert 0 <= results["validation/match"] <= 1 and 0 <= results["emoji/neighbours_3"] <= 1
     shutil.copytree(tmp_path / "whole", tmp_path / "broken")
     shutil.rmtree(tmp_path / "broken" / "checkpoints" / "4")
     train(whole, tmp_path / "broken")
-    assert "going on from step 2" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "going on from step 2" in out and out.count("the embeddings have collapsed") == 1
     states = [flatten(open_run(tmp_path / name)[1]) for name in ("whole", "broken")]
     assert int(states[0]["batch_stats.updates"]) == 4
     for name, leaf in states[0].items():
