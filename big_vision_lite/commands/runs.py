@@ -7,12 +7,15 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from big_vision_lite.commands.arguments import Checkpoint, Imports, Run, Source, checkpoint_of, parse
 from big_vision_lite.errors import UserError
+
+if TYPE_CHECKING:
+    from big_vision_lite.training.best import CheckpointChoice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +30,9 @@ class Evaluate:
     submission: Path | None = None
     """File for the first evaluation's (or --source's) detections or keypoints, as COCO's server takes them; needs no
     annotations."""
+    robustness: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KIND=FOLDER ...")] = ()
+    """Score robustness sets instead: imagenet-a, -r, -sketch, -v2, -real or objectnet, as in objectnet=/objectnet-1.0;
+    docs/data.md has their layouts."""
     boxes: Path | None = None
     """For keypoints: a detector's results (its --submission), whose boxes are used instead of the annotated ones."""
     checkpoint: Checkpoint = "last"
@@ -42,6 +48,9 @@ def evaluate(arguments: list[str]) -> int:
     from big_vision_lite.commands.sources import source_of
     from big_vision_lite.runs.evaluate import evaluate
 
+    if options.robustness:
+        print(json.dumps(_robustness(options, checkpoint), indent=2))
+        return 0
     if options.source is not None and options.split is not None:
         raise UserError("--source and --split exclude each other; give the split with the source: SOURCE:split=NAME")
     sources = None
@@ -51,6 +60,23 @@ def evaluate(arguments: list[str]) -> int:
                        options.boxes)
     print(json.dumps(metrics, indent=2))
     return 0
+
+
+def _robustness(options: Evaluate, checkpoint: CheckpointChoice) -> dict[str, float | None]:
+    """Raises: UserError for other options beside --robustness, and as `evaluate_robustness`."""
+    from big_vision_lite.runs.robustness import evaluate_robustness
+
+    for name in ("split", "source", "submission", "boxes"):
+        if getattr(options, name) is not None:
+            raise UserError(f"--robustness and --{name} exclude each other; leave one out")
+    sets = dict[str, str]()
+    for text in options.robustness:
+        kind, equals, folder = text.partition("=")
+        if not equals or kind in sets:
+            raise UserError(f"--robustness {text!r}; expected KIND=FOLDER, each kind once, such as "
+                            "imagenet-a=/data/imagenet-a")
+        sets[kind] = folder
+    return evaluate_robustness(options.run, sets, checkpoint, options.imports)
 
 
 @dataclasses.dataclass(frozen=True)

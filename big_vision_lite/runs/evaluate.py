@@ -88,6 +88,8 @@ def evaluate(run: Path, split: str | None = None, checkpoint: CheckpointChoice =
     results, details = {"step": step}, dict[str, Details]()
     for name in trainer.experiment.evals:
         metrics = trainer.score(state, name, submission, details)
+        if calibration := details.get(name, {}).get("calibration"):
+            metrics = {**metrics, "ece": calibration["ece"]}
         folder.mkdir(exist_ok=True)
         write_text(folder / f"{name}-{step}.json", json.dumps({"step": step, **metrics}, indent=2) + "\n")
         trainer.draw(state, name, folder / f"{name}-{step}.png")
