@@ -187,7 +187,7 @@ class PseudoLabel:
     """At most so many images per class, the most confident; by default all."""
     top_k: int = 5
     """Classes per image whose probabilities are kept, for soft labels."""
-    step: Step = None
+    checkpoint: Checkpoint = "last"
     imports: Imports = ()
 
 
@@ -195,6 +195,7 @@ def pseudolabel(arguments: list[str]) -> int:
     options = parse(PseudoLabel, arguments, "bvl pseudolabel")
     if options.out.suffix != ".csv":
         raise UserError(f"--out {str(options.out)!r}: expected a name that ends in .csv")
+    checkpoint = checkpoint_of(options.checkpoint)
     from big_vision_lite.commands.setup import set_up_for
 
     set_up_for(options.run, options.imports)
@@ -202,7 +203,7 @@ def pseudolabel(arguments: list[str]) -> int:
     from big_vision_lite.runs.pseudolabel import pseudolabel
 
     how = pseudolabel(options.run, source_of(options.source), options.out, options.threshold, options.per_class,
-                      options.top_k, options.step, options.imports)
+                      options.top_k, checkpoint, options.imports)
     print(f"{options.out}: {how.labelled:,} of {how.images:,} images got labels, and {how.given:,} keep their own"
           + (f"; {how.unreadable:,} cannot be read" if how.unreadable else ""))
     if how.precision is not None and how.recall is not None:
