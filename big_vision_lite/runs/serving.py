@@ -62,7 +62,8 @@ def serving_function(trainer: Trainer, state: TrainState) -> Serving:
     return serve
 
 
-def export(run: Path, out: Path, form: Form, checkpoint: CheckpointChoice = "last", allowed: tuple[str, ...] = ()) -> str:
+def export(run: Path, out: Path, form: Form, checkpoint: CheckpointChoice = "last",
+           allowed: tuple[str, ...] = ()) -> str:
     """Write a run's network and model.json to the folder ``out``. Returns a one-line summary.
 
     - stablehlo: ``model.stablehlo``, which ``jax.export.deserialize`` reads, for CPUs, GPUs and TPUs;
