@@ -187,12 +187,13 @@ class PseudoLabel:
     """At most so many images per class, the most confident; by default all."""
     top_k: int = 5
     """Classes per image whose probabilities are kept, for soft labels."""
-    step: Step = None
+    checkpoint: Checkpoint = "last"
     imports: Imports = ()
 
 
 def pseudolabel(arguments: list[str]) -> int:
     options = parse(PseudoLabel, arguments, "bvl pseudolabel")
+    checkpoint = checkpoint_of(options.checkpoint)
     if options.out.suffix != ".csv":
         raise UserError(f"--out {str(options.out)!r}: expected a name that ends in .csv")
     from big_vision_lite.commands.setup import set_up_for
@@ -202,7 +203,7 @@ def pseudolabel(arguments: list[str]) -> int:
     from big_vision_lite.runs.pseudolabel import pseudolabel
 
     how = pseudolabel(options.run, source_of(options.source), options.out, options.threshold, options.per_class,
-                      options.top_k, options.step, options.imports)
+                      options.top_k, checkpoint, options.imports)
     print(f"{options.out}: {how.labelled:,} of {how.images:,} images got labels, and {how.given:,} keep their own"
           + (f"; {how.unreadable:,} cannot be read" if how.unreadable else ""))
     if how.precision is not None and how.recall is not None:
