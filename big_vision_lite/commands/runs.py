@@ -193,6 +193,7 @@ class PseudoLabel:
 
 def pseudolabel(arguments: list[str]) -> int:
     options = parse(PseudoLabel, arguments, "bvl pseudolabel")
+    checkpoint = checkpoint_of(options.checkpoint)
     if options.out.suffix != ".csv":
         raise UserError(f"--out {str(options.out)!r}: expected a name that ends in .csv")
     checkpoint = checkpoint_of(options.checkpoint)
