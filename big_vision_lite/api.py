@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from big_vision_lite.heads.head import Prediction
     from big_vision_lite.scaling.laws.answers import Terms
     from big_vision_lite.scaling.laws.prediction import Prediction as LawPrediction
+    from big_vision_lite.training.best import CheckpointChoice
     from big_vision_lite.training.step import TrainState
     from big_vision_lite.training.trainer import Trainer
 
@@ -75,7 +76,7 @@ def train(config: str | Experiment, workdir: str | Path | None = None) -> Run:
     return Run(folder)
 
 
-def load(run: str | Path, step: int | None = None, classes: Sequence[str] | None = None,
+def load(run: str | Path, checkpoint: CheckpointChoice = "last", classes: Sequence[str] | None = None,
          imports: Sequence[str] = ()) -> Run:
     """A run from its folder, or from published weights.
 
@@ -83,7 +84,7 @@ def load(run: str | Path, step: int | None = None, classes: Sequence[str] | None
       run: a folder; or a shared run, as the folder that ``bvl export --to hf-folder`` wrote or as ``hf:OWNER/NAME``;
         or ``hf:OWNER/NAME``, a URL or a file of a ResNet's weights (docs/weights.md). The last two become a run in the
         cache.
-      step: of the checkpoint; None: the newest.
+      checkpoint: its step, "best" by the main metric of the first evaluation (`Experiment.keep_best`), or "last".
       classes: class names of published weights; None: their numbers.
       imports: modules besides this package that the config's classes may come from.
 
@@ -107,7 +108,7 @@ def load(run: str | Path, step: int | None = None, classes: Sequence[str] | None
         return Run(folder)
     if classes is not None:
         raise UserError(f"classes= names those of published weights; the run {name!r} has its own")
-    return Run(Path(name), step, imports)
+    return Run(Path(name), checkpoint, imports)
 
 
 class Run:
@@ -121,10 +122,10 @@ class Run:
       UserError: the folder holds no run.
     """
 
-    def __init__(self, folder: str | Path, step: int | None = None, imports: Sequence[str] = ()):
+    def __init__(self, folder: str | Path, checkpoint: CheckpointChoice = "last", imports: Sequence[str] = ()):
         from big_vision_lite.commands.setup import set_up_for
 
-        self.folder, self._step, self._imports = Path(folder), step, tuple(imports)
+        self.folder, self._checkpoint, self._imports = Path(folder), checkpoint, tuple(imports)
         self.experiment: Experiment = set_up_for(self.folder, self._imports)
 
     def __repr__(self) -> str:
@@ -134,7 +135,7 @@ class Run:
     def _opened(self) -> tuple[Trainer, TrainState, int]:
         from big_vision_lite.runs.evaluate import open_run
 
-        return open_run(self.folder, self._step, self._imports)
+        return open_run(self.folder, self._checkpoint, self._imports)
 
     @property
     def step(self) -> int:
@@ -204,7 +205,7 @@ class Run:
         if source is not None:
             name = Path(source.partition(":")[0]).stem if isinstance(source, str) else type(source).__name__
             sources = {name or "source": source_of(source) if isinstance(source, str) else source}
-        metrics = evaluate(self.folder, split, self._step, self._imports, sources)
+        metrics = evaluate(self.folder, split, self._checkpoint, self._imports, sources)
         return {name: value for name, value in metrics.items() if name != "step"}
 
     def metrics(self) -> dict[str, np.ndarray]:

@@ -26,6 +26,9 @@ REQUIRED = {
     "transfer/coco_check_detection.py": "root=/coco",
     "transfer/coco_check_segmentation.py": "root=/coco,subset=100",
     "studies/photos.py": "root=/photos",
+    "studies/self_supervised.py": "root=/photos",
+    "studies/pseudo_labels.py": "root=/photos",
+    "studies/pruning.py": "root=/photos",
     "paper/tables.py": "table=coco",
     "paper/near_duplicates.py": "exclude=/ids.txt,root=/photos",
 }

@@ -1,4 +1,4 @@
-"""The commands about data: ``bvl data inspect``, ``prepare``, ``index``, ``hold-out`` and ``duplicates``."""
+"""The commands about data: ``bvl data inspect``, ``prepare``, ``index``, ``hold-out``, ``score`` and ``duplicates``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from big_vision_lite.commands.arguments import Source, parse
+from big_vision_lite.commands.arguments import Checkpoint, Imports, Source, checkpoint_of, parse
+from big_vision_lite.commands.arguments import Run as RunFolder
 from big_vision_lite.errors import UserError, writing
 from big_vision_lite.near_duplicates import MIN_CORRELATION, THRESHOLD
 
@@ -154,6 +155,40 @@ def hold_out(arguments: list[str]) -> int:
 
     counts = hold_out(options.root, options.out, options.images, options.seed)
     print(f"{options.out} is ready: " + ", ".join(f"{name} {images:,}" for name, images in counts.items()) + " images")
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreImages:
+    """Score images by a run, for the curation step KeepByScore: loss, margin, distance to the class, likeness to an
+    earlier image of the class."""
+
+    run: RunFolder
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE.arrow")]
+    """The file to write."""
+    source: Source | None = None
+    """Images to score, with one label or more each; by default what the run was trained on. Of a CONFIG, its training
+    data after curation."""
+    checkpoint: Checkpoint = "last"
+    imports: Imports = ()
+
+
+def score(arguments: list[str]) -> int:
+    options = parse(ScoreImages, arguments, "bvl data score")
+    checkpoint = checkpoint_of(options.checkpoint)
+    from big_vision_lite.commands.setup import set_up_for
+
+    experiment = set_up_for(options.run, options.imports)
+    from big_vision_lite.commands.sources import input_of, source_of
+    from big_vision_lite.runs.score import score
+
+    data = None
+    if options.source is not None:
+        data = input_of(options.source) or dataclasses.replace(
+            experiment.train, source=source_of(options.source), curate=())
+    table = score(options.run, options.out, data, checkpoint, options.imports)
+    print(f"{options.out}: {', '.join(table.scores)} of {len(table.keys):,} images; keep some of them with "
+          f"KeepByScore({str(options.out)!r}, 0.5)")
     return 0
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from big_vision_lite.commands.arguments import Imports, Run, Step, parse
+from big_vision_lite.commands.arguments import Checkpoint, Imports, Run, checkpoint_of, parse
 from big_vision_lite.errors import UserError
 
 
@@ -31,7 +31,7 @@ class Export:
     """Upload hf-folder to this model repository on Hugging Face (extra [hub]), private if it is new."""
     public: bool = False
     """Make a new repository public."""
-    step: Step = None
+    checkpoint: Checkpoint = "last"
     imports: Imports = ()
 
 
@@ -39,6 +39,7 @@ def export(arguments: list[str]) -> int:
     options = parse(Export, arguments, "bvl export")
     if options.to != "hf-folder" and (options.push or options.licence):
         raise UserError(f"--push and --licence are for --to hf-folder, not for {options.to}; leave them out")
+    checkpoint = checkpoint_of(options.checkpoint)
     from big_vision_lite.commands.setup import set_up_for
 
     set_up_for(options.run, options.imports)
@@ -46,11 +47,11 @@ def export(arguments: list[str]) -> int:
     if options.to != "hf-folder":
         from big_vision_lite.runs.serving import export
 
-        print(f"{out}: {export(options.run, out, options.to, options.step, options.imports)}")
+        print(f"{out}: {export(options.run, out, options.to, checkpoint, options.imports)}")
         return 0
     from big_vision_lite.runs.hf_folder import push, write_hf_folder
 
-    print(f"{out}: {write_hf_folder(options.run, out, options.step, options.imports, options.licence, options.push)}")
+    print(f"{out}: {write_hf_folder(options.run, out, checkpoint, options.imports, options.licence, options.push)}")
     if options.push:
         print(push(out, options.push, options.public))
     return 0

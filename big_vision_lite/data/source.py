@@ -41,8 +41,17 @@ If the source has objects:
 ``image_id``      int or str, COCO's id of the image
 ``orientation``   int, the EXIF orientation by which boxes and masks were turned, if they were (COCO, VOC)
 
+If another network has labelled it:
+
+``confidence``    float32, the probability of the most probable label; 1 for labels that were given
+``candidates``    int32 ``[k]``, the most probable classes, most probable first
+``probabilities`` float32 ``[k]``, of these
+
 ``unlabelled`` is True if there are no annotations at all.
 """
+
+SOFT_LABELS = ("confidence", "candidates", "probabilities")
+"""Entries of an `Example` that contradict any other labels than those it came with."""
 
 
 class ObjectArray(NamedTuple):

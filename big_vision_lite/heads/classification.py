@@ -19,12 +19,14 @@ from big_vision_lite.data.curation.curated import Curated
 from big_vision_lite.data.curation.hierarchy import Hierarchy
 from big_vision_lite.data.source import Dataset, DatasetInfo, Example
 from big_vision_lite.errors import UnusableImageError, UserError
+from big_vision_lite.evaluation.answer_sets import Confidence
+from big_vision_lite.evaluation.calibration import Calibration, best_is_right
 from big_vision_lite.evaluation.classification import MultiLabelMetrics, SingleLabelMetrics, SuperclassMetrics
 from big_vision_lite.evaluation.details import Details, SingleLabelAnswers
 from big_vision_lite.evaluation.scorable import check_labels
 from big_vision_lite.heads.drawing import draw_labels
 from big_vision_lite.heads.head import Batch, Head, MainMetric, Metrics, Prediction
-from big_vision_lite.heads.losses import multi_hot, sigmoid_loss, softmax_loss
+from big_vision_lite.heads.losses import multi_hot, sigmoid_loss, soft_targets, softmax_loss
 from big_vision_lite.heads.photo import AnnotatedPhoto
 from big_vision_lite.system.fields import at_least
 
@@ -55,6 +57,10 @@ class Classification(Head):
     ten_crop: int | None = None
     """Score larger images by the mean probability of ten crops of this side: the corners and the centre, and their
     mirror images (Krizhevsky et al. 2012). The transform must leave room around the crops, as Resize(340) does."""
+
+    soft_labels: bool = False
+    """Learn the probabilities that another network gave to an image's most probable classes, not only the labels that
+    follow from them: see `data.sources.pseudo_labels`. Images without such probabilities have their labels."""
 
     hierarchy: str | None = None
     """File with the columns child and parent, and exactly one parent per class: evaluations of a softmax also have the
@@ -87,8 +93,8 @@ class Classification(Head):
     def for_data(self, dataset: Dataset) -> Classification:
         if self.max_labels is not None:
             return self
-        most = len(labels_per_image(dataset)) - 1
-        return dataclasses.replace(self, max_labels=min(max(most, 1), MOST_SLOTS))
+        most = max(len(labels_per_image(dataset)) - 1, SLOTS if self.soft_labels else 1)
+        return dataclasses.replace(self, max_labels=min(most, MOST_SLOTS))
 
     def sizes(self, dataset: Dataset) -> str | None:
         if self.max_labels is not None:
@@ -107,10 +113,23 @@ class Classification(Head):
         padded = np.full(slots, -1, np.int32)
         padded[:len(labels)] = labels
         targets = {"labels": padded, "key": np.asarray(example.get("key", (0, 0)), np.uint32)}
+        if self.soft_labels:
+            targets |= self._soft_targets(example, padded)
         if self.mixup:
             share = np.random.default_rng(example["key"]).beta(self.mixup, self.mixup) if "key" in example else 1.0
             targets["share"] = np.float32(max(share, 1.0 - share))
         return targets
+
+    def _soft_targets(self, example: Example, labels: np.ndarray) -> dict[str, np.ndarray]:
+        """"candidates" int32 and their "probabilities" float32, both ``[slots]``, padded with -1 and 0."""
+        if "candidates" not in example:
+            return {"candidates": labels, "probabilities": (labels >= 0).astype(np.float32)}
+        candidates, probabilities = np.full_like(labels, -1), np.zeros(len(labels), np.float32)
+        count = min(len(example["candidates"]), len(labels))  # the most probable come first
+        candidates[:count], probabilities[:count] = example["candidates"][:count], example["probabilities"][:count]
+        if self.loss_kind == "softmax":
+            probabilities /= max(probabilities.sum(), 1e-6)  # of what the candidates leave to other classes
+        return {"candidates": candidates, "probabilities": probabilities}
 
     @property
     def fixed_targets(self) -> bool:
@@ -118,6 +137,8 @@ class Classification(Head):
 
     def loss(self, model: Classifier, batch: Batch) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
         images, hot = batch["image"], multi_hot(batch["labels"], model.num_classes)
+        if self.soft_labels:
+            hot = soft_targets(batch["candidates"], batch["probabilities"], model.num_classes)
         if self.mixup:
             images, hot = mixed(images, hot, jnp.where(batch["mask"][::-1], batch["share"], 1.0))
         logits = model(images, train=True, keys=batch.get("key"))
@@ -152,7 +173,7 @@ class Classification(Head):
         return yes - no
 
     def metrics(self, dataset: Dataset) -> Metrics:
-        return ClassificationMetrics(dataset, self._superclasses(dataset))
+        return ClassificationMetrics(dataset, self.confidence, self._superclasses(dataset))
 
     def check_eval(self, dataset: Dataset) -> None:
         check_labels(dataset)
@@ -170,22 +191,27 @@ class Classification(Head):
     def main_metric(self, data: DatasetInfo) -> MainMetric:
         return MainMetric("mAP" if data.multi_label else "top1")
 
-    def _probabilities(self, logits: np.ndarray) -> np.ndarray:
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """float64 ``[b, classes]``, of the logits on the host."""
         from scipy.special import expit, softmax
 
         logits = logits.astype(np.float64)
         return expit(logits) if self.loss_kind == "sigmoid" else softmax(logits, axis=-1)
+
+    def confidence(self, logits: Float[np.ndarray, "b c"]) -> Float[np.ndarray, " b"]:
+        """The probability of the most probable class."""
+        return self._probabilities(logits).max(axis=-1)
 
     def to_json(self, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
                 classes: tuple[str, ...]) -> list[dict[str, Any]]:
         """"labels": the five most probable, each with "label" and "probability", in falling order."""
         return [{"labels": [{"label": classes[c], "probability": round(float(row[c]), 6)}
                             for c in np.argsort(-row, kind="stable")[:5]]}
-                for row in self._probabilities(outputs["logits"])]
+                for row in self.probabilities(outputs["logits"])]
 
     def draw(self, path: Path, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
              classes: tuple[str, ...]) -> None:
-        draw_labels(path, batch["image"], batch["labels"], self._probabilities(outputs["logits"]), classes)
+        draw_labels(path, batch["image"], batch["labels"], self.probabilities(outputs["logits"]), classes)
 
     def annotate(self, photo: UInt8[np.ndarray, "h w 3"], prediction: Prediction, classes: tuple[str, ...],
                  score: float | None = None) -> UInt8[np.ndarray, "H W 3"]:
@@ -240,18 +266,20 @@ class Classifier(nnx.Module):
 
 
 class ClassificationMetrics(Metrics):
-    """`MultiLabelMetrics` or `SingleLabelMetrics`, as the dataset has it, and the mean loss.
+    """`MultiLabelMetrics` or `SingleLabelMetrics`, as the dataset has it, the mean loss and the calibration.
 
     Args:
+      confidence: from logits to the probability of the best class.
       superclass_of: for `SuperclassMetrics` as well.
     """
 
-    def __init__(self, dataset: Dataset, superclass_of: np.ndarray | None = None):
+    def __init__(self, dataset: Dataset, confidence: Confidence, superclass_of: np.ndarray | None = None):
         self.multi_label = dataset.multi_label
         accumulator = MultiLabelMetrics if dataset.multi_label else SingleLabelMetrics
         self.scores = accumulator(len(dataset.classes), len(dataset))
         self.classes, self.answers = dataset.classes, None if dataset.multi_label else SingleLabelAnswers()
         self.superclasses = None if superclass_of is None else SuperclassMetrics(superclass_of, len(dataset))
+        self.confidence, self.calibration = confidence, Calibration()
         self.loss, self.images = 0.0, 0
 
     def add(self, outputs: dict[str, np.ndarray], batch: dict[str, np.ndarray]) -> None:
@@ -260,6 +288,11 @@ class ClassificationMetrics(Metrics):
             self.answers.add(outputs["logits"], batch["labels"], batch["mask"])
         if self.superclasses:
             self.superclasses.add(outputs["logits"], batch["labels"], batch["mask"])
+        logits, labels = outputs["logits"][batch["mask"]], batch["labels"][batch["mask"]]
+        right = np.zeros(logits.shape, np.bool_)
+        rows, slots = np.nonzero(labels >= 0)
+        right[rows, labels[rows, slots]] = True
+        self.calibration.add(self.confidence(logits), best_is_right(logits, right))
         self.loss += float(outputs["loss"][batch["mask"]].sum(dtype=np.float64))
         self.images += int(batch["mask"].sum())
 
@@ -271,4 +304,6 @@ class ClassificationMetrics(Metrics):
         return {**self.scores.result(), **more, "loss": self.loss / max(self.images, 1), "images": self.images}
 
     def details(self) -> Details:
-        return self.answers.details(self.classes) if self.answers else self.scores.details(self.classes)
+        details = (self.answers or self.scores).details(self.classes)
+        calibration = self.calibration.details()
+        return {**details, "calibration": calibration} if calibration else details

@@ -122,6 +122,15 @@ class Head(abc.ABC):
         return None
 
     @property
+    def needs_labels(self) -> bool:
+        """Whether there is nothing to learn from, and nothing to score, without annotations."""
+        return True
+
+    def warning(self, metrics: dict[str, float]) -> str | None:
+        """What is wrong with a run whose step has these metrics, and what to do, in one line; None: nothing."""
+        return None
+
+    @property
     def fixed_targets(self) -> bool:
         """Whether an image's ``targets`` are always the same, except that one named "key" is the example's "key".
         `Input.resident` then makes them once, else for each batch."""

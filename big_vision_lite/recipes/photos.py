@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Literal
+
 from big_vision_lite.backbones.norm import BatchNorm
 from big_vision_lite.backbones.resnet import ResNet
 from big_vision_lite.data.curation.steps import Curation, NestedSubset, ParentLabels
 from big_vision_lite.data.pipeline import Input
 from big_vision_lite.data.sources.image_folder import ImageFolder
 from big_vision_lite.data.transforms.image import RandomCropPadded, Resize
+from big_vision_lite.data.transforms.views import byol_views, simclr_views
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.heads.classification import Classification
+from big_vision_lite.heads.self_supervised import BYOL, SimCLR
 from big_vision_lite.training.optimizers import SGD
+from big_vision_lite.training.probe import Probe
 from big_vision_lite.training.schedules import Cosine, Schedule
 from big_vision_lite.training.transfer import Transfer
 
 SIZE = 32
 """Width and height of the photos in pixels."""
+
+Method = Literal["simclr", "byol"]
+"""How to learn without labels."""
 
 
 def photos_pretraining(root: str, *, steps: int, curate: tuple[Curation, ...] = (), depth: int = 10,
@@ -45,6 +54,36 @@ def photos_pretraining(root: str, *, steps: int, curate: tuple[Curation, ...] = 
         seed=seed,
         log_every=50,
     )
+
+
+def photos_self_supervised(root: str, method: Method, *, steps: int, curate: tuple[Curation, ...] = (),
+                           depth: int = 10, width: float = 0.25, batch_size: int = 256, rate: float | None = None,
+                           seed: int = 0, evals: tuple[str, ...] = ("val", "test")) -> Experiment:
+    """Learning from photos without their labels, by the network of `photos_pretraining`: SimCLR with the paper's
+    temperature and jitter for CIFAR-10 (Chen et al. 2020, appendix B.9), or BYOL; both by SGD instead of LARS, which is
+    for batches of thousands. Evaluations compare views.
+
+    Args:
+      root, curate, evals: as of `photos_pretraining`; labels are read for curation only.
+      rate: by default 0.06 for 128 photos, in proportion to the batch.
+    """
+    supervised = photos_pretraining(root, steps=steps, depth=depth, width=width, batch_size=batch_size, seed=seed,
+                                    curate=curate, evals=())
+    simclr = method == "simclr"
+    views = simclr_views(SIZE, strength=0.5) if simclr else byol_views(SIZE)
+    return dataclasses.replace(
+        supervised,
+        train=Input(ImageFolder(root, "train"), views, batch_size, curate=curate),
+        evals={name: Input(ImageFolder(root, name), views, batch_size) for name in evals},
+        head=SimCLR(hidden=512, size=128, temperature=0.5) if simclr else BYOL(hidden=1024, size=128),
+        optimizer=SGD(rate or 0.06 * batch_size / 128, schedule=Cosine(warmup=0.1), weight_decay=5e-4),
+    )
+
+
+def photos_probe(root: str, split: str = "val") -> Probe:
+    """How well labels can be read from features of photos: nearest neighbours and a linear probe."""
+    train, test = (Input(ImageFolder(root, name), Resize(SIZE), 128, resident="host") for name in ("train", split))
+    return Probe(train, test, ("neighbours", "linear"))
 
 
 def photos_transfer(init: str | None, root: str, *, images: int, freeze: bool = False, steps: int = 500,

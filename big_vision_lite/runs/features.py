@@ -39,7 +39,7 @@ class Embedder:
         trainer, state, _ = open_run(self.run)
         step = functools.partial(trainer.feature_step, state.eval_params, state.batch_stats)
         inputs = next(iter(trainer.experiment.evals.values()), trainer.experiment.train)
-        return step, inputs.transform.shape, replicated(trainer.mesh)
+        return step, inputs.transform.single_view.shape, replicated(trainer.mesh)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         step, _, sharding = self._opened
@@ -62,7 +62,8 @@ def features_of(trainer: Trainer, state: TrainState, images: Sequence[Path | np.
     Raises:
       BadImageError: an image cannot be read.
     """
-    view = dataclasses.replace(view_for(trainer, len(images)), on_bad_image="raise")
+    view = view_for(trainer, len(images))
+    view = dataclasses.replace(view, transform=view.transform.single_view, on_bad_image="raise")
     rows: dict[int, np.ndarray] = {}
     for batch in trainer.batches(view, ImageFiles(images, trainer.data), seed=None, targets=lambda example: {}):
         vectors = trainer.feature_step(state.eval_params, state.batch_stats,

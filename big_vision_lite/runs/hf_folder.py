@@ -34,6 +34,7 @@ from big_vision_lite.runs.import_export import RECORD, UnavailableSource, is_sta
 from big_vision_lite.runs.serving import preprocessing
 from big_vision_lite.system.atomic import write_text
 from big_vision_lite.system.paths import as_path
+from big_vision_lite.training.best import CheckpointChoice
 from big_vision_lite.training.metrics import last_results, read_run
 from big_vision_lite.training.trainer import Trainer
 from big_vision_lite.training.transfer import Transfer
@@ -48,19 +49,19 @@ TASKS: dict[type[Head], str] = {Classification: "image-classification", FasterRC
 """Hugging Face's names."""
 
 
-def write_hf_folder(run: Path, out: Path, step: int | None = None, allowed: tuple[str, ...] = (),
+def write_hf_folder(run: Path, out: Path, checkpoint: CheckpointChoice = "last", allowed: tuple[str, ...] = (),
                     licence: str | None = None, repository: str | None = None) -> str:
     """Write ``model.safetensors``, ``config.json`` and the model card ``README.md``. Returns a one-line summary.
 
     Args:
-      step, allowed: as `open_run`.
+      checkpoint, allowed: as `open_run`.
       licence: of the weights, by its identifier on Hugging Face, such as apache-2.0; for the card.
       repository: OWNER/NAME where the folder will be; for the card.
 
     Raises:
       UserError: no such run, or ``out`` cannot be written.
     """
-    trainer, state, step = open_run(run, step, allowed)
+    trainer, state, step = open_run(run, checkpoint, allowed)
     run, out = as_path(run), as_path(out)
     arrays = {name.partition(".")[2]: np.asarray(leaf) for name, leaf in
               flatten({"params": state.eval_params, "batch_stats": state.batch_stats}).items()}

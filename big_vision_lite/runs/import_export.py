@@ -28,6 +28,7 @@ from big_vision_lite.heads.classification import Classification
 from big_vision_lite.runs.evaluate import open_run
 from big_vision_lite.system.atomic import replacing
 from big_vision_lite.system.parse import convert, read_json
+from big_vision_lite.training.best import CheckpointChoice
 from big_vision_lite.training.checkpoints import Checkpoints
 from big_vision_lite.training.optimizers import SGD
 from big_vision_lite.training.trainer import Trainer
@@ -164,13 +165,14 @@ def _backbone(weights: Weights, source: str) -> Backbone:
     return ResNet(depth, width=width, norm=GroupNorm() if kind == "GroupNorm ResNet" else BatchNorm(), pixels=pixels)
 
 
-def export_weights(run: Path, out: Path, form: Format, step: int | None = None, allowed: Sequence[str] = ()) -> str:
+def export_weights(run: Path, out: Path, form: Format, checkpoint: CheckpointChoice = "last",
+                   allowed: Sequence[str] = ()) -> str:
     """Write a run's network as a .safetensors file (or .npz for ``bit``), under the names of another project.
 
     Raises:
       UserError: no such run, or its network has no names there.
     """
-    trainer, state, step = open_run(run, step, allowed)
+    trainer, state, step = open_run(run, checkpoint, allowed)
     arrays = {name.partition(".")[2]: np.asarray(leaf) for name, leaf in
               flatten({"params": state.eval_params, "batch_stats": state.batch_stats}).items()}
     timm = TIMM_BIT if isinstance(trainer.experiment.backbone, ResNetV2) else TORCHVISION

@@ -27,6 +27,7 @@ from big_vision_lite.runs.evaluate import open_run
 from big_vision_lite.system import cpu
 from big_vision_lite.system.atomic import write_bytes, write_text
 from big_vision_lite.system.paths import as_path
+from big_vision_lite.training.best import CheckpointChoice
 from big_vision_lite.training.step import TrainState, merge
 from big_vision_lite.training.trainer import Trainer
 
@@ -61,7 +62,8 @@ def serving_function(trainer: Trainer, state: TrainState) -> Serving:
     return serve
 
 
-def export(run: Path, out: Path, form: Form, step: int | None = None, allowed: tuple[str, ...] = ()) -> str:
+def export(run: Path, out: Path, form: Form, checkpoint: CheckpointChoice = "last",
+           allowed: tuple[str, ...] = ()) -> str:
     """Write a run's network and model.json to the folder ``out``. Returns a one-line summary.
 
     - stablehlo: ``model.stablehlo``, which ``jax.export.deserialize`` reads, for CPUs, GPUs and TPUs;
@@ -69,7 +71,7 @@ def export(run: Path, out: Path, form: Form, step: int | None = None, allowed: t
     - savedmodel: a TensorFlow SavedModel with the signature "serving_default".
 
     Args:
-      step, allowed: as `open_run`.
+      checkpoint, allowed: as `open_run`.
 
     Raises:
       UserError: no such run, a package is missing, the converter lacks an operation of the network, or ``out`` cannot
@@ -77,7 +79,7 @@ def export(run: Path, out: Path, form: Form, step: int | None = None, allowed: t
     """
     if form != "stablehlo":
         _require(form)
-    trainer, state, step = open_run(run, step, allowed)
+    trainer, state, step = open_run(run, checkpoint, allowed)
     return write_program(trainer, state, step, out, form)
 
 

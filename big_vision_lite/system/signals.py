@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 
 class Stopped(Exception):
@@ -45,3 +46,29 @@ def collect_signals(*numbers: int, once: bool = False, forward_as: int | None = 
         yield received
     finally:
         restore()
+
+
+@contextlib.contextmanager
+def hear_signals(tell: Callable[[int], None]) -> Iterator[None]:
+    """Call ``tell`` with each signal that has a handler in Python as it comes in, in another thread: the handler has to
+    wait while the main thread is within a library, as when it compiles. Outside the main thread, hear nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def listen() -> None:
+        while number := reader.recv(1):
+            tell(number[0])
+
+    thread = threading.Thread(target=listen, name="signals", daemon=True)
+    thread.start()
+    previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous)
+        writer.close()  # which ends the thread
+        thread.join()
+        reader.close()

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 import math
+import shlex
 import signal
 import tempfile
 import time
@@ -23,13 +24,21 @@ from big_vision_lite.experiment import Experiment
 from big_vision_lite.system import cpu
 from big_vision_lite.system.atomic import write_bytes, write_text
 from big_vision_lite.system.paths import as_path
-from big_vision_lite.system.signals import Stopped, collect_signals
+from big_vision_lite.system.signals import Stopped, collect_signals, hear_signals
+from big_vision_lite.training.best import MainScore
 from big_vision_lite.training.calls import Call, Dispatcher
 from big_vision_lite.training.checkpoints import Checkpoints
 from big_vision_lite.training.distributed import all_agree_to_stop, is_primary
-from big_vision_lite.training.metrics import MetricWriter, describe_run, last_results, read_run, write_details
+from big_vision_lite.training.metrics import (
+    MetricWriter,
+    describe_run,
+    last_results,
+    read_metrics,
+    read_run,
+    write_details,
+)
 from big_vision_lite.training.profiling import Profiler
-from big_vision_lite.training.progress import Clock, Display, device_memory
+from big_vision_lite.training.progress import Clock, Display, Forecast, device_memory
 from big_vision_lite.training.step import TrainState
 from big_vision_lite.training.trainer import Trainer
 from big_vision_lite.training.trunk import trunk_state
@@ -114,11 +123,20 @@ def training(experiment: Experiment, workdir: Path, profile: str | None = None, 
             earlier = {"cpu": read_run(as_path(experiment.branch.trunk)).get("cpu")}
         state = state if start else trainer.init()
         step = saved = last_logged = start
+        main, best = MainScore.of(experiment, data) if experiment.keep_best else None, None
+        if main and start:
+            kept = checkpoints.steps()
+            best = main.best(line for line in read_metrics(workdir / "metrics.jsonl") if line["step"] in kept)
+            checkpoints.best = best and best[0]
         board = WandB(wandb, resolved, workdir, start) if wandb is not None and is_primary() else None
         writer = stack.enter_context(contextlib.closing(
             MetricWriter(workdir, start, quiet=not is_primary(), board=board, confirm=owned.confirm)))
-        display = stack.enter_context(Display(steps, start, quiet or not is_primary()))
+        quiet = quiet or not is_primary()
+        forecast = Forecast(start, steps, experiment.eval_interval, experiment.save_interval)
+        display = stack.enter_context(Display(steps, start, quiet, forecast))
         received = stack.enter_context((signals or stop_signals)())
+        if not quiet:
+            stack.enter_context(hear_signals(display.acknowledge))
         wait = functools.partial(owned.wait, display.say, received if jax.process_count() == 1 else ())
         dog = stack.enter_context(Watchdog(watchdog, lambda: _last_saved(saved)))
         trainer.heartbeat = dog.heartbeat
@@ -141,7 +159,7 @@ def training(experiment: Experiment, workdir: Path, profile: str | None = None, 
         earlier_seconds, save_seconds = earlier.get("wall_seconds", 0.0), earlier.get("checkpoint_seconds", 0.0)
         rate = experiment.optimizer.schedule.build(steps)
         results: dict[str, float | None] = {}
-        clock, pending, dispatched = Clock(), collections.deque(), 0
+        clock, pending, dispatched, warned = Clock(), collections.deque(), 0, set[str]()
         bad_images = position.get("bad_images", 0)
         dispatcher = dispatcher or Dispatcher(trainer)
         calls = dispatcher.calls(trainer, start)
@@ -173,7 +191,7 @@ def training(experiment: Experiment, workdir: Path, profile: str | None = None, 
             # Read once: a signal may come at any line below.
             stop = None if last else _stop_signal(received, dispatched)
             save = last or step % experiment.save_interval == 0 or step in experiment.keep or stop is not None
-            if log or save:
+            if log or save or (evaluate and main):
                 while pending:
                     _check(*pending.popleft(), saved)
             if log:
@@ -188,13 +206,20 @@ def training(experiment: Experiment, workdir: Path, profile: str | None = None, 
                     line["bad_images"] = bad_images
                 owned.check()
                 writer.write(step, line)
-                display.report(step, line, (steps - step) * batch_size / speed if speed else 0.0)
+                if (warning := experiment.head.warning(line)) and warning not in warned:
+                    warned.add(warning)
+                    display.say(f"step {step}: {warning}")
+                display.report(step, line, batch_size / speed if speed else 0.0)
             with clock.pause():
                 if evaluate:
                     details: dict[str, Details] = {}
-                    results = _evaluate(trainer, state, step, saved, display, details if last else None)
+                    with forecast.timing("evaluation", step):
+                        results = _evaluate(trainer, state, step, saved, display, details if last else None)
                     owned.check()
                     writer.write(step, results)
+                    if main and main.better(value := results[main.key], best and best[1]):
+                        best, save = (step, value), True
+                        checkpoints.best = step
                     if first_eval:
                         _draw(trainer, state, first_eval, picture, wait)
                         writer.picture(step, f"{first_eval}/predictions", picture)
@@ -205,8 +230,9 @@ def training(experiment: Experiment, workdir: Path, profile: str | None = None, 
                     wait()
                     writer.sync()
                     save_began = time.perf_counter()
-                    checkpoints.finish_or_drop(display.say)
-                    checkpoints.save(step, state, resolved, {"step": step, "bad_images": bad_images})
+                    with forecast.timing("save", step):
+                        checkpoints.finish_or_drop(display.say)
+                        checkpoints.save(step, state, resolved, {"step": step, "bad_images": bad_images})
                     save_seconds += time.perf_counter() - save_began
                     writer.chart(step, {"checkpoint_seconds": save_seconds})
                     saved = step
@@ -228,6 +254,9 @@ def training(experiment: Experiment, workdir: Path, profile: str | None = None, 
         run |= {"results": results, "wall_seconds": round(earlier_seconds + time.perf_counter() - began, 1)}
         _write_run(workdir, run)
         display.say(f"done in {run['wall_seconds']:.0f} s; everything is in {workdir}")
+        if first_eval:
+            display.say(f"predictions are drawn in {picture}")
+        display.say(f"next: bvl report {shlex.quote(str(workdir))} makes a page of curves, scores and predictions")
     return results
 
 
@@ -249,7 +278,8 @@ def _evaluate(trainer: Trainer, state: TrainState, step: int, saved: int, displa
     for name in trainer.experiment.evals:
         start = time.perf_counter()
         try:
-            metrics = trainer.score(state, name, details=details)
+            with display.evaluation(name, len(trainer.open_eval(name)[1])) as advance:
+                metrics = trainer.score(state, name, details=details, advance=advance)
         except UserError as error:
             raise UserError(f"evaluation {name} at step {step}: {error}; {_last_saved(saved)}") from error
         score = "does not exist" if metrics[main] is None else f"{metrics[main]:.4f}"

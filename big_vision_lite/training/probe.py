@@ -73,6 +73,7 @@ class Probe:
 def features(trainer: Any, params: Tree, batch_stats: Tree, inputs: Input, dataset: Dataset) -> FeatureSet:
     """The spatial mean of the backbone's last stage for each readable image, in order."""
     values, labels = [], []
+    inputs = dataclasses.replace(inputs, transform=inputs.transform.single_view)
     for batch in trainer.batches(inputs, dataset, seed=None, targets=_first_label):
         images = trainer.to_devices({"image": batch["image"]})["image"]
         batch, vectors = trainer.to_host(batch, trainer.feature_step(params, batch_stats, images))

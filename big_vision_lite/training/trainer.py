@@ -60,7 +60,7 @@ class Trainer:
         transfer = experiment.transfer
         optimizer = transfer.optimizer(experiment.optimizer.build(experiment.steps))
         self.data = experiment.train.open() if data is None else data
-        if self.data.unlabelled:
+        if self.data.unlabelled and experiment.head.needs_labels:
             raise UserError(f"the images of train ({type(experiment.train.source).__name__}) have no annotations, so "
                             "nothing can be learnt from them; give the annotations of another split")
         self._evals: dict[str, Dataset] = {}
@@ -163,7 +163,7 @@ class Trainer:
         if name not in self._evals:
             self._evals[name] = self._restricted(inputs.open())
         dataset = self._evals[name]
-        if scored and dataset.unlabelled:
+        if scored and self._unscorable(dataset):
             raise UserError(f"the images of evals.{name} have no annotations to score predictions against; bvl "
                             "evaluate RUN --submission FILE writes a file for the task's server")
         ours, theirs = self.data.classes, dataset.classes
@@ -180,6 +180,9 @@ class Trainer:
                 raise UserError(f"evals.{name}: {error}") from error
             self._scorable.add(name)
         return inputs, dataset
+
+    def _unscorable(self, dataset: Dataset) -> bool:
+        return dataset.unlabelled and self.experiment.head.needs_labels
 
     def _restricted(self, dataset: Dataset) -> Dataset:
         """An evaluation's data, restricted to the classes of the training data if the experiment restricts those."""
@@ -266,12 +269,14 @@ class Trainer:
         return batch, jax.tree.map(np.asarray, outputs)
 
     def score(self, state: TrainState, name: str, submission: Path | None = None,
-              details: dict[str, Details] | None = None) -> dict[str, float | None]:
+              details: dict[str, Details] | None = None,
+              advance: Callable[[int], None] = lambda images: None) -> dict[str, float | None]:
         """Metrics of one evaluation; only "images" where the data has no annotations, None for those that do not exist.
 
         Args:
           submission: file for the predictions, in the format of the task's server.
           details: gets `Metrics.details` by the evaluation's name.
+          advance: called with the number of images of each batch that was scored.
 
         Raises:
           UserError: the task or data has no such format; or no annotations and no ``submission``.
@@ -282,9 +287,10 @@ class Trainer:
             metrics.check_results()
         for batch, outputs in self.predictions(state.eval_params, state.batch_stats, inputs, dataset):
             metrics.add(outputs, batch)
+            advance(int(batch["mask"].sum()))
         if submission is not None:
             metrics.write_results(submission)
-        if dataset.unlabelled:
+        if self._unscorable(dataset):
             return {"images": len(dataset)}
         if details is not None:
             details[name] = metrics.details()

@@ -53,5 +53,6 @@ def get_study(task: Task = "boxes", subsets: tuple[int, ...] = (2_000, 32_000), 
                                         steps=steps, rate=rate, freeze=freeze and init is not None, subset_seed=seed,
                                         seed=seed)
                     runs.append(Run(f"{label},{task},target={number},rate={rate:g},seed={seed}", experiment,
-                                    factors={**factors, "target_images": number, "stage": "transfer", "task": task}))
+                                    factors={**factors, "target_images": number, "rate": rate, "stage": "transfer",
+                                             "task": task}))
     return Study(study_name, tuple(runs))

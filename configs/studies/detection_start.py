@@ -51,7 +51,8 @@ def get_study(subsets: tuple[int, ...] = (666, 20_000), rates: tuple[float, ...]
             for rate in rates:
                 for steps in lengths:
                     for factor in head_rates:
-                        factors = {"head_rate": factor, "statistics": "fixed" if fixed_statistics else "batch"}
+                        factors = {"rate": rate, "head_rate": factor,
+                                   "statistics": "fixed" if fixed_statistics else "batch"}
                         name = f"rate={rate:g},head={factor:g},steps={steps}" + ",batch" * (not fixed_statistics)
                         experiment = _detection(RUN_PREFIX + pretraining.name, rate, factor, steps, fixed_statistics,
                                                 seed)

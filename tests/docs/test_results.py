@@ -172,3 +172,14 @@ def test_depth_and_labels_of_the_surface():
                            and (row["frozen"] == column or row["stage"] == "pretraining")) if column else ""
                  for column in columns]
         assert f"| {start} | {' | '.join(cells)} |" in text, (start, cells)
+
+
+def test_the_start_of_a_detector():
+    text = (RESULTS / "dense_transfer.md").read_text()
+    for folder, rate, head in (("rates", 0.02, 1), ("head_rates", 0.02, 12), ("rates", 0.06, 1), ("rates", 0.2, 1)):
+        with (RESULTS / "detection_start" / folder / "results.csv").open() as file:
+            rows = [row for row in csv.DictReader(file) if row["stage"] == "transfer"
+                    and (float(row["rate"]), float(row["head_rate"])) == (rate, head)]
+        cells = [", ".join(f"{float(row['test/AP']):.3f}" for row in sorted(rows, key=lambda row: row["seed"])
+                           if row["images"] == images) for images in ("666", "20000")]
+        assert f"| {head * rate:g} | {' | '.join(cells)} |" in text

@@ -44,6 +44,26 @@ def softmax(logits):
     return e / e.sum(-1, keepdims=True)
 
 
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_soft_labels_are_a_loss_against_the_candidates_probabilities(kind):
+    head = Classification(kind, max_labels=3, soft_labels=True)
+    examples = [{"id": "a", "labels": np.array([2]), "candidates": np.array([2, 0]),
+                 "probabilities": np.float32([0.6, 0.2])},
+                {"id": "b", "labels": np.array([4])}, {"id": "", "labels": []}]
+    targets = [head.targets(example) for example in examples]
+    images = np.random.default_rng(1).integers(0, 256, (3, 6, 6, 3)).astype(np.uint8)
+    batch = {"image": images, "mask": np.arange(3) < 2, **{k: np.stack([t[k] for t in targets]) for k in targets[0]}}
+    loss, _ = head.loss(Linear(), on_device(batch))
+    soft = np.array([[0.2, 0, 0.6, 0, 0], [0, 0, 0, 0, 1]])
+    logits = images[:2].reshape(2, -1) @ np.float64(PROJECTION)
+    if kind == "softmax":
+        expected = -(soft / soft.sum(1, keepdims=True) * np.log(softmax(logits))).sum(1)
+    else:
+        p = 1 / (1 + np.exp(-logits))
+        expected = -(soft * np.log(p) + (1 - soft) * np.log(1 - p)).sum(1)
+    np.testing.assert_allclose(loss[:2], expected, rtol=1e-4)
+
+
 def test_mixup_is_a_loss_against_two_labels_on_mixed_pixels():
     images = RNG.integers(0, 256, (4, 6, 6, 3)).astype(np.uint8)
     share = np.array([0.9, 0.5, 0.75, 1.0], np.float32)

@@ -16,7 +16,7 @@ DEEPLAB = {"rates": (6, 12, 18), "channels": 256, "image_pooling": True, "dropou
 
 @pytest.mark.parametrize(("config", "expected"), [
     (Classification(), {"loss_kind": "sigmoid", "max_labels": 16, "label_smoothing": 0.0, "prior": None, "mixup": 0.0,
-                        "ten_crop": None, "hierarchy": None}),
+                        "ten_crop": None, "soft_labels": False, "hierarchy": None}),
     (C4(), {"rpn_channels": 512, "anchor_sizes": None, "pre_nms_topk": (6000, 6000), "post_nms_topk": (300, 300),
             "rois_per_image": 64, "pooler_resolution": 14, "aligned": True, "dtype": "float32"}),
     (FPN(), {"channels": 256, "width": 1024, "anchor_sizes": None, "pre_nms_topk": (2000, 1000),

@@ -17,6 +17,9 @@ PAPER = (*(f"paper/tables.py:table={table}" for table in TABLE_STUDIES), "paper/
          "paper/near_duplicates.py:exclude=/ids.txt,root=/photos", "paper/coco_keypoints.py:")
 SEVERAL_SEEDS = (*PAPER, "studies/boxes.py:", "studies/data_size.py:", "studies/detection_start.py:",
                  "studies/photos.py:root=/photos", "studies/surface.py:",
+                 "studies/self_supervised.py:root=/photos,target=/others,methods=(simclr,byol,supervised)",
+                 "studies/pseudo_labels.py:root=/photos,rounds=2,labels=/runs",
+                 "studies/pruning.py:root=/photos,scores=/runs",
                  "studies/surface.py:root=/photos,target=/others,target_images=(100,1000),wrong=(0,20)")
 
 
@@ -61,6 +64,7 @@ def test_studies_differ_in_what_they_vary():
 @pytest.mark.parametrize("spec, message", [
     ("paper/near_duplicates.py:exclude=/ids.txt", "needs root=FOLDER"),
     ("paper/tables.py:table=voc12,minival=/ids.txt", "table=voc12 does not use"),
+    ("studies/pseudo_labels.py:root=/photos,rounds=1", "expected the folder of the teachers' runs"),
     ("studies/data_size.py:steps=10,epochs=4", "steps=10 and epochs=4 are both given"),
 ])
 def test_what_is_refused(spec, message):

@@ -1,14 +1,17 @@
 """Files that are complete or absent, and signals that are collected."""
 
+import ctypes
+import os
 import resource
 import signal
+import threading
 
 import numpy as np
 import pytest
 
 from big_vision_lite.system.atomic import replacing, write_text
 from big_vision_lite.system.cache import cached_array, cached_bytes, cached_file
-from big_vision_lite.system.signals import collect_signals
+from big_vision_lite.system.signals import collect_signals, hear_signals
 
 
 def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
@@ -86,3 +89,24 @@ def test_signals_are_collected():
         with pytest.raises(KeyboardInterrupt):  # the second one acts at once
             signal.raise_signal(signal.SIGINT)
         assert interrupts == [signal.SIGINT] and stops == [signal.SIGTERM]
+
+
+def test_a_signal_is_heard_while_the_main_thread_is_busy():
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)  # zeros are an open mutex
+    heard = []
+
+    def tell(number: int) -> None:
+        heard.append((number, list(received)))
+        libc.pthread_mutex_unlock(mutex)
+
+    with collect_signals(signal.SIGTERM) as received, hear_signals(tell):
+        timers = [threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)),
+                  threading.Timer(20, libc.pthread_mutex_unlock, (mutex,))]  # if nothing is heard
+        for timer in timers:
+            timer.start()
+        for _ in range(2):  # the second one waits in C, so that no handler can run
+            libc.pthread_mutex_lock(mutex)
+        for timer in timers:
+            timer.cancel()
+    assert heard == [(signal.SIGTERM, [])] and received == [signal.SIGTERM]
+    assert signal.set_wakeup_fd(-1) == -1

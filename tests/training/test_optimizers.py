@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from big_vision_lite.errors import UserError
-from big_vision_lite.training.optimizers import SGD, AdamW, Optimizer, RMSProp
+from big_vision_lite.training.optimizers import LARS, SGD, AdamW, Optimizer, RMSProp
 from big_vision_lite.training.schedules import Constant, Staircase
 
 STEPS = 20
@@ -41,6 +41,14 @@ def rmsprop(grad, rate, state, momentum=0.9, decay_rate=0.9, epsilon=1e-3):
     return trace, {"square": square, "trace": trace}
 
 
+def lars(grad, param, rate, state, momentum=0.9, trust_coefficient=0.001):
+    """The move itself (You et al. 2017, algorithm 1), as optax has it: the rate of a step scales what it adds."""
+    if param.ndim > 1:
+        grad = grad * trust_coefficient * np.linalg.norm(param) / np.linalg.norm(grad)
+    trace = momentum * state.get("trace", 0.0) + rate * grad
+    return trace, {"trace": trace}
+
+
 def reference(optimizer: Optimizer, rate_of, fields: dict) -> dict[str, np.ndarray]:
     """Parameters after all steps, in float64."""
     params, states = dict(START), {name: {} for name in START}
@@ -56,6 +64,8 @@ def reference(optimizer: Optimizer, rate_of, fields: dict) -> dict[str, np.ndarr
                 move = rate_of(step) * (direction + decay)
             elif isinstance(optimizer, RMSProp):
                 move, states[name] = rmsprop(grad + decay, rate_of(step), states[name], **fields)
+            elif isinstance(optimizer, LARS):
+                move, states[name] = lars(grad + decay, params[name], rate_of(step), states[name], **fields)
             else:
                 direction, states[name] = sgd(grad + decay, states[name], **fields)
                 move = rate_of(step) * direction
@@ -67,6 +77,7 @@ def reference(optimizer: Optimizer, rate_of, fields: dict) -> dict[str, np.ndarr
 @pytest.mark.parametrize(("kind", "fields"), [
     (SGD, {}), (SGD, {"momentum": 0.5}), (SGD, {"nesterov": True}),
     (RMSProp, {}), (RMSProp, {"momentum": 0.5, "decay_rate": 0.7, "epsilon": 0.1}),
+    (LARS, {}), (LARS, {"momentum": 0.5, "trust_coefficient": 0.1}),
     (AdamW, {}), (AdamW, {"b1": 0.5, "b2": 0.9, "epsilon": 0.1})], ids=str)
 def test_optimisers_follow_their_definitions(kind, fields, clip):
     optimizer = kind(0.1, Staircase(every=4, factor=0.5), 0.01, "all" if fields else "kernels", clip, **fields)
@@ -84,8 +95,8 @@ def test_optimisers_follow_their_definitions(kind, fields, clip):
 def test_defaults():
     """A change here changes what configs train that leave these out."""
     defaults = [(kind.learning_rate, kind.weight_decay, kind.decay_mask, kind.grad_clip_norm)
-                for kind in (SGD(), RMSProp(), AdamW())]
-    assert defaults == [(rate, 1e-4, "kernels", None) for rate in (0.1, 0.1, 1e-3)]
+                for kind in (SGD(), RMSProp(), AdamW(), LARS())]
+    assert defaults == [*((rate, 1e-4, "kernels", None) for rate in (0.1, 0.1, 1e-3)), (0.3, 1e-6, "kernels", None)]
 
 
 @pytest.mark.parametrize("fields", [{"learning_rate": 0.0}, {"weight_decay": -1e-9}, {"grad_clip_norm": 0.0}])

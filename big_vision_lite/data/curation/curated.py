@@ -15,7 +15,7 @@ from big_vision_lite.data.curation.label_rules import LabelRule, Remap
 from big_vision_lite.data.curation.object_labels import renumber_objects
 from big_vision_lite.data.curation.stored import Order, stored_counts
 from big_vision_lite.data.ragged import Ragged, id_key
-from big_vision_lite.data.source import Dataset, Example, Strata, without_objects
+from big_vision_lite.data.source import SOFT_LABELS, Dataset, Example, Strata, without_objects
 from big_vision_lite.errors import BadImageError
 
 
@@ -121,7 +121,8 @@ class Curated(Dataset):
         for i, example in enumerate(examples):
             try:
                 objects = {} if self._renumbering is None else renumber_objects(example, self._renumbering)
-                relabelled.append(without_objects(example) | objects | {"labels": labels.row(i)})
+                kept = {key: value for key, value in without_objects(example).items() if key not in SOFT_LABELS}
+                relabelled.append(kept | objects | {"labels": labels.row(i)})
             except BadImageError as error:
                 relabelled.append(error)
         return relabelled

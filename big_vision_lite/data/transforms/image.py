@@ -72,6 +72,11 @@ class Transform(abc.ABC):
         """All shapes that it writes. Each batch has one of them."""
         return (self.shape,)
 
+    @property
+    def single_view(self) -> "Transform":
+        """This transform; of one that writes several views of an image, one that shows it once, as features need it."""
+        return self
+
     def bucket(self, sizes: np.ndarray) -> np.ndarray:
         """The best of ``shapes`` for each image size: int ``[n, 2]``, (height, width), to int64 ``[n]``."""
         return np.zeros(len(sizes), np.int64)
