@@ -200,7 +200,7 @@ class Classification(Head):
 
     def confidence(self, logits: Float[np.ndarray, "b c"]) -> Float[np.ndarray, " b"]:
         """The probability of the most probable class."""
-        return self._probabilities(logits).max(axis=-1)
+        return self.probabilities(logits).max(axis=-1)
 
     def to_json(self, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
                 classes: tuple[str, ...]) -> list[dict[str, Any]]:
