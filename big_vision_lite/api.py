@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from big_vision_lite.heads.head import Prediction
     from big_vision_lite.scaling.laws.answers import Terms
     from big_vision_lite.scaling.laws.prediction import Prediction as LawPrediction
+    from big_vision_lite.training.best import CheckpointChoice
     from big_vision_lite.training.step import TrainState
     from big_vision_lite.training.trainer import Trainer
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FittedLaw", "Run", "UserError", "advise", "fit_law", "load", "train"]
 WEIGHTS = (".safetensors", ".npz", ".pth", ".pt")
+WEIGHTS_OF_FOLDER = "model.safetensors"
+"""In a folder that ``bvl export --to hf-folder`` wrote."""
 
 
 def train(config: str | Experiment, workdir: str | Path | None = None) -> Run:
@@ -73,34 +76,39 @@ def train(config: str | Experiment, workdir: str | Path | None = None) -> Run:
     return Run(folder)
 
 
-def load(run: str | Path, step: int | None = None, classes: Sequence[str] | None = None,
+def load(run: str | Path, checkpoint: CheckpointChoice = "last", classes: Sequence[str] | None = None,
          imports: Sequence[str] = ()) -> Run:
     """A run from its folder, or from published weights.
 
     Args:
-      run: a folder; or ``hf:OWNER/NAME``, a URL or a file of a ResNet's weights (docs/weights.md), which become a run
-        in the cache.
-      step: of the checkpoint; None: the newest.
+      run: a folder; or a shared run, as the folder that ``bvl export --to hf-folder`` wrote or as ``hf:OWNER/NAME``;
+        or ``hf:OWNER/NAME``, a URL or a file of a ResNet's weights (docs/weights.md). The last two become a run in the
+        cache.
+      checkpoint: its step, "best" by the main metric of the first evaluation (`Experiment.keep_best`), or "last".
       classes: class names of published weights; None: their numbers.
       imports: modules besides this package that the config's classes may come from.
 
     Raises:
       UserError: no such run, checkpoint, weights or module.
     """
-    from big_vision_lite.weights.download import is_remote
+    from big_vision_lite.weights.download import fetch, is_remote
 
     name = str(run)
+    if not is_remote(name) and (Path(name) / WEIGHTS_OF_FOLDER).is_file():
+        name = str(Path(name) / WEIGHTS_OF_FOLDER)
     if is_remote(name) or Path(name).suffix in WEIGHTS:
         from big_vision_lite.runs.import_export import import_weights
         from big_vision_lite.system.cache import cache_dir
 
-        key = hashlib.sha256(repr((name, classes)).encode()).hexdigest()[:12]
+        file = fetch(name)
+        changed = file.stat().st_mtime_ns if file.is_file() else None
+        key = hashlib.sha256(repr((name, classes, changed)).encode()).hexdigest()[:12]
         folder = cache_dir() / "imported" / f"{Path(name.partition('#')[0]).stem}-{key}"
         import_weights(name, folder, classes)
         return Run(folder)
     if classes is not None:
         raise UserError(f"classes= names those of published weights; the run {name!r} has its own")
-    return Run(Path(name), step, imports)
+    return Run(Path(name), checkpoint, imports)
 
 
 class Run:
@@ -114,10 +122,10 @@ class Run:
       UserError: the folder holds no run.
     """
 
-    def __init__(self, folder: str | Path, step: int | None = None, imports: Sequence[str] = ()):
+    def __init__(self, folder: str | Path, checkpoint: CheckpointChoice = "last", imports: Sequence[str] = ()):
         from big_vision_lite.commands.setup import set_up_for
 
-        self.folder, self._step, self._imports = Path(folder), step, tuple(imports)
+        self.folder, self._checkpoint, self._imports = Path(folder), checkpoint, tuple(imports)
         self.experiment: Experiment = set_up_for(self.folder, self._imports)
 
     def __repr__(self) -> str:
@@ -127,7 +135,7 @@ class Run:
     def _opened(self) -> tuple[Trainer, TrainState, int]:
         from big_vision_lite.runs.evaluate import open_run
 
-        return open_run(self.folder, self._step, self._imports)
+        return open_run(self.folder, self._checkpoint, self._imports)
 
     @property
     def step(self) -> int:
@@ -197,7 +205,7 @@ class Run:
         if source is not None:
             name = Path(source.partition(":")[0]).stem if isinstance(source, str) else type(source).__name__
             sources = {name or "source": source_of(source) if isinstance(source, str) else source}
-        metrics = evaluate(self.folder, split, self._step, self._imports, sources)
+        metrics = evaluate(self.folder, split, self._checkpoint, self._imports, sources)
         return {name: value for name, value in metrics.items() if name != "step"}
 
     def metrics(self) -> dict[str, np.ndarray]:

@@ -65,6 +65,8 @@ class Experiment:
     """Newest checkpoints to keep."""
     keep: tuple[int, ...] = ()
     """Steps whose checkpoints are kept as well, for branches."""
+    keep_best: bool = False
+    """Save and keep the checkpoint of the best evaluation as well, by the main metric of the first one."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -124,5 +126,5 @@ def read_experiment(path: Path, allowed: Sequence[str] = ()) -> Experiment:
 
 
 WITHOUT_EFFECT = ("branch", "steps_per_call", "log_every", "eval_every", "save_every", "max_checkpoints", "keep",
-                  "mesh", "train.threads", "train.workers", "train.prefetch", "train.resident")
+                  "keep_best", "mesh", "train.threads", "train.workers", "train.prefetch", "train.resident")
 """Fields that do not change what a run learns, but for the rounding of sums over another mesh or in another program."""

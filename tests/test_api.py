@@ -127,7 +127,7 @@ def test_what_is_not_given_right(run, tmp_path):
     with pytest.raises(bvl.UserError, match="errors are missing"):
         bvl.fit_law([1, 2, 3, 4])
     with pytest.raises(bvl.UserError, match="has no checkpoint of step 7"):
-        bvl.load(run.folder, step=7).predict(np.zeros((4, 4, 3), np.uint8))
+        bvl.load(run.folder, checkpoint=7).predict(np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         bvl.trian  # noqa: B018
 

@@ -13,7 +13,7 @@ import numpy as np
 from big_vision_lite.scaling.laws.curves import read_rows
 from big_vision_lite.scaling.paper.claims import FEWEST_SEEDS, Contrast, Finding, Runs, find
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results" / "surface"
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 LARGE, SMALL, LONG = 45_000, 8_000, 450_000
 """Photos to learn from, and photos seen with repeats, of the longest runs."""
 
@@ -26,7 +26,7 @@ class Claim:
     how: str
     """How it was tested."""
     files: tuple[str, ...] = ()
-    """The results.csv that have the runs."""
+    """Folders of the results.csv that have the runs, below docs/results or docs/results/surface."""
     contrasts: tuple[Contrast, ...] = ()
     """None where it was not run."""
 
@@ -90,7 +90,14 @@ CLAIMS = (
     Claim("Near-duplicates of the test images raise the score (in the paper they hardly do)",
           "44,000 photos with them minus 44,000 without", ("labels", "duplicates"),
           (photos("225,000 seen", *more({"excluded": ""}, {"excluded": "True"})),)),
-    Claim("Pretraining helps detection and segmentation", "boxes and masks, pretrained against scratch, three seeds"),
+    Claim("Pretraining helps detection and segmentation",
+          "emoji by another artist, pretrained on 32,000 scenes minus from scratch, at equal steps",
+          ("dense_transfer/boxes", "dense_transfer/masks"),
+          tuple(photos(f"{task} of {target:,} scenes, {name}, rate {rate:g}",
+                       *more(*({"task": task, "images": images, "target_images": target, "rate": rate}
+                               for images in (32_000, 0))), metric=f"test/{name}", stage="transfer")
+                for task, name, rate in (("boxes", "AP50", 1e-3), ("masks", "mIoU", 2e-3))
+                for target in (200, 2_000))),
 )
 
 
@@ -98,7 +105,9 @@ def main() -> None:
     print(TEXT)
     print("| claim | tested by | difference of the score | verdict |\n|---|---|---|---|")
     for claim in CLAIMS:
-        rows = [row for name in claim.files for path in [RESULTS / name / "results.csv"] if path.is_file()
+        rows = [row for name in claim.files for path in (RESULTS / name / "results.csv",
+                                                                       RESULTS / "surface" / name / "results.csv")
+                if path.is_file()
                 for row in read_rows(path)]
         found = [find(contrast, rows) for contrast in claim.contrasts] or [Finding("", np.zeros(0))]
         for number, one in enumerate(found):

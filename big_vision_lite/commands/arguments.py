@@ -13,7 +13,7 @@ import textwrap
 import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -22,7 +22,8 @@ from big_vision_lite.errors import UserError
 
 Options = TypeVar("Options")
 Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="Folder of a run.")]
-Step = Annotated[int | None, tyro.conf.arg(metavar="N", help="Checkpoint to use; by default the newest.")]
+Checkpoint = Annotated[str, tyro.conf.arg(
+    metavar="best|last|STEP", help="Which one to use: best by the main metric (see keep_best), or the newest.")]
 Imports = Annotated[tuple[str, ...], tyro.conf.arg(
     name="import", metavar="[MODULE ...]", help="Modules outside this package that classes in configs come from.")]
 Source = Annotated[str, tyro.conf.arg(metavar="SOURCE")]
@@ -76,6 +77,15 @@ def on_one_line(program: str) -> Iterator[None]:
         hint = f"; did you mean {' or '.join(similar[:3])}?" if similar and others[0][0].startswith("Perhaps") else ""
         wrong = textwrap.shorten(" ".join(message), 1000, placeholder=" ...").rstrip(".")
         raise UserError(f"{wrong}{hint}; see {program} --help") from None
+
+
+def checkpoint_of(text: str) -> int | Literal["best", "last"]:
+    """The choice that --checkpoint stands for. Raises: UserError when it is none."""
+    if text == "best" or text == "last":
+        return text
+    if not text.isdecimal():
+        raise UserError(f"--checkpoint {text!r}; expected best, last or the step of a checkpoint")
+    return int(text)
 
 
 def require_config(arguments: list[str], command: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from big_vision_lite.commands.arguments import Imports, Source, Step, parse
+from big_vision_lite.commands.arguments import Checkpoint, Imports, Source, checkpoint_of, parse
 from big_vision_lite.commands.arguments import Run as RunFolder
 from big_vision_lite.errors import UserError, writing
 from big_vision_lite.near_duplicates import MIN_CORRELATION, THRESHOLD
@@ -169,12 +169,13 @@ class ScoreImages:
     source: Source | None = None
     """Images to score, with one label or more each; by default what the run was trained on. Of a CONFIG, its training
     data after curation."""
-    step: Step = None
+    checkpoint: Checkpoint = "last"
     imports: Imports = ()
 
 
 def score(arguments: list[str]) -> int:
     options = parse(ScoreImages, arguments, "bvl data score")
+    checkpoint = checkpoint_of(options.checkpoint)
     from big_vision_lite.commands.setup import set_up_for
 
     experiment = set_up_for(options.run, options.imports)
@@ -185,7 +186,7 @@ def score(arguments: list[str]) -> int:
     if options.source is not None:
         data = input_of(options.source) or dataclasses.replace(
             experiment.train, source=source_of(options.source), curate=())
-    table = score(options.run, options.out, data, options.step, options.imports)
+    table = score(options.run, options.out, data, checkpoint, options.imports)
     print(f"{options.out}: {', '.join(table.scores)} of {len(table.keys):,} images; keep some of them with "
           f"KeepByScore({str(options.out)!r}, 0.5)")
     return 0

@@ -7,12 +7,15 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from big_vision_lite.commands.arguments import Imports, Run, Source, Step, parse
+from big_vision_lite.commands.arguments import Checkpoint, Imports, Run, Source, checkpoint_of, parse
 from big_vision_lite.errors import UserError
+
+if TYPE_CHECKING:
+    from big_vision_lite.training.best import CheckpointChoice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,29 +30,53 @@ class Evaluate:
     submission: Path | None = None
     """File for the first evaluation's (or --source's) detections or keypoints, as COCO's server takes them; needs no
     annotations."""
+    robustness: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KIND=FOLDER ...")] = ()
+    """Score robustness sets instead: imagenet-a, -r, -sketch, -v2, -real or objectnet, as in objectnet=/objectnet-1.0;
+    docs/data.md has their layouts."""
     boxes: Path | None = None
     """For keypoints: a detector's results (its --submission), whose boxes are used instead of the annotated ones."""
-    step: Step = None
+    checkpoint: Checkpoint = "last"
     imports: Imports = ()
 
 
 def evaluate(arguments: list[str]) -> int:
     options = parse(Evaluate, arguments, "bvl evaluate")
+    checkpoint = checkpoint_of(options.checkpoint)
     from big_vision_lite.commands.setup import set_up_for
 
     set_up_for(options.run, options.imports)
     from big_vision_lite.commands.sources import source_of
     from big_vision_lite.runs.evaluate import evaluate
 
+    if options.robustness:
+        print(json.dumps(_robustness(options, checkpoint), indent=2))
+        return 0
     if options.source is not None and options.split is not None:
         raise UserError("--source and --split exclude each other; give the split with the source: SOURCE:split=NAME")
     sources = None
     if options.source is not None:
         sources = {Path(options.source.partition(":")[0]).stem or "source": source_of(options.source)}
-    metrics = evaluate(options.run, options.split, options.step, options.imports, sources, options.submission,
+    metrics = evaluate(options.run, options.split, checkpoint, options.imports, sources, options.submission,
                        options.boxes)
     print(json.dumps(metrics, indent=2))
     return 0
+
+
+def _robustness(options: Evaluate, checkpoint: CheckpointChoice) -> dict[str, float | None]:
+    """Raises: UserError for other options beside --robustness, and as `evaluate_robustness`."""
+    from big_vision_lite.runs.robustness import evaluate_robustness
+
+    for name in ("split", "source", "submission", "boxes"):
+        if getattr(options, name) is not None:
+            raise UserError(f"--robustness and --{name} exclude each other; leave one out")
+    sets = dict[str, str]()
+    for text in options.robustness:
+        kind, equals, folder = text.partition("=")
+        if not equals or kind in sets:
+            raise UserError(f"--robustness {text!r}; expected KIND=FOLDER, each kind once, such as "
+                            "imagenet-a=/data/imagenet-a")
+        sets[kind] = folder
+    return evaluate_robustness(options.run, sets, checkpoint, options.imports)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +95,7 @@ class ProbeRun:
     """Training images per class."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the few-shot samples."""
-    step: Step = None
+    checkpoint: Checkpoint = "last"
     random: bool = False
     """Probe an untrained network of the same config, as a baseline."""
     imports: Imports = ()
@@ -76,6 +103,7 @@ class ProbeRun:
 
 def probe(arguments: list[str]) -> int:
     options = parse(ProbeRun, arguments, "bvl probe")
+    checkpoint = checkpoint_of(options.checkpoint)
     from big_vision_lite.commands.setup import set_up_for
     from big_vision_lite.commands.sources import source_of
 
@@ -94,7 +122,7 @@ def probe(arguments: list[str]) -> int:
         train, test = (dataclasses.replace(view, source=source_of(spec), curate=())
                        for spec in (options.train, options.test))
         probes = {"": Probe(train, test, options.kinds, options.shots, options.seeds)}
-    print(tabulate(probe_run(options.run, probes, options.step, options.random, options.imports)))
+    print(tabulate(probe_run(options.run, probes, checkpoint, options.random, options.imports)))
     return 0
 
 
@@ -115,12 +143,13 @@ class Predict:
     box."""
     score: float | None = None
     """Leave out labels and detections with a lower score; by default all are printed, and boxes drawn from 0.3 on."""
-    step: Step = None
+    checkpoint: Checkpoint = "last"
     imports: Imports = ()
 
 
 def predict(arguments: list[str]) -> int:
     options = parse(Predict, arguments, "bvl predict")
+    checkpoint = checkpoint_of(options.checkpoint)
     from big_vision_lite.commands.setup import set_up_for
 
     set_up_for(options.run, options.imports)
@@ -129,7 +158,7 @@ def predict(arguments: list[str]) -> int:
     out = options.out or options.run / "predictions"
     began, times = time.perf_counter(), []
     try:
-        for answer in predict(options.run, options.images, out, options.step, options.imports, options.score,
+        for answer in predict(options.run, options.images, out, checkpoint, options.imports, options.score,
                               options.boxes):
             print(json.dumps(answer), flush=True)
             times.append(time.perf_counter())
@@ -158,14 +187,16 @@ class PseudoLabel:
     """At most so many images per class, the most confident; by default all."""
     top_k: int = 5
     """Classes per image whose probabilities are kept, for soft labels."""
-    step: Step = None
+    checkpoint: Checkpoint = "last"
     imports: Imports = ()
 
 
 def pseudolabel(arguments: list[str]) -> int:
     options = parse(PseudoLabel, arguments, "bvl pseudolabel")
+    checkpoint = checkpoint_of(options.checkpoint)
     if options.out.suffix != ".csv":
         raise UserError(f"--out {str(options.out)!r}: expected a name that ends in .csv")
+    checkpoint = checkpoint_of(options.checkpoint)
     from big_vision_lite.commands.setup import set_up_for
 
     set_up_for(options.run, options.imports)
@@ -173,7 +204,7 @@ def pseudolabel(arguments: list[str]) -> int:
     from big_vision_lite.runs.pseudolabel import pseudolabel
 
     how = pseudolabel(options.run, source_of(options.source), options.out, options.threshold, options.per_class,
-                      options.top_k, options.step, options.imports)
+                      options.top_k, checkpoint, options.imports)
     print(f"{options.out}: {how.labelled:,} of {how.images:,} images got labels, and {how.given:,} keep their own"
           + (f"; {how.unreadable:,} cannot be read" if how.unreadable else ""))
     if how.precision is not None and how.recall is not None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from big_vision_lite.commands.arguments import Imports, Run, Step, parse
+from big_vision_lite.commands.arguments import Checkpoint, Imports, Run, checkpoint_of, parse
 from big_vision_lite.system.parse import read_text
 
 
@@ -46,16 +46,17 @@ class Export:
     """Whose names: torchvision's, timm's, BiT's, or ours."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")]
     """The file: .safetensors; for bit .npz."""
-    step: Step = None
+    checkpoint: Checkpoint = "last"
     imports: Imports = ()
 
 
 def export(arguments: list[str]) -> int:
     options = parse(Export, arguments, "bvl weights export")
+    checkpoint = checkpoint_of(options.checkpoint)
     from big_vision_lite.commands.setup import set_up_for
 
     set_up_for(options.run, options.imports)
     from big_vision_lite.runs.import_export import export_weights
 
-    print(f"{options.out}: {export_weights(options.run, options.out, options.to, options.step, options.imports)}")
+    print(f"{options.out}: {export_weights(options.run, options.out, options.to, checkpoint, options.imports)}")
     return 0

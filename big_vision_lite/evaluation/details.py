@@ -8,6 +8,8 @@ from typing import NotRequired, TypedDict
 import numpy as np
 from jaxtyping import Float, Int
 
+from big_vision_lite.evaluation.calibration import CalibrationDetails
+
 CONFUSIONS = 20
 """Pairs of classes that are listed."""
 POINTS = 101
@@ -46,6 +48,7 @@ class Details(TypedDict):
     classes: NotRequired[list[ClassScore]]
     confusions: NotRequired[list[Confusion]]
     curve: NotRequired[PlottedCurve]
+    calibration: NotRequired[CalibrationDetails]
 
 
 def class_scores(names: Sequence[str], scores: Float[np.ndarray, " c"], counts: Int[np.ndarray, " c"]

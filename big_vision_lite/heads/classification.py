@@ -19,6 +19,8 @@ from big_vision_lite.data.curation.curated import Curated
 from big_vision_lite.data.curation.hierarchy import Hierarchy
 from big_vision_lite.data.source import Dataset, DatasetInfo, Example
 from big_vision_lite.errors import UnusableImageError, UserError
+from big_vision_lite.evaluation.answer_sets import Confidence
+from big_vision_lite.evaluation.calibration import Calibration, best_is_right
 from big_vision_lite.evaluation.classification import MultiLabelMetrics, SingleLabelMetrics, SuperclassMetrics
 from big_vision_lite.evaluation.details import Details, SingleLabelAnswers
 from big_vision_lite.evaluation.scorable import check_labels
@@ -157,6 +159,12 @@ class Classification(Head):
             logits = self._mean_logits(jax.lax.map(lambda crop: model(crop, train=False), ten_crops(images, side)))
         return {"logits": logits, "loss": self._loss(logits, multi_hot(batch["labels"], logits.shape[-1]))}
 
+    def serve(self, model: Classifier, batch: Batch) -> dict[str, Array]:
+        """"logits" and "probabilities" ``[b, c]``."""
+        logits = self.predict(model, batch)["logits"]
+        normalize = jax.nn.sigmoid if self.loss_kind == "sigmoid" else jax.nn.softmax
+        return {"logits": logits, "probabilities": normalize(logits)}
+
     def _mean_logits(self, logits: Float[Array, "n b c"]) -> Float[Array, "b c"]:
         """The logits of the mean probabilities over ``n`` crops."""
         if self.loss_kind == "softmax":
@@ -165,7 +173,7 @@ class Classification(Head):
         return yes - no
 
     def metrics(self, dataset: Dataset) -> Metrics:
-        return ClassificationMetrics(dataset, self._superclasses(dataset))
+        return ClassificationMetrics(dataset, self.confidence, self._superclasses(dataset))
 
     def check_eval(self, dataset: Dataset) -> None:
         check_labels(dataset)
@@ -189,6 +197,10 @@ class Classification(Head):
 
         logits = logits.astype(np.float64)
         return expit(logits) if self.loss_kind == "sigmoid" else softmax(logits, axis=-1)
+
+    def confidence(self, logits: Float[np.ndarray, "b c"]) -> Float[np.ndarray, " b"]:
+        """The probability of the most probable class."""
+        return self.probabilities(logits).max(axis=-1)
 
     def to_json(self, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
                 classes: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -254,18 +266,20 @@ class Classifier(nnx.Module):
 
 
 class ClassificationMetrics(Metrics):
-    """`MultiLabelMetrics` or `SingleLabelMetrics`, as the dataset has it, and the mean loss.
+    """`MultiLabelMetrics` or `SingleLabelMetrics`, as the dataset has it, the mean loss and the calibration.
 
     Args:
+      confidence: from logits to the probability of the best class.
       superclass_of: for `SuperclassMetrics` as well.
     """
 
-    def __init__(self, dataset: Dataset, superclass_of: np.ndarray | None = None):
+    def __init__(self, dataset: Dataset, confidence: Confidence, superclass_of: np.ndarray | None = None):
         self.multi_label = dataset.multi_label
         accumulator = MultiLabelMetrics if dataset.multi_label else SingleLabelMetrics
         self.scores = accumulator(len(dataset.classes), len(dataset))
         self.classes, self.answers = dataset.classes, None if dataset.multi_label else SingleLabelAnswers()
         self.superclasses = None if superclass_of is None else SuperclassMetrics(superclass_of, len(dataset))
+        self.confidence, self.calibration = confidence, Calibration()
         self.loss, self.images = 0.0, 0
 
     def add(self, outputs: dict[str, np.ndarray], batch: dict[str, np.ndarray]) -> None:
@@ -274,6 +288,11 @@ class ClassificationMetrics(Metrics):
             self.answers.add(outputs["logits"], batch["labels"], batch["mask"])
         if self.superclasses:
             self.superclasses.add(outputs["logits"], batch["labels"], batch["mask"])
+        logits, labels = outputs["logits"][batch["mask"]], batch["labels"][batch["mask"]]
+        right = np.zeros(logits.shape, np.bool_)
+        rows, slots = np.nonzero(labels >= 0)
+        right[rows, labels[rows, slots]] = True
+        self.calibration.add(self.confidence(logits), best_is_right(logits, right))
         self.loss += float(outputs["loss"][batch["mask"]].sum(dtype=np.float64))
         self.images += int(batch["mask"].sum())
 
@@ -285,4 +304,6 @@ class ClassificationMetrics(Metrics):
         return {**self.scores.result(), **more, "loss": self.loss / max(self.images, 1), "images": self.images}
 
     def details(self) -> Details:
-        return self.answers.details(self.classes) if self.answers else self.scores.details(self.classes)
+        details = (self.answers or self.scores).details(self.classes)
+        calibration = self.calibration.details()
+        return {**details, "calibration": calibration} if calibration else details

@@ -17,6 +17,7 @@ from big_vision_lite.evaluation.details import Details
 from big_vision_lite.experiment import read_experiment
 from big_vision_lite.system.atomic import write_text
 from big_vision_lite.system.paths import as_path
+from big_vision_lite.training.best import CheckpointChoice, chosen_step
 from big_vision_lite.training.checkpoints import Checkpoints
 from big_vision_lite.training.metrics import write_details
 from big_vision_lite.training.step import TrainState
@@ -24,11 +25,12 @@ from big_vision_lite.training.trainer import Trainer
 from big_vision_lite.training.workdir import read_dataset_info
 
 
-def open_run(run: Path, step: int | None = None, allowed: Sequence[str] = ()) -> tuple[Trainer, TrainState, int]:
+def open_run(run: Path, checkpoint: CheckpointChoice = "last", allowed: Sequence[str] = ()
+             ) -> tuple[Trainer, TrainState, int]:
     """A finished or unfinished run from its folder alone: its trainer, the state of a checkpoint, and its step.
 
     Args:
-      step: of the checkpoint; None: the newest.
+      checkpoint: its step, "best" by the main metric of the first evaluation, or "last".
       allowed: modules, besides this package, that the config's classes may come from.
 
     Raises:
@@ -37,21 +39,22 @@ def open_run(run: Path, step: int | None = None, allowed: Sequence[str] = ()) ->
     run = as_path(run)
     experiment = read_experiment(run / "config.json", allowed)
     with contextlib.closing(Checkpoints(run / "checkpoints")) as checkpoints:
-        step = checkpoints.existing(step)
-        trainer = Trainer(experiment, read_dataset_info(run))
+        data = read_dataset_info(run)
+        step = checkpoints.existing(chosen_step(run, checkpoint, checkpoints, experiment, data))
+        trainer = Trainer(experiment, data)
         state, _ = checkpoints.restore(step, trainer.state_spec)
     return trainer, state, step
 
 
-def evaluate(run: Path, split: str | None = None, step: int | None = None, allowed: Sequence[str] = (),
-             sources: Mapping[str, Source] | None = None, submission: Path | None = None,
+def evaluate(run: Path, split: str | None = None, checkpoint: CheckpointChoice = "last",
+             allowed: Sequence[str] = (), sources: Mapping[str, Source] | None = None, submission: Path | None = None,
              boxes: Path | None = None) -> dict[str, float | None]:
     """Metrics of a checkpoint, None for those that do not exist; also written to ``evaluations/NAME-STEP.json``, with a
     picture beside each.
 
     Args:
       split: another split of the first evaluation's source, instead of the config's evaluations.
-      step, allowed: as `open_run`.
+      checkpoint, allowed: as `open_run`.
       sources: other data by name, each seen as the first evaluation's, instead of the config's evaluations.
       submission: file for the predictions of the first evaluation only, in the format of the task's server: for
         detection and keypoints, COCO's results. Images may be without annotations, and then there are no metrics. An
@@ -62,7 +65,7 @@ def evaluate(run: Path, split: str | None = None, step: int | None = None, allow
       UserError: as `open_run`; ``boxes`` for another task; there is no such split, the head or data has no such format,
         or the file cannot be written.
     """
-    trainer, state, step = open_run(run, step, allowed)
+    trainer, state, step = open_run(run, checkpoint, allowed)
     evals = trainer.experiment.evals
     if not evals:
         raise UserError(f"the config of {str(run)!r} has no evaluations, like that of any imported weights, and "
@@ -85,6 +88,8 @@ def evaluate(run: Path, split: str | None = None, step: int | None = None, allow
     results, details = {"step": step}, dict[str, Details]()
     for name in trainer.experiment.evals:
         metrics = trainer.score(state, name, submission, details)
+        if calibration := details.get(name, {}).get("calibration"):
+            metrics = {**metrics, "ece": calibration["ece"]}
         folder.mkdir(exist_ok=True)
         write_text(folder / f"{name}-{step}.json", json.dumps({"step": step, **metrics}, indent=2) + "\n")
         trainer.draw(state, name, folder / f"{name}-{step}.png")

@@ -29,6 +29,7 @@ from big_vision_lite.system.atomic import replacing
 from big_vision_lite.system.cores import usable_cores
 from big_vision_lite.system.parse import parse_json
 from big_vision_lite.system.paths import as_path
+from big_vision_lite.training.best import CheckpointChoice
 from big_vision_lite.training.step import TrainState
 from big_vision_lite.training.trainer import Trainer
 
@@ -41,8 +42,9 @@ ScoredBox = tuple[Sequence[float], float]
 """A detection: (x1, y1, x2, y2) in pixels of the upright image, and its score."""
 
 
-def predict(run: Path, images: Sequence[Path], out: Path, step: int | None = None, allowed: Sequence[str] = (),
-            score: float | None = None, boxes: Path | None = None) -> Iterator[dict[str, Any]]:
+def predict(run: Path, images: Sequence[Path], out: Path, checkpoint: CheckpointChoice = "last",
+            allowed: Sequence[str] = (), score: float | None = None, boxes: Path | None = None
+            ) -> Iterator[dict[str, Any]]:
     """Yields for each image "image" (its file), "picture" (the photo with its predictions), what the head predicts, and
     for tasks with masks "mask": a PNG of the photo's size whose values are classes, with VOC's colours as its palette.
 
@@ -50,7 +52,7 @@ def predict(run: Path, images: Sequence[Path], out: Path, step: int | None = Non
 
     Args:
       out: folder for the pictures and masks.
-      step, allowed: as `open_run`.
+      checkpoint, allowed: as `open_run`.
       score: leave out what has a lower score or probability; None: keep all, and draw what suits the task.
       boxes: for keypoints: what `predict` yields for a detector and these images, as lines of JSON, see `read_boxes`.
         None: each image is one box.
@@ -63,7 +65,7 @@ def predict(run: Path, images: Sequence[Path], out: Path, step: int | None = Non
         raise UserError(f"--score {score:g}: expected a score from 0 to 1")
     out = as_path(out)
     files = find_images(images, out)
-    trainer, state, _ = open_run(run, step, allowed)
+    trainer, state, _ = open_run(run, checkpoint, allowed)
     if boxes is not None and not isinstance(trainer.experiment.head, TopDown):
         raise UserError(f"--boxes {str(boxes)!r} is for keypoints, which are predicted within boxes; leave it out")
     found = None if boxes is None else read_boxes(boxes, files, trainer.data.classes)

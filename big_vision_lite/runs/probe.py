@@ -10,10 +10,11 @@ from pathlib import Path
 from big_vision_lite.runs.evaluate import open_run
 from big_vision_lite.system.atomic import write_text
 from big_vision_lite.system.paths import as_path
+from big_vision_lite.training.best import CheckpointChoice
 from big_vision_lite.training.probe import Probe
 
 
-def probe_run(run: Path, probes: Mapping[str, Probe], step: int | None = None, random: bool = False,
+def probe_run(run: Path, probes: Mapping[str, Probe], checkpoint: CheckpointChoice = "last", random: bool = False,
               allowed: Sequence[str] = ()) -> dict[str, float]:
     """Probe a run's checkpoint or, if ``random``, an untrained network of the same config.
 
@@ -24,7 +25,7 @@ def probe_run(run: Path, probes: Mapping[str, Probe], step: int | None = None, r
     Raises:
       UserError: as `Probe.run` and `open_run`.
     """
-    trainer, state, step = open_run(run, step, allowed)
+    trainer, state, step = open_run(run, checkpoint, allowed)
     if random:
         state = dataclasses.replace(trainer.random_init(), ema_params=None)
     results = {" ".join(filter(None, (name, key))): accuracy for name, probe in probes.items()

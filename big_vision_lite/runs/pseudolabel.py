@@ -22,12 +22,13 @@ from big_vision_lite.data.sources.pseudo_labels import (
 from big_vision_lite.errors import UserError, writing
 from big_vision_lite.heads.classification import Classification
 from big_vision_lite.runs.evaluate import open_run
+from big_vision_lite.training.best import CheckpointChoice
 from big_vision_lite.training.step import TrainState
 from big_vision_lite.training.trainer import Trainer
 
 
 def pseudolabel(run: Path, source: Source, out: Path, threshold: float = 0.0, per_class: int | None = None,
-                candidates: int = 5, step: int | None = None, allowed: Sequence[str] = ()) -> HowMade:
+                candidates: int = 5, checkpoint: CheckpointChoice = "last", allowed: Sequence[str] = ()) -> HowMade:
     """Label the images of a source by a run, and write what `PseudoLabels` reads.
 
     Images that the run was trained on keep the labels that it was trained with, if it was trained on the same source.
@@ -41,7 +42,7 @@ def pseudolabel(run: Path, source: Source, out: Path, threshold: float = 0.0, pe
       per_class: at most so many images per class, the most confident, so that classes are balanced (Xie et al. 2020,
         section 3.1); for one label per image.
       candidates: classes per image whose probabilities are kept, for soft labels.
-      step, allowed: as `open_run`.
+      checkpoint, allowed: as `open_run`.
 
     Raises:
       UserError: as `open_run`, another head than `Classification`, a value out of range, no image gets a label, or the
@@ -50,7 +51,7 @@ def pseudolabel(run: Path, source: Source, out: Path, threshold: float = 0.0, pe
     if not 0 <= threshold <= 1 or candidates < 1 or (per_class is not None and per_class < 1):
         raise UserError(f"pseudolabel: threshold={threshold:g}, per_class={per_class}, candidates={candidates}; "
                         "expected a threshold from 0 to 1, and the others at least 1")
-    trainer, state, step = open_run(run, step, allowed)
+    trainer, state, step = open_run(run, checkpoint, allowed)
     head, info = trainer.experiment.head, trainer.data
     if not isinstance(head, Classification):
         raise UserError(f"{str(run)!r} has the head {type(head).__name__}, which gives images no labels; expected a "

@@ -14,6 +14,7 @@ from big_vision_lite.data.source import Dataset
 from big_vision_lite.errors import UserError, writing
 from big_vision_lite.heads.classification import Classification
 from big_vision_lite.runs.evaluate import open_run
+from big_vision_lite.training.best import CheckpointChoice
 from big_vision_lite.training.step import TrainState
 from big_vision_lite.training.trainer import Trainer
 
@@ -21,7 +22,7 @@ BLOCK = 2048
 """Images that are compared at a time with those of their class."""
 
 
-def score(run: Path, out: Path, data: Input | None = None, step: int | None = None,
+def score(run: Path, out: Path, data: Input | None = None, checkpoint: CheckpointChoice = "last",
           allowed: Sequence[str] = ()) -> ScoreTable:
     """Write the scores of images, see `data.curation.scores.Score`. A run with another head than `Classification` knows
     "distance" and "duplicate" only. An image is seen as the run's first evaluation sees its own, and scored with the
@@ -30,12 +31,12 @@ def score(run: Path, out: Path, data: Input | None = None, step: int | None = No
     Args:
       out: an Arrow file.
       data: whose source and curation are used; None: what the run was trained on.
-      step, allowed: as `open_run`.
+      checkpoint, allowed: as `open_run`.
 
     Raises:
       UserError: as `open_run`; the data has no labels or other classes than the run, or the file cannot be written.
     """
-    trainer, state, step = open_run(run, step, allowed)
+    trainer, state, step = open_run(run, checkpoint, allowed)
     data = data or trainer.experiment.train
     dataset = data.open()
     if dataset.unlabelled:

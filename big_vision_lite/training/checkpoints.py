@@ -54,6 +54,9 @@ class Checkpoints:
       max_checkpoints: number of checkpoints to keep; None: only read.
       keep: steps whose checkpoints are kept as well.
 
+    Attributes:
+      best: another such step, which may change; None: there is none.
+
     Raises:
       UserError: the folder cannot be made or written.
     """
@@ -63,7 +66,8 @@ class Checkpoints:
 
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every step it takes, and what it raises
         folder = as_path(folder)
-        self._ocp, self.folder, self._max_checkpoints, self._keep = ocp, folder, max_checkpoints, tuple(keep)
+        self._ocp, self.folder, self._max_checkpoints, self._keep = ocp, folder, max_checkpoints, frozenset(keep)
+        self.best: int | None = None
         self._verified: set[int] = set()
         self._thread, self._begin = ThreadPoolExecutor(1, "checkpoint"), None  # future of a save's begin
         if max_checkpoints is None and not folder.is_dir():
@@ -77,8 +81,7 @@ class Checkpoints:
         ocp.type_handlers.register_type_handler(
             jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE), override=True)
         policies = ocp.checkpoint_managers
-        preserved = policies.AnyPreservationPolicy([policies.LatestN(self._max_checkpoints),
-                                                    policies.CustomSteps(self._keep)])
+        preserved = policies.AnyPreservationPolicy([policies.LatestN(self._max_checkpoints), _Kept(self)])
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preserved, create=not read_only, read_only=read_only,
             enable_async_checkpointing=not read_only, temporary_path_class=temporary_path_class(self.folder),
@@ -92,6 +95,10 @@ class Checkpoints:
                 raise  # for a bucket they are Google's own: credentials', HTTP's
             reason = getattr(error, "strerror", None) or first_line(error)
             raise UserError(f"cannot write checkpoints to {str(self.folder)!r}: {reason}") from error
+
+    def keeps(self, step: int) -> bool:
+        """Whether the checkpoint of a step stays when newer ones are there."""
+        return step in self._keep or step == self.best
 
     def latest(self) -> int | None:
         """The newest complete step, or None."""
@@ -317,3 +324,13 @@ class Checkpoints:
             raise Damaged(f"checkpoint {self.folder / str(step)} cannot be read, though its checksums are right: "
                           f"{first_line(error)}; was it written by a newer Orbax than {self._ocp.__version__}?"
                           ) from error
+
+
+class _Kept:
+    """Orbax's policy (`PreservationPolicy`) for `Checkpoints.keeps`."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        return [self._checkpoints.keeps(checkpoint.step) for checkpoint in checkpoints]

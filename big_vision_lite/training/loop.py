@@ -25,10 +25,18 @@ from big_vision_lite.system import cpu
 from big_vision_lite.system.atomic import write_bytes, write_text
 from big_vision_lite.system.paths import as_path
 from big_vision_lite.system.signals import Stopped, collect_signals, hear_signals
+from big_vision_lite.training.best import MainScore
 from big_vision_lite.training.calls import Call, Dispatcher
 from big_vision_lite.training.checkpoints import Checkpoints
 from big_vision_lite.training.distributed import all_agree_to_stop, is_primary
-from big_vision_lite.training.metrics import MetricWriter, describe_run, last_results, read_run, write_details
+from big_vision_lite.training.metrics import (
+    MetricWriter,
+    describe_run,
+    last_results,
+    read_metrics,
+    read_run,
+    write_details,
+)
 from big_vision_lite.training.profiling import Profiler
 from big_vision_lite.training.progress import Clock, Display, Forecast, device_memory
 from big_vision_lite.training.step import TrainState
@@ -115,6 +123,11 @@ def training(experiment: Experiment, workdir: Path, profile: str | None = None, 
             earlier = {"cpu": read_run(as_path(experiment.branch.trunk)).get("cpu")}
         state = state if start else trainer.init()
         step = saved = last_logged = start
+        main, best = MainScore.of(experiment, data) if experiment.keep_best else None, None
+        if main and start:
+            kept = checkpoints.steps()
+            best = main.best(line for line in read_metrics(workdir / "metrics.jsonl") if line["step"] in kept)
+            checkpoints.best = best and best[0]
         board = WandB(wandb, resolved, workdir, start) if wandb is not None and is_primary() else None
         writer = stack.enter_context(contextlib.closing(
             MetricWriter(workdir, start, quiet=not is_primary(), board=board, confirm=owned.confirm)))
@@ -178,7 +191,7 @@ def training(experiment: Experiment, workdir: Path, profile: str | None = None, 
             # Read once: a signal may come at any line below.
             stop = None if last else _stop_signal(received, dispatched)
             save = last or step % experiment.save_interval == 0 or step in experiment.keep or stop is not None
-            if log or save:
+            if log or save or (evaluate and main):
                 while pending:
                     _check(*pending.popleft(), saved)
             if log:
@@ -204,6 +217,9 @@ def training(experiment: Experiment, workdir: Path, profile: str | None = None, 
                         results = _evaluate(trainer, state, step, saved, display, details if last else None)
                     owned.check()
                     writer.write(step, results)
+                    if main and main.better(value := results[main.key], best and best[1]):
+                        best, save = (step, value), True
+                        checkpoints.best = step
                     if first_eval:
                         _draw(trainer, state, first_eval, picture, wait)
                         writer.picture(step, f"{first_eval}/predictions", picture)
@@ -238,8 +254,9 @@ def training(experiment: Experiment, workdir: Path, profile: str | None = None, 
         run |= {"results": results, "wall_seconds": round(earlier_seconds + time.perf_counter() - began, 1)}
         _write_run(workdir, run)
         display.say(f"done in {run['wall_seconds']:.0f} s; everything is in {workdir}")
-        pictured = f"predictions: {picture}; " if first_eval else ""
-        display.say(f"{pictured}a page with curves, scores and predictions: bvl report {shlex.quote(str(workdir))}")
+        if first_eval:
+            display.say(f"predictions are drawn in {picture}")
+        display.say(f"next: bvl report {shlex.quote(str(workdir))} makes a page of curves, scores and predictions")
     return results
 
 

@@ -27,7 +27,7 @@ def get_study(root: str, subsets: tuple[int, ...] = (8_000, 45_000), wrong: tupl
     """
     Args:
       root: folder of the photos, with a folder per split and in it one per class.
-      subsets: numbers of photos that are pruned, nested.
+      subsets: numbers of photos to prune, nested.
       wrong: percentages of the labels that are replaced by wrong ones.
       fractions: shares of the photos to keep.
       scores: folder of the runs on all photos, each with scores.arrow; None: no pruning by score.

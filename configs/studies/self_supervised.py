@@ -33,8 +33,8 @@ def get_study(root: str, target: str | None = None, subsets: tuple[int, ...] = (
       target_steps: length of each run on the target, in steps of 64 photos.
       depth: layers of the ResNet.
       width: width factor of the ResNet; 1 is the standard width.
-      batch_size: photos per step of pretraining without labels; with labels it is 64.
-      eval_split: split of root to evaluate and probe on.
+      batch_size: images per step of pretraining without labels; with labels it is 64.
+      eval_split: split to evaluate on, and to probe on.
       seeds: number of seeds, from 0 on; each has its own subsets, initialization and data order.
       study_name: name of the study, to tell studies apart in one report.
     """

@@ -1,7 +1,7 @@
 """Find blood cells: a small Faster R-CNN on a VOC tree of a few hundred microscope images (BCCD), on two CPU cores.
 
     bvl train configs/transfer/bccd_detection.py:root=/bccd,init=runs/emoji --workdir runs/bccd
-    bvl evaluate runs/bccd --split test    # with --step N for the checkpoint that is best on val
+    bvl evaluate runs/bccd --split test    # the last one; --checkpoint best: the best on val
     bvl predict runs/bccd /bccd/JPEGImages/BloodImage_00007.jpg
 
 Any VOC tree with the lists train, val and test in ImageSets/Main works. Evaluated five times on val, and each of these

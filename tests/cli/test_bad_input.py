@@ -247,7 +247,7 @@ def test_evaluating_something_else_than_a_run(finished, run, tmp_path, refused):
     assert "nowhere/config.json: No such file or directory; a run folder holds one" in refused(
         ["evaluate", str(tmp_path / "nowhere")])
     assert "a run folder holds one" in refused(["evaluate", str(run / "metrics.jsonl")])
-    assert "no checkpoint of step 7; it has 1, 2" in refused(["evaluate", str(run), "--step=7"])
+    assert "no checkpoint of step 7; it has 1, 2" in refused(["evaluate", str(run), "--checkpoint=7"])
     assert "has no split 'vla'; did you mean 'val'?" in refused(["evaluate", str(run), "--split=vla"])
     assert "--import no_such_module" in refused(["evaluate", str(run), "--import", "no_such_module"])
     shutil.rmtree(run / "checkpoints" / "1")

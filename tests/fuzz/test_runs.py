@@ -38,7 +38,7 @@ def trained(worker, tmp_path_factory) -> Path:
     assert result["code"] == 0, result
     truth = {}
     for step in (1, 2):
-        result = worker.call((*EXPORT, f"--step={step}"), folder, seconds=60)
+        result = worker.call((*EXPORT, f"--checkpoint={step}"), folder, seconds=60)
         assert result["code"] == 0, result
         truth[str(step)] = [digest(folder / "out.safetensors"), scores(folder / "run", step)]
     assert truth["1"] != truth["2"]
@@ -278,7 +278,7 @@ def checkpoints(base: Path, rng: np.random.Generator, number: int, folder: Path)
         path.unlink()
         if kind == "special":
             special(pick(rng, ("pipe", "folder", "zero", "loop")), path)
-    command = pick(rng, (EXPORT, EXPORT, EXPORT, (*EXPORT, f"--step={step}"), ("evaluate", "run"), TRAIN))
+    command = pick(rng, (EXPORT, EXPORT, EXPORT, (*EXPORT, f"--checkpoint={step}"), ("evaluate", "run"), TRAIN))
     return Case(command, ("checkpoint", path.name), what, check="fuzz.test_runs:equals_undisturbed")
 
 

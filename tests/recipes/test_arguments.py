@@ -23,7 +23,8 @@ MEANING = {
     "freeze": "freeze the backbone|train only", "learning_rate": "peak rate", "classes": "size of the vocabulary",
     "vocabulary": "learn this many classes", "precision": "share of the labels to keep",
     "exclude": "file of image ids", "hierarchy": "child,parent", "data_dir": "folder of TFDS's datasets",
-    "recipe": "the paper's", "study_name": "tell studies apart", "scale": "full, .*mini",
+    "seen": "seen", "target": "other photos", "target_images": "to learn from", "wrong": "percentages",
+    "rates": "learning rate", "recipe": "the paper's", "study_name": "tell studies apart", "scale": "full, .*mini",
 }
 """What a word's description says, in every config that has it."""
 ONLY_HERE = {
@@ -33,19 +34,22 @@ ONLY_HERE = {
     "transfer/coco_keypoints.py": {"boxes"}, "paper/coco_keypoints.py": {"boxes", "transfer_steps"},
     "transfer/emoji_segmentation.py": {"ohem_fraction"}, "transfer/folder_segmentation.py": {"channels"},
     "transfer/voc07_detection.py": {"train_batchnorm"}, "transfer/voc12_segmentation.py": {"multi_scale_flip"},
-    "transfer/vtab.py": {"task"}, "studies/boxes.py": {"task", "seen", "rates", "target_images"},
-    "studies/detection_start.py": {"rates", "lengths", "head_rates", "fixed_statistics"},
-    "studies/surface.py": {"superclasses", "wrong", "seen", "max_passes", "kind", "rates", "sweep", "schedule",
-                           "resident", "target", "target_images"},
-    "paper/tables.py": {"table", "minival", "equal", "rates", "sweep", "transfer_steps", "transfer_rate", "open_images",
+    "transfer/vtab.py": {"task"}, "studies/boxes.py": {"task"},
+    "studies/detection_start.py": {"lengths", "head_rates", "fixed_statistics"},
+    "studies/surface.py": {"superclasses", "max_passes", "kind", "sweep", "schedule", "resident"},
+    "studies/self_supervised.py": {"methods", "target_steps"},
+    "studies/pseudo_labels.py": {"labelled", "rounds", "labels", "min_confidence", "soft", "teacher_seen"},
+    "studies/pruning.py": {"fractions", "scores", "score", "which", "stratified"},
+    "paper/tables.py": {"table", "minival", "equal", "sweep", "transfer_steps", "transfer_rate", "open_images",
                         "matching"},
     "paper/near_duplicates.py": {"open_images"},
     "paper/bit_pretraining_size.py": {"tasks", "small", "large"},
 }
 """Further words, by the configs that may have them."""
 BY_TABLE = ("paper/tables.py", "paper/coco_keypoints.py", "paper/bit_pretraining_size.py", "studies/surface.py",
-            "studies/detection_start.py")
-"""Studies whose lengths are those of the paper, or several."""
+            "studies/detection_start.py", "studies/self_supervised.py", "studies/pseudo_labels.py",
+            "studies/pruning.py")
+"""Studies whose lengths are those of the paper, in images seen, or several."""
 PATHS = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.py"))
 WITH_STEPS = [path for path in PATHS if re.search(r"\bsteps: ", (CONFIGS / path).read_text())]
 

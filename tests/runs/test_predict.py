@@ -95,7 +95,7 @@ def test_labels_of_images(classifier, images, capsys, tmp_path):
 
 
 def test_masks_of_images(segmenter, images, capsys):
-    predicted = predictions(capsys, segmenter, *images, "--step", 2)
+    predicted = predictions(capsys, segmenter, *images, "--checkpoint", 2)
     assert {key: prediction["size"] for key, prediction in predicted.items()} == dict(
         zip(map(str, images), ([40, 60], [50, 30], [20, 20]), strict=True))  # as they are stored
     for prediction in predicted.values():
@@ -148,7 +148,7 @@ def test_what_cannot_be_predicted(classifier, images, tmp_path):
     with pytest.raises(UserError, match=r"config\.json"):
         predict([str(tmp_path), str(images[0])])
     with pytest.raises(UserError, match="no checkpoint of step 7"):
-        predict([str(classifier), str(images[0]), "--step", "7"])
+        predict([str(classifier), str(images[0]), "--checkpoint", "7"])
 
 
 def test_bad_images_do_not_hold_up_the_others(classifier, images, tmp_path, capsys):

@@ -128,7 +128,7 @@ def test_commands_that_only_read_a_damaged_checkpoint(untouched, folder, tmp_pat
         assert f"checkpoints/8 is damaged: {name} has other contents than were saved; step 4 is sound" in err
         assert err.count("\n") == 1
     assert sorted(run.rglob("*")) == before  # they change nothing, and take no other step unasked
-    assert main(["evaluate", str(run), "--step=4", *reads]) == 0
+    assert main(["evaluate", str(run), "--checkpoint=4", *reads]) == 0
     damage(run / "checkpoints" / "4", "data/metadata", "cut")
     assert main(["evaluate", str(run), *reads]) == 2
     assert "no other one is sound" in capsys.readouterr().err

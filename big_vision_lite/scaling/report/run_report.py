@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from big_vision_lite.evaluation.calibration import CalibrationDetails
 from big_vision_lite.evaluation.details import Details
 from big_vision_lite.scaling.report import figures, html, runs, words
 from big_vision_lite.scaling.report.pictures import jpeg
@@ -74,7 +75,9 @@ def _conclusions(facts: RunFacts) -> Iterator[str]:
             if rise > 0.02:
                 yield (f"The loss on {name.rpartition('/')[0]} was lowest at step {facts.curves[loss][0][low]:,} and "
                        f"has risen by {rise:.0%} since: the run overfits, or is overconfident")
-    for _, details in facts.details.values():
+    evaluated = [name for name in facts.experiment.evals if name in facts.details]
+    for name in evaluated[:1]:
+        details = facts.details[name][1]
         classes = details.get("classes", [])
         if len(classes) > 1:
             count = min(3, len(classes) // 2)
@@ -84,7 +87,6 @@ def _conclusions(facts: RunFacts) -> Iterator[str]:
             worst = confusions[0]
             yield (f"Most frequent confusion: {worst['share']:.0%} of {worst['true']} are taken for "
                    f"{worst['predicted']}")
-        break
     if "wall_seconds" in facts.run:
         speed, waited = (facts.curves.get(key) for key in ("images_per_second", "data_wait"))
         yield (f"{words.duration(facts.run['wall_seconds'])} in all on {facts.machine}"
@@ -175,6 +177,30 @@ def _details(name: str, step: int, details: Details) -> Iterator[str]:
         x, y = np.array(curve["x"]), np.array(curve["y"])
         figure = draw_curves(title, curve["x_label"], curve["y_label"], {"": (x, y)}, noisy=False)
         yield html.picture(figures.to_bytes(figure, "svg"), "svg+xml", title)
+    if calibration := details.get("calibration"):
+        title = f"Calibration on {name}"
+        yield html.heading(title)
+        yield html.paragraph(f"Expected calibration error {calibration['ece']:.3f}: so far, on average, is the "
+                             "probability of the best class from how often it is right.")
+        figure = draw_reliability(title, calibration)
+        yield html.picture(figures.to_bytes(figure, "svg"), "svg+xml", title)
+
+
+@figures.styled
+def draw_reliability(title: str, calibration: CalibrationDetails) -> Any:
+    """Accuracy against confidence (a reliability diagram); dots are as large as their share of the images."""
+    figure, axis = figures.create_axes(title)
+    bins = calibration["bins"]
+    x, y, images = (np.array([one[key] for one in bins]) for key in ("confidence", "accuracy", "images"))
+    axis.plot([0, 1], [0, 1], color="#777777", linestyle=":", linewidth=1, label="calibrated")
+    axis.plot(x, y, color=figures.COLOURS[0], linewidth=1)
+    axis.scatter(x, y, 10 + 150 * images / images.sum(), color=figures.COLOURS[0], label="images by confidence")
+    axis.set_xlim(0, 1)
+    axis.set_ylim(0, 1)
+    axis.set_xlabel("probability given to the best class")
+    axis.set_ylabel("share of images where it is right")
+    axis.legend()
+    return figure
 
 
 def _predictions(facts: RunFacts) -> Iterator[str]:
