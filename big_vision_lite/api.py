@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FittedLaw", "Run", "UserError", "advise", "fit_law", "load", "train"]
 WEIGHTS = (".safetensors", ".npz", ".pth", ".pt")
+WEIGHTS_OF_FOLDER = "model.safetensors"
+"""In a folder that ``bvl export --to hf-folder`` wrote."""
 
 
 def train(config: str | Experiment, workdir: str | Path | None = None) -> Run:
@@ -79,8 +81,9 @@ def load(run: str | Path, checkpoint: CheckpointChoice = "last", classes: Sequen
     """A run from its folder, or from published weights.
 
     Args:
-      run: a folder; or ``hf:OWNER/NAME``, a URL or a file of a ResNet's weights (docs/weights.md), which become a run
-        in the cache.
+      run: a folder; or a shared run, as the folder that ``bvl export --to hf-folder`` wrote or as ``hf:OWNER/NAME``;
+        or ``hf:OWNER/NAME``, a URL or a file of a ResNet's weights (docs/weights.md). The last two become a run in the
+        cache.
       checkpoint: its step, "best" by the main metric of the first evaluation (`Experiment.keep_best`), or "last".
       classes: class names of published weights; None: their numbers.
       imports: modules besides this package that the config's classes may come from.
@@ -88,14 +91,18 @@ def load(run: str | Path, checkpoint: CheckpointChoice = "last", classes: Sequen
     Raises:
       UserError: no such run, checkpoint, weights or module.
     """
-    from big_vision_lite.weights.download import is_remote
+    from big_vision_lite.weights.download import fetch, is_remote
 
     name = str(run)
+    if not is_remote(name) and (Path(name) / WEIGHTS_OF_FOLDER).is_file():
+        name = str(Path(name) / WEIGHTS_OF_FOLDER)
     if is_remote(name) or Path(name).suffix in WEIGHTS:
         from big_vision_lite.runs.import_export import import_weights
         from big_vision_lite.system.cache import cache_dir
 
-        key = hashlib.sha256(repr((name, classes)).encode()).hexdigest()[:12]
+        file = fetch(name)
+        changed = file.stat().st_mtime_ns if file.is_file() else None
+        key = hashlib.sha256(repr((name, classes, changed)).encode()).hexdigest()[:12]
         folder = cache_dir() / "imported" / f"{Path(name.partition('#')[0]).stem}-{key}"
         import_weights(name, folder, classes)
         return Run(folder)

@@ -34,6 +34,7 @@ COMMANDS = {command.name: command for command in (
     Command("probe", "RUN", "score frozen features: few-shot, kNN, linear", "runs.probe"),
     Command("predict", "RUN IMAGE ...", "label images or folders: pictures, masks, JSON", "runs.predict"),
     Command("pseudolabel", "RUN", "label images by a run, to learn from them", "runs.pseudolabel"),
+    Command("export", "RUN", "share or deploy: hf-folder, StableHLO, ONNX, ...", "export.export"),
     Command("config show", "CONFIG", "print the resolved experiment", "train.config_show"),
     Command("config list", "[FOLDER]", "list configs and studies with their arguments", "train.config_list"),
     Command("config copy", "NAME [TO]", "copy a config of this package, to edit it", "train.config_copy"),

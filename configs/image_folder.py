@@ -3,8 +3,8 @@
     bvl train configs/image_folder.py:root=/photos
 
 Layout: /photos/train/CLASS/*.jpg and /photos/val/CLASS/*.jpg, or just /photos/CLASS/*.jpg, of which a tenth is held out
-for evaluation. Small images (size up to 40 pixels) are padded and cropped, larger ones cropped at random scales. README
-has measured values for CIFAR-10.
+for evaluation. Small images (size up to 40 pixels) are padded and cropped, larger ones cropped at random scales.
+docs/results/small_runs.md has measured values for CIFAR-10.
 """
 
 from big_vision_lite.backbones.norm import BatchNorm

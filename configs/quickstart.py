@@ -3,7 +3,7 @@
     bvl train configs/quickstart.py
 
 Generates 20,000 scenes once (half a minute), trains, evaluates and draws predictions. Expect a validation mAP of more
-than ten times chance; README has the measured values.
+than ten times chance; docs/results/small_runs.md has the measured values.
 """
 
 from big_vision_lite.backbones.norm import BatchNorm

@@ -7,6 +7,9 @@ window, which XLA fuses into one pass. Other platforms use XLA's operation. Meas
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from functools import partial, reduce
 
 import jax
@@ -17,11 +20,25 @@ from jaxtyping import Float
 
 from big_vision_lite.backbones.conv import on_cpu
 
+_AS_MAXIMA = contextvars.ContextVar("as_maxima", default=False)
+
+
+@contextlib.contextmanager
+def as_maxima() -> Iterator[None]:
+    """Trace max-pooling as maxima of slices, for converters to formats that pad other than XLA does: jax2onnx."""
+    token = _AS_MAXIMA.set(True)
+    try:
+        yield
+    finally:
+        _AS_MAXIMA.reset(token)
+
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def max_pool(x: Float[Array, "b h w c"], size: int, stride: int, padding: int = 0) -> Float[Array, "b h2 w2 c"]:
     """Maximum over square windows; ``padding`` pixels of -inf on all sides. The gradient goes to a window's first
     maximum, by rows, as that of ``nnx.max_pool`` does."""
+    if _AS_MAXIMA.get():
+        return by_maximum(x, size, stride, padding)
     return on_cpu(lambda: by_maximum(x, size, stride, padding), lambda: by_xla(x, size, stride, padding))
 
 

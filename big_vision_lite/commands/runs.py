@@ -196,6 +196,7 @@ def pseudolabel(arguments: list[str]) -> int:
     checkpoint = checkpoint_of(options.checkpoint)
     if options.out.suffix != ".csv":
         raise UserError(f"--out {str(options.out)!r}: expected a name that ends in .csv")
+    checkpoint = checkpoint_of(options.checkpoint)
     from big_vision_lite.commands.setup import set_up_for
 
     set_up_for(options.run, options.imports)

@@ -159,6 +159,12 @@ class Classification(Head):
             logits = self._mean_logits(jax.lax.map(lambda crop: model(crop, train=False), ten_crops(images, side)))
         return {"logits": logits, "loss": self._loss(logits, multi_hot(batch["labels"], logits.shape[-1]))}
 
+    def serve(self, model: Classifier, batch: Batch) -> dict[str, Array]:
+        """"logits" and "probabilities" ``[b, c]``."""
+        logits = self.predict(model, batch)["logits"]
+        normalize = jax.nn.sigmoid if self.loss_kind == "sigmoid" else jax.nn.softmax
+        return {"logits": logits, "probabilities": normalize(logits)}
+
     def _mean_logits(self, logits: Float[Array, "n b c"]) -> Float[Array, "b c"]:
         """The logits of the mean probabilities over ``n`` crops."""
         if self.loss_kind == "softmax":

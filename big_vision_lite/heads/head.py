@@ -145,6 +145,11 @@ class Head(abc.ABC):
         """What `Metrics.add`, ``to_json`` and ``draw`` need, each array with a leading batch axis; in inference mode.
         Jitted."""
 
+    def serve(self, model: Any, batch: Batch) -> dict[str, Array]:
+        """Outputs of the network that ``bvl export`` writes, for a batch without annotations: those of `predict` that
+        do not score it. A task adds what others would have to compute from them."""
+        return {name: value for name, value in self.predict(model, batch).items() if name != "loss"}
+
     @abc.abstractmethod
     def metrics(self, dataset: Dataset) -> Metrics:
         """An empty accumulator for one evaluation over ``dataset``."""

@@ -7,10 +7,14 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
+import msgspec
 import numpy as np
 
+from big_vision_lite import config as configs
 from big_vision_lite.backbones.backbone import Backbone, PixelNormalization
 from big_vision_lite.backbones.norm import BatchNorm, GroupNorm
 from big_vision_lite.backbones.resnet import ResNet
@@ -23,6 +27,7 @@ from big_vision_lite.experiment import Experiment
 from big_vision_lite.heads.classification import Classification
 from big_vision_lite.runs.evaluate import open_run
 from big_vision_lite.system.atomic import replacing
+from big_vision_lite.system.parse import convert, read_json
 from big_vision_lite.training.best import CheckpointChoice
 from big_vision_lite.training.checkpoints import Checkpoints
 from big_vision_lite.training.optimizers import SGD
@@ -34,6 +39,8 @@ from big_vision_lite.weights.files import Weights, read_weights, write_safetenso
 from big_vision_lite.weights.naming import BIT, TIMM_BIT, TORCHVISION, depth_of, naming_of
 
 Format = Literal["torchvision", "timm", "bit", "safetensors"]
+RECORD = "big_vision_lite"
+"""The key in the config.json of a shared folder (`runs.hf_folder`) under which the run is described."""
 _NO_DATA = "elsewhere"
 """Fingerprint of the data of an imported run."""
 
@@ -50,8 +57,18 @@ class UnavailableSource(Source):
                         "from it (--transfer.init), or probe it")
 
 
+class _Record(msgspec.Struct):
+    """What a shared folder says about its run."""
+
+    experiment: dict[str, Any]
+    data: SavedDatasetInfo
+    step: int
+
+
 def import_weights(source: str, out: Path, classes: Sequence[str] | None = None, ema: bool = False) -> str:
     """Make a run folder from a weights file, to start from, to probe and to export. Returns a one-line summary.
+
+    The weights of a folder that ``bvl export --to hf-folder`` wrote are the whole run again, without its data.
 
     Args:
       source: path, hf:OWNER/NAME or URL of a .safetensors, .npz or .pth file of a ResNet or BiT ResNet-v2.
@@ -63,6 +80,17 @@ def import_weights(source: str, out: Path, classes: Sequence[str] | None = None,
     """
     out = run_folder(out)
     weights = read_weights(source, ema)
+    record = _record_beside(weights)
+    if record is not None:
+        if classes is not None:
+            raise UserError(f"{source} has names of its {len(record.data.classes)} classes; leave the others out")
+        configs.check_format(record.experiment, Path(source))
+        experiment = configs.from_json({key: value for key, value in record.experiment.items() if key != "format"},
+                                       source=source)
+        if not isinstance(experiment, Experiment):
+            raise UserError(f"{source}: its config.json describes a {type(experiment).__name__}, not an Experiment")
+        count = _make_run(out, experiment, record.data, weights, source, record.step)
+        return f"run of {len(record.data.classes)} classes, {count} arrays of step {record.step}"
     tensors = weights.arrays
     backbone = _backbone(weights, source)
     head = next((tensors[name] for name in ("fc.bias", "head.fc.bias", "resnet/head/conv2d/bias", "head.bias")
@@ -75,22 +103,43 @@ def import_weights(source: str, out: Path, classes: Sequence[str] | None = None,
     multi_label = count == 1  # or no classifier
     experiment = Experiment(Input(UnavailableSource(source), CentreCrop(224), 64), {}, backbone,
                             Classification("sigmoid" if multi_label else "softmax"), SGD(), steps=1)
-    trainer = Trainer(experiment, SavedDatasetInfo(names, multi_label, _NO_DATA, 1, ""))
+    loaded = _make_run(out, experiment, SavedDatasetInfo(names, multi_label, _NO_DATA, 1, ""), weights, source)
+    classifier = f"{count} classes" if head is not None else "no classifier"
+    return (f"{type(backbone).__name__}-{backbone.depth} with {classifier}, {loaded} arrays"
+            + (f" of {weights.part}" if weights.part else ""))
+
+
+def _make_run(out: Path, experiment: Experiment, data: SavedDatasetInfo, weights: Weights, source: str,
+              step: int = 0) -> int:
+    """Write a run with these weights as its checkpoint. Returns the number of arrays. Raises: UserError."""
+    trainer = Trainer(experiment, data)
     spec = flatten({"params": trainer.state_spec.params, "batch_stats": trainer.state_spec.batch_stats})
-    ours = to_ours(tensors, {name.partition(".")[2]: leaf for name, leaf in spec.items()}, source)
+    ours = to_ours(weights.arrays, {name.partition(".")[2]: leaf for name, leaf in spec.items()}, source)
     state = trainer.random_init()  # compiled only when the weights fit
     loaded = {name: ours[name.partition(".")[2]] for name in spec if name.partition(".")[2] in ours}
     arrays = replaced({"params": state.params, "batch_stats": state.batch_stats}, loaded)
+    if state.ema_params is not None:  # what is shared is what evaluation uses
+        arrays["ema_params"] = jax.tree.map(jnp.copy, arrays["params"])
     with OwnedWorkdir(out):
         resolved = open_workdir(out, experiment)
-        write_dataset_info(out, {"multi_label": multi_label, "fingerprint": _NO_DATA, "images": 1, "sha256": "",
-                                 "classes": list(names)})
+        write_dataset_info(out, {"multi_label": data.multi_label, "fingerprint": data.fingerprint,
+                                 "images": data.images, "sha256": data.sha256, "classes": list(data.classes)})
         with contextlib.closing(Checkpoints(out / "checkpoints", max_checkpoints=1)) as checkpoints:
-            checkpoints.save(0, dataclasses.replace(state, **arrays), resolved, {"step": 0, "bad_images": 0})
+            checkpoints.save(step, dataclasses.replace(state, **arrays), resolved, {"step": step, "bad_images": 0})
             checkpoints.wait()
-    classifier = f"{count} classes" if head is not None else "no classifier"
-    return (f"{type(backbone).__name__}-{backbone.depth} with {classifier}, {len(ours)} arrays"
-            + (f" of {weights.part}" if weights.part else ""))
+    return len(ours)
+
+
+def _record_beside(weights: Weights) -> _Record | None:
+    """What the config.json beside a weights file says about a run; None if it is another project's.
+
+    Raises: UserError when it is damaged."""
+    path = weights.file.with_name("config.json") if weights.file else None
+    try:
+        values = read_json(path, dict[str, Any]) if path and path.is_file() else {}
+    except UserError:  # says nothing about a run
+        return None
+    return convert(values[RECORD], _Record, path) if isinstance(values.get(RECORD), dict) else None
 
 
 def backbone_of_weights(source: str) -> Backbone:
@@ -137,4 +186,13 @@ def export_weights(run: Path, out: Path, form: Format, checkpoint: CheckpointCho
         else:
             pixels = trainer.experiment.backbone.pixels
             write_safetensors(out, tensors, {"pixels": json.dumps([pixels.mean, pixels.std])})
-    return f"{len(tensors)} arrays of step {step}"
+    backbone = trainer.experiment.backbone
+    ours_alone = naming is TORCHVISION and not is_standard(backbone)
+    return f"{len(tensors)} arrays of step {step}" + (
+        f"; {form} itself has no such ResNet, so only programs that build it can read them" if ours_alone else "")
+
+
+def is_standard(backbone: Backbone) -> bool:
+    """Whether torchvision and timm have this ResNet, for their names to mean something there."""
+    return (isinstance(backbone, ResNet) and isinstance(backbone.norm, BatchNorm) and 18 <= backbone.depth <= 152
+            and (backbone.width, backbone.stem, backbone.output_stride) == (1.0, "imagenet", 32))

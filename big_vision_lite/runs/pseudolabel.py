@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,15 +65,10 @@ def pseudolabel(run: Path, source: Source, out: Path, threshold: float = 0.0, pe
     rows, unreadable = [], int(np.isnan(probabilities[:, 0]).sum())
     for id_, row in zip(ids_of(dataset), probabilities, strict=True):
         if id_ in given:
-            own = given[id_]
-            rows.append(PseudoLabel(id_, own, 1.0, own, tuple(1.0 for _ in own), True))
-        elif not np.isnan(row[0]):
-            order = np.argsort(-row, kind="stable")
-            best = tuple(order[:candidates].tolist())
-            labels = tuple(np.flatnonzero(row >= threshold).tolist()) if info.multi_label else best[:1]
-            if labels and row[order[0]] >= threshold:
-                rows.append(PseudoLabel(id_, labels, float(row[order[0]]), best, tuple(map(float, row[list(best)])),
-                                        False))
+            if own := given[id_]:
+                rows.append(PseudoLabel(id_, own, 1.0, own, (1.0,) * len(own), True))
+        elif labelled := chosen(id_, row, threshold, candidates, info.multi_label):
+            rows.append(labelled)
     if per_class is not None:
         rows = _balanced(rows, per_class)
     made = [row for row in rows if not row.given]
@@ -87,6 +82,20 @@ def pseudolabel(run: Path, source: Source, out: Path, threshold: float = 0.0, pe
     with writing(out, "name another --out"):
         write_pseudo_labels(out, rows, how)
     return how
+
+
+def chosen(id_: str, row: np.ndarray, threshold: float, candidates: int, multi_label: bool) -> PseudoLabel | None:
+    """The pseudo-label of an image by the probabilities of its classes, ``[c]``; None where none reaches the threshold,
+    or the image cannot be read.
+
+    >>> chosen("a.jpg", np.array([0.25, 0.5, 0.125]), 0.25, candidates=1, multi_label=True)
+    PseudoLabel(id='a.jpg', labels=(0, 1), confidence=0.5, candidates=(1,), probabilities=(0.5,), given=False)
+    """
+    if not row.max() >= threshold:  # nor is NaN
+        return None
+    best = np.argsort(-row, kind="stable")[:candidates].tolist()
+    labels = np.flatnonzero(row >= threshold).tolist() if multi_label else best[:1]
+    return PseudoLabel(id_, tuple(labels), float(row[best[0]]), tuple(best), tuple(row[best].tolist()), False)
 
 
 def _probabilities(trainer: Trainer, state: TrainState, source: Source, dataset: Dataset) -> np.ndarray:
@@ -116,7 +125,7 @@ def _given_labels(trainer: Trainer, dataset: Dataset) -> dict[str, tuple[int, ..
     try:
         opened = source.open()
     except UserError as error:  # the data of the run may be elsewhere by now
-        warnings.warn(f"the run's own data cannot be opened, so none of its labels are kept: {error}", stacklevel=2)
+        print(f"bvl: the run's own data cannot be opened, so none of its labels are kept: {error}", file=sys.stderr)
         return {}
     if opened.fingerprint != dataset.fingerprint or opened.unlabelled:
         return {}

@@ -79,6 +79,12 @@ def use_settings(wanted: CpuSettings) -> None:
     _current = CpuSettings(forms, options, wanted.devices)
 
 
+def force(exact: CpuSettings) -> None:
+    """Compute as ``exact`` from now on, whatever $BVL_CPU says."""
+    global _current
+    _current = exact
+
+
 def uses_fast_forms() -> bool:
     return settings().forms != "plain"
 

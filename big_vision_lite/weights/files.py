@@ -51,6 +51,8 @@ class Weights:
     """Its name, where the file or timm's config.json says it."""
     part: str = ""
     """Where in the file the network is, and what else there is; empty if it holds one network alone."""
+    file: Path | None = None
+    """Where the file is on this machine."""
 
 
 class _TimmConfig(msgspec.Struct):
@@ -92,7 +94,8 @@ def read_weights(source: str, ema: bool = False) -> Weights:
         raise UserError(f"weights {source!r} are of architecture {architecture!r}, which may compute something else "
                         f"with arrays of these names; expected a plain {naming.title}")
     arrays = {name: _numbers(value, f"weights {source!r}: {name!r}") for name, value in weights.arrays.items()}
-    return dataclasses.replace(weights, arrays=arrays, pixels=weights.pixels or (naming and naming.pixels))
+    return dataclasses.replace(weights, arrays=arrays, file=path,
+                               pixels=weights.pixels or (naming and naming.pixels))
 
 
 def _with_timm_config(weights: Weights, path: Path) -> Weights:

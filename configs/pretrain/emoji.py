@@ -5,8 +5,8 @@
     bvl probe runs/emoji --random   # the baseline: an untrained network
 
 Of 824 classes 50, spread over all categories, are left out of pretraining. The probes use scenes of one object each,
-drawn in the other style (openmoji): of those 50 classes ("unseen") and of 50 others ("seen"). README has the measured
-values and times. Needs the extra [openmoji].
+drawn in the other style (openmoji): of those 50 classes ("unseen") and of 50 others ("seen"). Measured values
+and times are in docs/results/small_runs.md. Needs the extra [openmoji].
 """
 
 from big_vision_lite.backbones.norm import BatchNorm

@@ -5,7 +5,7 @@
         --workdir runs/tuned
 
 Both use the same recipe, so only the backbone's starting point differs. Photos are enlarged to 64 pixels, the size of
-the scenes of configs/pretrain/emoji.py. README has the measured values and times.
+the scenes of configs/pretrain/emoji.py. docs/results/small_runs.md has the measured values and times.
 """
 
 from big_vision_lite.backbones.norm import BatchNorm

@@ -1,5 +1,6 @@
 """Two views of an image: pure functions of seed and position, with the changes that they name."""
 
+import cv2
 import numpy as np
 import pytest
 from made_datasets import InMemory, NoiseDataset
@@ -30,13 +31,16 @@ def test_views_are_a_pure_function_of_seed_and_position(transform):
         assert (whole != other).any((1, 2, 3)).all()
     assert (whole[:, :16] != whole[:, 16:]).any((1, 2, 3)).all()
     # By hand: the first view and then the second, from the generator of the seed and the position.
-    example = {"id": "number 3", "image": NoiseDataset(40)[3]["image"], "labels": np.zeros(0, np.int32)}
-    views, out = np.zeros((32, 16, 3), np.uint8), np.zeros((32, 16, 3), np.uint8)
-    rng = np.random.Generator(np.random.Philox(key=(7, 11)))
-    transform.first(example, rng, views[:16])
-    (transform.second or transform.first)(example, rng, views[16:])
-    transform(example, np.random.Generator(np.random.Philox(key=(7, 11))), out)
-    np.testing.assert_array_equal(out, views)
+    pixels = np.random.default_rng(3).integers(0, 256, (70, 50, 3), np.uint8)
+    files = cv2.imencode(".png", pixels[:20, :30])[1].tobytes(), cv2.imencode(".jpg", pixels)[1].tobytes()
+    for image in (pixels, *files):
+        example = {"id": "number 3", "image": image, "labels": np.zeros(0, np.int32)}
+        views, out = np.zeros((32, 16, 3), np.uint8), np.zeros((32, 16, 3), np.uint8)
+        rng = np.random.Generator(np.random.Philox(key=(7, 11)))
+        transform.first(example, rng, views[:16])
+        (transform.second or transform.first)(example, rng, views[16:])
+        transform(example, np.random.Generator(np.random.Philox(key=(7, 11))), out)
+        np.testing.assert_array_equal(out, views)
 
 
 def one_after_the_other(change, image, rng):

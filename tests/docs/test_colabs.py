@@ -11,10 +11,10 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = ("paper_tables", "quickstart", "scaling_laws", "transfer")
-PICTURES = {"paper_tables": 2, "quickstart": 4, "scaling_laws": 3, "transfer": 5}
+NOTEBOOKS = ("advise", "paper_tables", "quickstart", "scaling_laws", "transfer")
+PICTURES = {"advise": 1, "paper_tables": 2, "quickstart": 4, "scaling_laws": 3, "transfer": 5}
 """Figures that each notebook draws."""
-SAVED = {"paper_tables": 1, "quickstart": 1, "scaling_laws": 3, "transfer": 1}
+SAVED = {"advise": 1, "paper_tables": 1, "quickstart": 1, "scaling_laws": 3, "transfer": 1}
 """Those saved in it, without third-party artwork."""
 COLAB = {"array-record": "0.8.3", "filelock": "3.29.0", "flax": "0.11.2", "google-crc32c": "1.8.0", "grain": "0.2.17",
          "jax": "0.7.2", "matplotlib": "3.10.0", "numpy": "2.0.2", "optax": "0.2.8", "orbax-checkpoint": "0.12.0",

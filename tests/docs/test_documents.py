@@ -218,12 +218,6 @@ def test_python_of_the_documents_runs(place):
 
 
 def test_the_head_of_the_documents(place, capsys):
-    text = (place / "counting.py").read_text()
-    short = next(block.text for block in blocks(ROOT / "README.md", "python") if "class Counting" in block.text)
-    missing = [line for line in short.splitlines() if line.strip() and not line.lstrip().startswith("#")
-               and line not in text.splitlines()]
-    assert not missing, "README's head is not that of docs/heads.md"
-
     experiment = config.load("count_scenes.py:steps=2")
     view = dataclasses.replace(experiment.train, source=EmojiScenes("train", 16, size=32, classes=4), batch_size=8,
                                transform=Resize(32), curate=())
@@ -242,6 +236,10 @@ def test_the_head_of_the_documents(place, capsys):
     assert main(["evaluate", str(run)]) == 2 and "--import counting" in capsys.readouterr().err
     assert main(["predict", str(run), "photo.jpg", "--import", "counting"]) == 0
     assert isinstance(json.loads(capsys.readouterr().out)["count"], float)
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
 
 
 def test_links_lead_somewhere():

@@ -50,6 +50,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "data duplicates": ("--train", "--against", "--out", "--threshold", "--min-correlation"),
     "weights import": ("--out", "--classes"),
     "weights export": ("--to", "--out", "--checkpoint"),
+    "export": ("--to", "--out", "--checkpoint", "--push", "--licence"),
     "bench step": ("--repeat", "--warm-up", "--classes"),
     "doctor": ("--workdir",),
     "": (),

@@ -9,6 +9,7 @@ from big_vision_lite.heads.detection.faster_rcnn import FasterRCNN
 from big_vision_lite.heads.detection.variants import C4, FPN
 from big_vision_lite.heads.keypoints import DiskOffsets, GaussianHeatmaps, TopDown
 from big_vision_lite.heads.segmentation import ASPPL, DeepLabV3, DeepLabV3Plus, Segmentation
+from big_vision_lite.heads.self_supervised import BYOL, SimCLR
 
 DEEPLAB = {"rates": (6, 12, 18), "channels": 256, "image_pooling": True, "dropout": 0.1,
            "norm": BatchNorm(None, 0.9, 1e-5)}
@@ -28,6 +29,8 @@ DEEPLAB = {"rates": (6, 12, 18), "channels": 256, "image_pooling": True, "dropou
                     "max_detections": 100, "max_boxes": 100, "difficult": "train", "metric": "AP"}),
     (Segmentation(), {"decoder": DeepLabV3(), "size": 513, "auxiliary": 0.0, "ohem_fraction": 1.0, "scales": (1.0,),
                       "flip": False, "score_at": "original", "boundary": None, "dtype": "float32"}),
+    (SimCLR(), {"hidden": 2048, "size": 128, "temperature": 0.1}),
+    (BYOL(), {"hidden": 4096, "size": 256, "momentum": 0.99}),
     (TopDown(), {"codec": DiskOffsets(), "keypoints": COCO_PERSON, "flip_test": True, "min_score": 0.2, "nms_oks": 0.9,
                  "dtype": "float32"}),
     (DiskOffsets(), {"radius": 25.0, "heatmap_weight": 4.0, "offset_weight": 1.0, "huber": 1.0}),

@@ -34,6 +34,8 @@ from big_vision_lite.training.step import TrainStep, merge, split
 from big_vision_lite.training.transfer import Transfer
 from big_vision_lite.training.trees import flatten
 
+pytestmark = pytest.mark.usefixtures("compile_once")
+
 DATA = SavedDatasetInfo((), True, "", 1, "")
 HEADS = (SimCLR(hidden=64, size=8, temperature=0.2), BYOL(hidden=64, size=8, momentum=0.75))
 

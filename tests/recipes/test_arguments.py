@@ -47,7 +47,8 @@ ONLY_HERE = {
 }
 """Further words, by the configs that may have them."""
 BY_TABLE = ("paper/tables.py", "paper/coco_keypoints.py", "paper/bit_pretraining_size.py", "studies/surface.py",
-            "studies/detection_start.py", "studies/self_supervised.py", "studies/pseudo_labels.py", "studies/pruning.py")
+            "studies/detection_start.py", "studies/self_supervised.py", "studies/pseudo_labels.py",
+            "studies/pruning.py")
 """Studies whose lengths are those of the paper, in images seen, or several."""
 PATHS = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.py"))
 WITH_STEPS = [path for path in PATHS if re.search(r"\bsteps: ", (CONFIGS / path).read_text())]

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from big_vision_lite.data.decode import DecodeError, read_header
+from big_vision_lite.data.decode import DecodeError, decode, read_header
 from big_vision_lite.data.source import Example
 from big_vision_lite.data.transforms.image import ImageTransform, RandomResizedCrop, Resize, Transform
 from big_vision_lite.data.transforms.photometric import ColorJitter, GaussianBlur, RandomGrey, Solarize
@@ -44,14 +44,17 @@ class TwoViews(Transform):
         Raises:
           BadImageError: also for an image of a single pixel, whose views would be equal.
         """
+        height, width, _ = self.first.shape
         try:
             header = read_header(example["image"])
+            # Small images are decoded once for both views; of large ones, each view decodes what it needs at less cost.
+            if header.height < 2 * height and header.width < 2 * width:
+                example = example | {"image": decode(example["image"])}
         except DecodeError as error:
             raise BadImageError(example["id"], str(error)) from error
         if max(header.height, header.width) < 2:
             raise UnusableImageError(example["id"], "it has 1 x 1 pixels, and two views of it would be the same; "
                                                     "expected at least 2 pixels: remove it, or set on_bad_image=mask")
-        height = self.first.shape[0]
         transformed = self.first(example, rng, out[:height])
         (self.second or self.first)(example, rng, out[height:])
         return transformed | {"views": 2}

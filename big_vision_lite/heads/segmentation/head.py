@@ -125,6 +125,12 @@ class Segmentation(Head):
             outputs["confusion"] = confusion(mask, jnp.argmax(full, -1), scores.shape[-1])
         return outputs
 
+    def serve(self, model: Segmenter, batch: Batch) -> dict[str, Array]:
+        """"mask" uint8 ``[b, h, w]``, of the input's size: 0 background, c + 1 for class c; "scores" as `predict`."""
+        scores = self.predict(model, batch)["scores"]
+        full = upsample(scores, batch["image"].shape[1:3])
+        return {"mask": jnp.argmax(full, -1).astype(jnp.uint8), "scores": scores}
+
     def _scores(self, model: Segmenter, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b gh gw k"]:
         if self.scales == (1.0,) and not self.flip:
             return model(images, train=False)[0]
