@@ -199,8 +199,14 @@ class Classification(Head):
         return expit(logits) if self.loss_kind == "sigmoid" else softmax(logits, axis=-1)
 
     def confidence(self, logits: Float[np.ndarray, "b c"]) -> Float[np.ndarray, " b"]:
-        """The probability of the most probable class."""
-        return self.probabilities(logits).max(axis=-1)
+        """The probability of the most probable class; 1 where its logit is infinite."""
+        from scipy.special import expit
+
+        best = logits.max(axis=-1).astype(np.float64)
+        if self.loss_kind == "sigmoid":
+            return expit(best)
+        with np.errstate(invalid="ignore"):
+            return np.nan_to_num(1.0 / np.exp(logits - best[:, None]).sum(axis=-1), nan=1.0)
 
     def to_json(self, batch: dict[str, np.ndarray], outputs: dict[str, np.ndarray],
                 classes: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -224,3 +224,12 @@ class Labels(Dataset):
 
     def __getitem__(self, index):
         return {"id": str(index), "labels": np.array([0], np.int32)}
+
+
+@pytest.mark.parametrize("loss_kind", ["sigmoid", "softmax"])
+def test_the_confidence_is_the_probability_that_predictions_name(loss_kind):
+    head = Classification(loss_kind)
+    logits = np.random.default_rng(0).normal(0, 4, (20, 7)).astype(np.float32)
+    named = [one["labels"][0]["probability"] for one in head.to_json({}, {"logits": logits}, tuple("abcdefg"))]
+    np.testing.assert_allclose(head.confidence(logits), named, atol=1e-6)
+    assert head.confidence(np.array([[np.inf, 0.0]], np.float32)).tolist() == [1.0]
