@@ -183,3 +183,17 @@ def test_the_start_of_a_detector():
         cells = [", ".join(f"{float(row['test/AP']):.3f}" for row in sorted(rows, key=lambda row: row["seed"])
                            if row["images"] == images) for images in ("666", "20000")]
         assert f"| {head * rate:g} | {' | '.join(cells)} |" in text
+
+
+def test_boxes_and_masks():
+    text = (RESULTS / "dense_transfer.md").read_text()
+    for task, metric in (("boxes", "AP50"), ("boxes", "AP"), ("masks", "mIoU")):
+        with (RESULTS / "dense_transfer" / task / "results.csv").open() as file:
+            rows = [row for row in csv.DictReader(file) if row["stage"] == "transfer"]
+        assert len(rows) == 12
+        for target in ("200", "2000"):
+            chosen = [[row for row in rows if (row["images"], row["target_images"]) == (images, target)]
+                      for images in ("32000", "0")]
+            by_seed = [sorted(some, key=lambda row: row["seed"]) for some in chosen]
+            cells = [", ".join(f"{float(row[f'test/{metric}']):.3f}" for row in some) for some in by_seed]
+            assert f"| {task}, {metric} | {int(target):,} | {' | '.join(cells)} |" in text
