@@ -200,6 +200,7 @@ def test_a_finished_run_says_so(finished, run, capsys):
     assert (run / "metrics.jsonl").read_bytes() == before and read_run(run)["results"] == results
     assert main(["evaluate", str(run)]) == 0  # and from its folder alone, with equal metrics
     again = json.loads(capsys.readouterr().out)
+    assert 0 <= again.pop("val/ece") <= 1  # of evaluations by themselves only
     assert again == {"step": 2, **results}
 
 

@@ -21,6 +21,7 @@ SOURCES = [path for folder in ("big_vision_lite", "benchmarks") for path in (ROO
 
 OWN_PROCESSES = {
     ("big_vision_lite/data/tools/prepare.py", "pickle.load"),  # for its own workers, removed when they are done
+    ("big_vision_lite/data/tools/beam.py", "pickle.loads"),  # of its own workers, from a folder with a random name
     ("benchmarks/baselines.py", "pickle.load"),  # from input.py, which starts it
 }
 """Pickles that never leave the command that wrote them, as those that Python's own workers exchange."""

@@ -91,7 +91,8 @@ def test_config_takes_two_steps(path, tmp_path):
     assert (tmp_path / "run" / "predictions.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("path", [path for path, text in TEXTS.items() if "init: str" in text])
+@pytest.mark.parametrize("path", [path for path, text in TEXTS.items()
+                                  if "init: str" in text and "def get_config" in text])
 def test_a_pretrained_backbone_fits_each_recipes_batch(path, tmp_path):
     """Its BatchNorm may have learned in groups that do not divide the batch of the transfer."""
     run = load("pretrain/emoji.py")
