@@ -68,13 +68,17 @@ def _joined(outputs: list[Any]) -> list[Any]:
     return joined
 
 
+def has_picture(output: Any) -> bool:
+    return any(kind.startswith("image/") for kind in output.get("data", {}))
+
+
 def without_artwork(book: Any) -> Any:
     """Replace each picture in the cells tagged `ARTWORK` by a line of text."""
     from nbformat.v4 import new_output
 
     for cell in book.cells:
         if ARTWORK in cell.metadata.get("tags", ()):
-            cell.outputs = [new_output("stream", name="stdout", text=LEFT_OUT) if "image/png" in output.get("data", {})
+            cell.outputs = [new_output("stream", name="stdout", text=LEFT_OUT) if has_picture(output)
                             else output for output in cell.outputs]
     return book
 

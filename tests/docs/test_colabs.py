@@ -37,7 +37,7 @@ def printed(book: dict) -> str:
 
 
 def pictures(book: dict) -> int:
-    return sum("image/png" in output.get("data", {}) for output in outputs(book))
+    return sum(any(kind.startswith("image/") for kind in output.get("data", {})) for output in outputs(book))
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
