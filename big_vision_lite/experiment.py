@@ -97,6 +97,11 @@ class Experiment:
             raise UserError(f"Experiment: ema={self.ema}; expected above 0 and below 1, or none")
 
     @property
+    def view(self) -> Input:
+        """How the run sees images that it does not learn from: as its first evaluation; without one, as training."""
+        return next(iter(self.evals.values()), self.train)
+
+    @property
     def eval_interval(self) -> int | None:
         """Steps between evaluations; None: only at the end."""
         return None if self.eval_every is None else max(1, steps_of(self.eval_every, self.steps))

@@ -132,7 +132,7 @@ def _start(init: str):
     config = as_path(Path(init).expanduser()) / "config.json"
     if config.is_file():
         experiment = read_experiment(config)
-        view = next(iter(experiment.evals.values()), experiment.train)
+        view = experiment.view
         published = isinstance(view.source, UnavailableSource)
         return Start(init, experiment.backbone, None if published else max(view.transform.shape[:2]))
     return Start(init, backbone_of_weights(init), None)

@@ -118,7 +118,7 @@ def probe(arguments: list[str]) -> int:
         if not probes:
             raise UserError(f"the config of {str(options.run)!r} has no probes; give --train SOURCE and --test SOURCE")
     else:
-        view = next(iter(experiment.evals.values()), experiment.train)  # for the transform of evaluation
+        view = experiment.view  # for the transform of evaluation
         train, test = (dataclasses.replace(view, source=source_of(spec), curate=())
                        for spec in (options.train, options.test))
         probes = {"": Probe(train, test, options.kinds, options.shots, options.seeds)}

@@ -38,7 +38,7 @@ class Embedder:
     def _opened(self):
         trainer, state, _ = open_run(self.run)
         step = functools.partial(trainer.feature_step, state.eval_params, state.batch_stats)
-        inputs = next(iter(trainer.experiment.evals.values()), trainer.experiment.train)
+        inputs = trainer.experiment.view
         return step, inputs.transform.single_view.shape, replicated(trainer.mesh)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:

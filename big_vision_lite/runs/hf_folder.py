@@ -135,7 +135,7 @@ def _config(run: Path, trainer: Trainer, step: int, architecture: str | None) ->
     seen, info = preprocessing(trainer), read_dataset_info(run)
     height, width = seen["size"]
     mean, std = ([value / 255 for value in seen[name]] for name in ("mean", "std"))
-    view = next(iter(experiment.evals.values()), experiment.train).transform
+    view = experiment.view.transform
     crop = view.size / view.resize if isinstance(view, CentreCrop) and isinstance(view.size, int) else 1.0
     return {
         "architecture": architecture or _described(experiment.backbone),

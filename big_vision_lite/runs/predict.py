@@ -213,7 +213,7 @@ def from_score(prediction: Prediction, score: float | None) -> Prediction:
 
 def view_for(trainer: Trainer, images: int) -> Input:
     """How the run's first evaluation sees images, in batches that are not much larger than their number."""
-    view = next(iter(trainer.experiment.evals.values()), trainer.experiment.train)
+    view = trainer.experiment.view
     rows = min(view.batch_size, -(-images // trainer.mesh.size) * trainer.mesh.size)
     return dataclasses.replace(view, batch_size=rows, curate=(), resident=None)
 

@@ -101,7 +101,7 @@ def chosen(id_: str, row: np.ndarray, threshold: float, candidates: int, multi_l
 def _probabilities(trainer: Trainer, state: TrainState, source: Source, dataset: Dataset) -> np.ndarray:
     """float32 ``[n, classes]``; NaN for images that cannot be read."""
     experiment = trainer.experiment
-    view = next(iter(experiment.evals.values()), experiment.train)
+    view = experiment.view
     inputs = Input(source, view.transform, view.batch_size, on_bad_image="mask")
     unlabelled = {"labels": np.full(1, -1, np.int32)}
     probabilities = np.full((len(dataset), len(trainer.data.classes)), np.nan, np.float32)

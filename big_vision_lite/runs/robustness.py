@@ -42,8 +42,7 @@ def evaluate_robustness(run: Path, sets: Mapping[str, str], checkpoint: Checkpoi
     if not isinstance(head, Classification):
         raise UserError(f"robustness sets are for classification; {str(run)!r} has a {type(head).__name__}")
     datasets = {kind: KINDS[kind](folder, classes) for kind, folder in sets.items()}  # all, before any takes its time
-    view = next(iter(trainer.experiment.evals.values()), trainer.experiment.train)
-    inputs = dataclasses.replace(view, curate=(), resident=None)
+    inputs = dataclasses.replace(trainer.experiment.view, curate=(), resident=None)
     folder = as_path(run) / "evaluations"
     results: dict[str, float | None] = {"step": step}
     for kind, dataset in datasets.items():

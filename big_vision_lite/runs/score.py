@@ -71,7 +71,7 @@ def _seen(trainer: Trainer, state: TrainState, data: Input, dataset: Dataset,
     """Features float32 ``[n, channels]`` of length 1, and of a classifier "loss" ``[n]`` and "probabilities"
     ``[n, classes]``; NaN for images that cannot be read."""
     experiment = trainer.experiment
-    view = next(iter(experiment.evals.values()), experiment.train)
+    view = experiment.view
     inputs = Input(data.source, view.transform.single_view, view.batch_size, on_bad_image="mask")
     found: dict[str, np.ndarray] = {}
     for batch in trainer.batches(inputs, dataset, seed=None, targets=None if classifier else lambda example: {}):

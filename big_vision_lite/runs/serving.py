@@ -21,7 +21,6 @@ from jaxtyping import UInt8
 
 from big_vision_lite.backbones.backbone import PixelNormalization
 from big_vision_lite.backbones.pool import as_maxima
-from big_vision_lite.data.pipeline import Input
 from big_vision_lite.errors import UserError, first_line, writing
 from big_vision_lite.runs.evaluate import open_run
 from big_vision_lite.system import cpu
@@ -37,17 +36,12 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 Serving = Callable[[UInt8[Array, "b h w 3"]], dict[str, Array]]
 
 
-def view_of_run(trainer: Trainer) -> Input:
-    """How the run's first evaluation sees images; without evaluations, how training does."""
-    return next(iter(trainer.experiment.evals.values()), trainer.experiment.train)
-
-
 def serving_function(trainer: Trainer, state: TrainState) -> Serving:
     """The network with its evaluation parameters as constants; its outputs are those of ``Head.serve``."""
     head, step = trainer.experiment.head, trainer.step
     params, batch_stats = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)),  # on one device
                                        (state.eval_params, state.batch_stats))
-    height, width, _ = view_of_run(trainer).transform.shape
+    height, width, _ = trainer.experiment.view.transform.shape
     # What predict() reads beside the image is that of an image without annotations which fills its place.
     targets = head.targets({"id": "", "labels": ()})
     targets |= {name: np.array([height, width], np.int32) for name in ("size", "original_size") if name in targets}
@@ -86,7 +80,7 @@ def export(run: Path, out: Path, form: Form, checkpoint: CheckpointChoice = "las
 def write_program(trainer: Trainer, state: TrainState, step: int, out: Path, form: Form) -> str:
     """As `export`, for a run that is open."""
     write = {"stablehlo": _write_stablehlo, "onnx": _write_onnx, "savedmodel": _write_savedmodel}[form]
-    out, shape = as_path(out), view_of_run(trainer).transform.shape
+    out, shape = as_path(out), trainer.experiment.view.transform.shape
     function = serving_function(trainer, state)
     with _plain_forms():
         outputs = jax.eval_shape(function, jax.ShapeDtypeStruct((1, *shape), jnp.uint8))
@@ -107,7 +101,7 @@ def preprocessing(trainer: Trainer) -> dict[str, Any]:
     normalization, ``(pixel - mean) / std``, which exported functions contain."""
     from big_vision_lite import config
 
-    transform = view_of_run(trainer).transform
+    transform = trainer.experiment.view.transform
     height, width, _ = transform.shape
     pixels = getattr(trainer.experiment.backbone, "pixels", PixelNormalization())
     words = " ".join((type(transform).__doc__ or "").partition("\n\n")[0].split()).removesuffix(" For evaluation.")
