@@ -1,8 +1,10 @@
 """Indexing and preparing on Beam give the files that this machine's own threads and processes give, and resume."""
 
 import functools
+import gc
 import json
 import os
+import warnings
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +36,10 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def beam(tmp_path):
-    return functools.partial(on_beam, shared=str(tmp_path), workers=2)
+    yield functools.partial(on_beam, shared=str(tmp_path), workers=2)
+    with warnings.catch_warnings():  # a pipeline that failed leaves its files open, for the collector to close
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 class SimulatedSource(Source):

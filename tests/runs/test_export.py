@@ -243,8 +243,15 @@ class Hub:
         return {}
 
 
-def test_a_folder_is_uploaded(run, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def hub():
     hub = Hub()
+    yield hub
+    hub.httpd.shutdown()
+    hub.httpd.server_close()
+
+
+def test_a_folder_is_uploaded(run, hub, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(huggingface_hub, "HfApi", functools.partial(huggingface_hub.HfApi, endpoint=hub.url))
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     command = ["export", str(run.folder), "--to", "hf-folder", "--out", str(tmp_path / "shared"), "--push"]
