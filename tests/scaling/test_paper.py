@@ -108,7 +108,7 @@ def test_runs_that_a_table_cannot_take(tmp_path, capsys):
     run = write_run(tmp_path / "run", experiment, 100, 1_000, top1=0.5)
     (tmp_path / "run" / "run.json").write_text('{"format": 2, "step": 3}')
     assert report([run, "--table", "imagenet", "--row", "300M"]) == 0 and "not run" in capsys.readouterr().out
-    assert report([run, "--bootstrap", "20"]) == 0 and "the same command resumes it" in capsys.readouterr().out
+    assert report([run, "--bootstrap", "20"]) == 0 and "the run is at step 0 of 1;" in capsys.readouterr().out
     (tmp_path / "run" / "config.json").write_text('{"format": 2, "class": "mine:Own"}')
     with pytest.raises(UserError, match="allow its module with --import mine"):
         report([run, "--table", "imagenet"])
