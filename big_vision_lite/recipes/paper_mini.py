@@ -56,6 +56,8 @@ SMALL_STEPS = round(LARGE_STEPS / COMPUTE_RATIO)
 RATES = (0.01, 0.01)
 """Peak rates for the small and the large set. That of the large set was swept on such scenes
 (docs/results/surface/scenes_rates.csv), that of the small one was not."""
+SMALL_C4 = C4(rpn_channels=64, pre_nms_topk=(500, 500), post_nms_topk=(64, 64), rois_per_image=32, pooler_resolution=6)
+"""The paper's detector for scenes of 64 pixels."""
 TRANSFER_STEPS = 1_500
 TRANSFER_IMAGES, TEST_IMAGES = 1_000, 1_000
 
@@ -126,9 +128,7 @@ class Miniature:
     def detection(self, init: str | None, data: Literal["coco", "voc07"], *, depth: int | None = None,
                   freeze: bool = False, seed: int = 0) -> Experiment:
         """Faster R-CNN with res5 as its second stage, for scenes of 64 pixels."""
-        variant = C4(rpn_channels=64, pre_nms_topk=(500, 500), post_nms_topk=(64, 64), rois_per_image=32,
-                     pooler_resolution=6)
-        head = FasterRCNN(variant, max_boxes=16, metric="AP" if data == "coco" else "VOC07_AP50")
+        head = FasterRCNN(SMALL_C4, max_boxes=16, metric="AP" if data == "coco" else "VOC07_AP50")
         return self._transfer(data, head, init, ResizeToFit(64, 64), depth, freeze, seed)
 
     def segmentation(self, init: str | None, *, depth: int | None = None, seed: int = 0) -> Experiment:

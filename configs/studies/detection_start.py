@@ -17,8 +17,8 @@ from big_vision_lite.data.tools.prepare import PreparedEmojiScenes
 from big_vision_lite.data.transforms.joint import ResizeToFit
 from big_vision_lite.experiment import Experiment
 from big_vision_lite.heads.detection.faster_rcnn import FasterRCNN
-from big_vision_lite.heads.detection.variants import C4
 from big_vision_lite.recipes.miniature import new_classes, scenes_pretraining, small_resnet
+from big_vision_lite.recipes.paper_mini import SMALL_C4
 from big_vision_lite.scaling.studies.study import RUN_PREFIX, Run, Study
 from big_vision_lite.training.optimizers import SGD
 from big_vision_lite.training.schedules import Cosine
@@ -66,13 +66,11 @@ def _detection(init: str, rate: float, head_rate: float, length: int, fixed_stat
         return PreparedEmojiScenes(split, images, size=SIZE, classes=new_classes(3), objects=(1, 3), zipf=0.0)
 
     multipliers = {} if head_rate == 1 else {"rpn": head_rate, "predictor": head_rate}
-    variant = C4(rpn_channels=64, pre_nms_topk=(500, 500), post_nms_topk=(64, 64), rois_per_image=32,
-                 pooler_resolution=6)
     return Experiment(
         train=Input(scenes("train", 1_000), ResizeToFit(SIZE, SIZE), 16),
         evals={"test": Input(scenes("test", 1_000), ResizeToFit(SIZE, SIZE, random=False), 16)},
         backbone=dataclasses.replace(small_resnet(), norm=BatchNorm()),
-        head=FasterRCNN(variant, max_boxes=16),
+        head=FasterRCNN(SMALL_C4, max_boxes=16),
         optimizer=SGD(rate, schedule=Cosine(warmup=0.1), weight_decay=1e-4, grad_clip_norm=10.0),
         transfer=Transfer(init, freeze_batchnorm=fixed_statistics, lr_multipliers=multipliers),
         steps=length,
